@@ -1,0 +1,330 @@
+"""The command line: a thin layer that reads arguments, calls one function and prints what it returns.
+
+Everything heavy is imported inside the verb that needs it, so that help and listings answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import inspect
+import json
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import alignkit
+from alignkit.errors import AlignkitError, ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from alignkit.plugins.host import PluginHost
+
+INTERRUPTED = "interrupted; run the same command again to continue"
+
+_RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and say how it ended: 0 well, 2 an error explained, 130 interrupted.
+
+    Args:
+        argv: the arguments after the program's name; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # Its flags depend on the recipe, which argparse cannot know; so it has a parser of its own.
+        if arguments[:1] == ["run"]:
+            return _run(arguments[1:])
+        options = _parser().parse_args(arguments)
+        verb: Callable[[argparse.Namespace], int] = options.verb
+        return verb(options)
+    except KeyboardInterrupt:
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return 130
+    except AlignkitError as error:
+        if os.environ.get("ALIGNKIT_TRACE", "") not in ("", "0"):
+            raise
+        print(f"alignkit: {printable(str(error))}", file=sys.stderr)
+        return 2
+
+
+def printable(text: str) -> str:
+    """Text as a terminal can show it safely: no escape sequences, control characters or changes of direction.
+
+    Args:
+        text: anything, for example what a model wrote.
+    """
+    plain = _ANSI.sub("", text)
+    return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alignkit", description="Align language models with methods that are plugins."
+    )
+    parser.add_argument("--version", action="version", version=f"alignkit {alignkit.__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    plugins = verbs.add_parser("plugins", help="list what is installed; reads metadata and imports nothing")
+    plugins.add_argument("--components", action="store_true", help="load the plugins and list every component")
+    plugins.add_argument("--json", action="store_true", help="print JSON")
+    plugins.set_defaults(verb=_plugins)
+
+    # For the list of commands only: `main` hands the verb to `_run` before this parser is asked.
+    verbs.add_parser("run", help="run a recipe, or a Python file with a main(run, …)", add_help=False)
+
+    runs = verbs.add_parser("runs", help="list runs, compare two, free one's disk")
+    runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    runs.add_argument("--compare", nargs=2, metavar=("A", "B"), help="what differs between two runs")
+    runs.add_argument("--free", metavar="RUN", help="delete what a run can compute again")
+    runs.add_argument("--json", action="store_true", help="print JSON")
+    runs.set_defaults(verb=_runs)
+
+    report = verbs.add_parser("report", help="write a run's page")
+    report.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    report.set_defaults(verb=_report)
+
+    sample = verbs.add_parser("sample", help="talk to a run's result, or to any model")
+    sample.add_argument("model", metavar="RUN-or-model", help="a run's folder, a model's folder or a hub name")
+    sample.add_argument("--prompt", required=True, help="what to say to it")
+    sample.add_argument("--n", type=int, default=1, help="answers (default: 1)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    sample.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    sample.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
+    sample.set_defaults(verb=_sample)
+    return parser
+
+
+# plugins
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from alignkit.plugins.host import PluginHost, strict_from_environment
+
+    # Not strict until all is printed: a broken plugin must not lock anyone out of the list that names it.
+    host = PluginHost(strict=False)
+    if options.components:
+        with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints while imported is not part of the list
+            host.load()
+    if options.json:
+        print(json.dumps(_plugins_json(host, options.components), indent=1))
+    else:
+        _print_plugins(host, options.components)
+    if strict_from_environment():
+        host.raise_failures()
+    return 0
+
+
+def _plugins_json(host: PluginHost, components: bool) -> list[dict[str, Any]]:
+    if not components:
+        return [info.to_json() for info in host.plugins()]
+    records = host.components()
+    return [
+        {**info.to_json(), "components": [r.to_json() for r in records if (r.distribution, r.plugin) == key]}
+        for info in host.plugins()
+        for key in [(info.distribution, info.entry_point)]
+    ]
+
+
+def _print_plugins(host: PluginHost, components: bool) -> None:
+    rows = [(i.distribution, i.version, i.entry_point, i.requires or "any", i.state, i.reason) for i in host.plugins()]
+    _print_table(["plugin", "version", "entry point", "needs alignkit", "state", "reason"], rows)
+    if not components:
+        print("Nothing was imported to list these; alignkit plugins --components loads them.")
+        return
+    _print_table(
+        ["kind", "name", "plugin", "signature", "hyper-parameters"],
+        [
+            (r.kind, r.name, r.distribution, r.signature if r.tensors else f"{r.name}(…)", _settings(r.hyperparameters))
+            for r in host.components()
+        ],
+    )
+
+
+def _settings(hyperparameters: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in hyperparameters.items())
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table whose cells wrap and are never cut; wide when nobody's terminal limits it, so that it can be searched."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not str: rich would read markup in what others wrote.
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+# run
+
+
+def _run(arguments: list[str]) -> int:
+    usage = "alignkit run RECIPE|FILE.py [--run-dir DIR] [--seed N] [--plan] [--precision P] [--trainer.KEY VALUE] …"
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(f"usage: {usage}\n\nThe other flags are the arguments of the recipe's main: alignkit run RECIPE --help")
+        return 0 if arguments else 2
+    if arguments[0].startswith("-"):
+        raise ConfigError(f"the recipe comes before {arguments[0]}", where="alignkit run", remedy=usage)
+    recipe, name = _load_recipe(arguments[0])
+    options, values = _parse_recipe(recipe, name, arguments[1:])
+
+    from alignkit.run import Run
+
+    run = Run(
+        Path(options["run_dir"]),
+        seed=options["seed"],
+        plan=options["plan"],
+        precision=options["precision"],
+        trainer=options["trainer"] or None,
+    )
+    try:
+        recipe(run, **values)
+        if options["plan"]:
+            print(run.plan_table())
+    finally:
+        run.close()
+    return 0
+
+
+def _load_recipe(target: str) -> tuple[Callable[..., Any], str]:
+    """The function, and the name its runs are kept under."""
+    from alignkit.plugins.host import default_host
+
+    host = default_host()
+    if not (target.endswith(".py") or Path(target).is_file()):
+        record = host.resolve("recipe", target)
+        return record.object, record.name
+    path = Path(target)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {target}", where="alignkit run")
+    module = _import_file(path)
+    if not callable(getattr(module, "main", None)):
+        raise ConfigError("it defines no main(run, …)", where=target)
+    host.register(module, path.stem)  # a file may carry hooks of its own: a method tried before it is packaged
+    return host.resolve("recipe", module.main).object, path.stem
+
+
+def _import_file(path: Path) -> ModuleType:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(f"alignkit_recipe_{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise ConfigError("not a Python file", where=str(path))
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(path.resolve().parent))  # as `python FILE` would
+    spec.loader.exec_module(module)
+    return module
+
+
+def _parse_recipe(recipe: Callable[..., Any], name: str, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of every run, and the values for the recipe's own parameters."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parameters = list(inspect.signature(recipe).parameters)
+    if taken := set(parameters[1:]) & set(_RUN_OPTIONS):
+        remedy = "use what `run` carries, or rename the parameter"
+        raise PluginError(
+            f"{', '.join(sorted(taken))} is an option of every run", where=f"recipe {name}", remedy=remedy
+        )
+    parser = ArgumentParser(prog=f"alignkit run {name}", exit_on_error=False)
+    settings = dict[str, int | float | bool | str | list | dict | None]  # type: ignore[type-arg]
+    parser.add_argument("--run-dir", type=str, default=f"runs/{name}", help="where the run is kept")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
+    parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
+    parser.add_argument("--precision", type=str, default="32-true", help="as Lightning names it")
+    parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
+    parser.add_function_arguments(recipe, skip={parameters[0]}, fail_untyped=False)
+    try:
+        values = parser.instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise _argument_error(str(error), name, [*parameters[1:], *_RUN_OPTIONS]) from error
+    return (
+        {key: values[key] for key in _RUN_OPTIONS},
+        {key: values[key] for key in parameters[1:] if key in values},
+    )
+
+
+def _argument_error(text: str, name: str, known: list[str]) -> ConfigError:
+    """The parser's complaint in one line, with the likely spelling of a flag that it does not know."""
+    wrong = re.search(r"unrecognized arguments: --([\w.-]+)", text)
+    flags = [key.replace("_", "-") if key == "run_dir" else key for key in known]
+    near = difflib.get_close_matches(wrong[1], flags, n=1) if wrong else []
+    hint = f"; did you mean --{near[0]}?" if near else ""
+    message = " ".join(text.split()) + hint
+    return ConfigError(message, where=f"alignkit run {name}", remedy=f"alignkit run {name} --help lists the arguments")
+
+
+# what exists
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from alignkit.run import compare_runs, free_run, list_runs
+
+    if options.compare:
+        first, second = (_run_folder(options.folder, name) for name in options.compare)
+        print(compare_runs(first, second))
+    elif options.free:
+        folder = _run_folder(options.folder, options.free)
+        print(f"freed {free_run(folder) / 1e6:.1f} MB in {folder}")
+    else:
+        rows = list_runs(options.folder)
+        if options.json:
+            print(json.dumps(rows, indent=1, default=str))
+        elif rows:
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            _print_table(columns, [[row.get(key, "") for key in columns] for row in rows])
+        else:
+            print(f"no runs in {options.folder}")
+    return 0
+
+
+def _run_folder(folder: Path, name: str) -> Path:
+    """A run by its path, or by its name in the folder of runs."""
+    path = Path(name) if Path(name).is_dir() else folder / name
+    if not path.is_dir():
+        raise ConfigError(f"there is no run {name!r}", where=str(folder), remedy="alignkit runs lists them")
+    return path
+
+
+def _report(options: argparse.Namespace) -> int:
+    from alignkit.report import write_report
+
+    print(write_report(_run_folder(Path("runs"), str(options.run))))
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from alignkit.run import open_policy
+    from alignkit.sampling import chat
+
+    answers = chat(
+        open_policy(options.model),
+        options.prompt,
+        n=options.n,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
+    for index, answer in enumerate(answers):
+        if options.n > 1:
+            print(f"--- {index + 1} of {options.n}")
+        print(printable(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What a reward model achieves on comparisons: accuracy overall and by rating, with ties told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit.engine.rounds import pairs_of
+from alignkit.evaluation import accuracy_by_level, score_histogram
+from alignkit.rewards import Scores
+from alignkit.types import RATINGS, Groups
+
+
+def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:
+    """Accuracy with intervals, ties, and the histogram of scores.
+
+    Args:
+        groups: comparisons or rankings.
+        scores: of their responses.
+
+    Returns:
+        {"accuracy": {"overall" | rating: {mean, low, high, n, ties}}, "ties", "histogram", "eval_pairs"}; empty where no
+        pair is scored.
+    """
+    flat = [value for row in scores.values for value in row]
+    pairs = pairs_of(groups)
+    levels = [RATINGS[int(level)] if level >= 0 else None for level in pairs.tensors["rating"].tolist()]
+    chosen, rejected, ratings = [], [], []
+    for c, r, level in zip(pairs.chosen.tolist(), pairs.rejected.tolist(), levels, strict=True):
+        if flat[c] is not None and flat[r] is not None:
+            chosen.append(flat[c])
+            rejected.append(flat[r])
+            ratings.append(level)
+    if not chosen:
+        return {"eval_pairs": 0}
+    report = accuracy_by_level(chosen, rejected, ratings)
+    return {**report, "histogram": score_histogram(chosen, rejected), "eval_pairs": len(chosen)}

@@ -1,0 +1,115 @@
+"""One `Trainer.fit` per training verb, with Lightning's trainer as the user asked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignkit.engine.module import Learner
+from alignkit.errors import ConfigError
+
+OURS = {
+    "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
+    "max_steps": "rounds or epochs",
+    "accumulate_grad_batches": "batch_size, with max_tokens for the memory of one micro-batch",
+    "gradient_clip_val": "max_grad_norm",
+    "gradient_clip_algorithm": "max_grad_norm",
+    "precision": "Run(precision=…)",
+    "enable_checkpointing": "nothing: a run keeps its stages",
+    "reload_dataloaders_every_n_epochs": "nothing: each round makes its own data",
+    "limit_train_batches": "limit the data",
+    "default_root_dir": "Run(folder)",
+    "deterministic": "seed",
+}
+"""Lightning's arguments that would divide by the wrong count or resume inexactly, and what to use instead."""
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse what is alignkit's own.
+
+    Raises:
+        ConfigError: naming the right argument.
+    """
+    for name in options:
+        if name in OURS:
+            raise ConfigError(f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notices about devices and workers out of the progress the user reads."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpointing: bool = False) -> None:
+    """Train.
+
+    Args:
+        learner: module with its source of rounds.
+        precision: as Lightning names it ("32-true", "bf16-mixed", "bf16-true").
+        trainer: further arguments of `lightning.Trainer`.
+        checkpointing: gradient checkpointing: activations are computed again rather than kept.
+
+    Raises:
+        ConfigError: an argument that is alignkit's own.
+        NumericError: a NaN, before the step.
+    """
+    import lightning as L
+
+    check_trainer(trainer)
+    options: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        **trainer,
+    }
+    _gradient_checkpointing(learner, checkpointing)
+    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+        loop = L.Trainer(
+            **options,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=learner.source.rounds,
+            enable_checkpointing=False,
+            reload_dataloaders_every_n_epochs=1,
+        )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            loop.fit(learner)
+    except SystemExit:
+        # Lightning turns Ctrl-C into sys.exit(1) and leaves the signal ignored.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+    if loop.interrupted:
+        raise KeyboardInterrupt
+
+
+def _gradient_checkpointing(learner: Learner, on: bool) -> None:
+    for model in (learner.model, learner.value_model):
+        if model is not None and on:
+            inner: Any = model.model
+            inner.train()  # transformers checkpoints in training mode only; every dropout is 0
+            inner.gradient_checkpointing_enable({"use_reentrant": False})
+            if hasattr(inner, "enable_input_require_grads"):
+                inner.enable_input_require_grads()

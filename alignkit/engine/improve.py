@@ -1,0 +1,423 @@
+"""The rounds of `improve`: sample, score, prepare, and the steps through what was prepared."""
+
+from __future__ import annotations
+
+import logging
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.data.encode import encode_groups
+from alignkit.engine.module import assemble
+from alignkit.engine.rounds import Round, Step
+from alignkit.errors import ConfigError, DataError
+from alignkit.functional import masked_mean
+from alignkit.models import Policy
+from alignkit.optimizers import PolicyOptimizer
+from alignkit.plugins.records import BoundLoss
+from alignkit.rewards import Reward, score_groups
+from alignkit.sampling import Sampler
+from alignkit.sampling.counter import permutation, stream_key
+from alignkit.types import Batch, Groups
+
+log = logging.getLogger("alignkit")
+
+TOKEN_TENSORS = ("logprobs", "ref_logprobs", "values")
+
+
+@dataclass
+class Rollouts:
+    """Everything `improve` needs to make rounds.
+
+    Args:
+        policy: what is trained.
+        behaviour: what samples; the same object when the policy samples for itself.
+        reference: a second model for the KL, or None when `reference_state` names a state of `policy`.
+        reference_state: the named state of `policy`, or None.
+        optimizer: the method.
+        loss: its loss, bound.
+        sampler: how responses are sampled.
+        reward: what scores them; None when the groups carry what the method needs.
+        prompts: prompts, or groups with responses for a method that samples nothing.
+        history: groups of earlier versions.
+        seed: path of the random numbers: (run seed, stage name).
+        max_tokens: padded cells of a micro-batch.
+        max_response_tokens: longest response learned from.
+        state: the optimizer's state.
+        heldout: prompts for early stopping, or None.
+        patience: rounds without a better held-out reward before stopping.
+        max_missing: the largest share of missing rewards a round may have.
+        resample: times that dropped groups are sampled anew.
+        value_model: a separate value model.
+        world: (rank, processes).
+        say: where lasting lines go.
+        tick: where passing progress goes.
+    """
+
+    policy: Policy
+    behaviour: Policy
+    reference: Policy | None
+    reference_state: str | None
+    optimizer: PolicyOptimizer
+    loss: BoundLoss
+    sampler: Sampler
+    reward: Reward | None
+    prompts: Groups
+    history: Groups
+    seed: Sequence[int | str]
+    max_tokens: int
+    max_response_tokens: int
+    state: dict[str, Any]
+    heldout: Groups | None = None
+    patience: int = 0
+    max_missing: float = 0.05
+    resample: int = 3
+    value_model: Policy | None = None
+    world: tuple[int, int] = (0, 1)
+    say: Callable[[str], None] = log.info
+    tick: Callable[[str], None] = log.debug
+
+    sampled: list[Groups] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"generated_tokens": 0, "reward_calls": 0, "trained_tokens": 0})
+
+    def __post_init__(self) -> None:
+        self.rounds = self.optimizer.rounds
+        self._metrics: dict[str, float] = {}
+        self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        self._history_scored: Groups | None = None
+        if self.optimizer.on_policy and self.sampler.truncates:
+            raise ConfigError(
+                "the method compares with the probabilities of its sampler, and this sampler truncates them",
+                where="improve",
+                effect="Ratios would be between different distributions.",
+                remedy="use a sampler without truncation",
+            )
+
+    # -- the engine's side ------------------------------------------------------------------------------------------
+
+    def round_metrics(self) -> Mapping[str, float]:
+        return self._metrics
+
+    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
+        return self.optimizer.stop_epochs(metrics)
+
+    def start(self, index: int) -> tuple[Round, list[Step]]:
+        groups = self._collect(index)
+        data = self._round(groups)
+        plan = self._plan(data, index)
+        names = self.optimizer.prepare_arguments()
+        known = self._known(data, plan, names)
+        data.tensors = {k: known[k] for k in TOKEN_TENSORS if k in known}
+        self._metrics = self._describe(groups, data)
+        batch = self._prepare(groups, index, {k: v for k, v in known.items() if k in names} | self._asked(groups, data, names))
+        data, plan = self._settle(batch, groups, data, plan, index)
+        self._metrics |= dict(batch.metrics)
+        self._say_round(index, data, plan)
+        return data, plan
+
+    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
+        self.state = dict(self.optimizer.update(self.state, metrics))
+        return self._held_out(index)
+
+    # -- sampling and scoring ---------------------------------------------------------------------------------------
+
+    def _round_prompts(self, index: int) -> Groups:
+        size = self.optimizer.prompts_per_round
+        if not size or size >= len(self.prompts):
+            return self.prompts
+        wanted, order = [], []
+        position = index * size
+        while len(wanted) < size:
+            lap = position // len(self.prompts)
+            order = permutation(len(self.prompts), *self.seed, "prompts", lap)
+            wanted.append(order[position % len(self.prompts)])
+            position += 1
+        return self.prompts.select(wanted)
+
+    def _collect(self, index: int) -> Groups:
+        """The round's scored groups."""
+        prompts = self._round_prompts(index)
+        if not self.optimizer.samples_per_prompt:
+            return self._score(prompts) if self.reward else prompts
+        groups = self._score(self._sample(prompts, index, 0))
+        for attempt in range(1, self.resample + 1):
+            kept = self.optimizer.keep(groups)
+            if kept is None or all(kept):
+                break
+            again = self._score(self._sample(groups.select(i for i, k in enumerate(kept) if not k), index, attempt))
+            groups = Groups.concat([groups.select(i for i, k in enumerate(kept) if k), again])
+        kept = self.optimizer.keep(groups)
+        groups = groups if kept is None else groups.select(i for i, k in enumerate(kept) if k)
+        if not len(groups):
+            raise DataError("the method kept none of the sampled groups", where=f"round {index}")
+        self.sampled.append(groups)
+        return groups
+
+    def _sample(self, prompts: Groups, index: int, attempt: int) -> Groups:
+        n = self.optimizer.samples_per_prompt
+        rank, world = self.world
+        mine = prompts.select(range(rank, len(prompts), world)) if world > 1 else prompts
+        groups = self.sampler.sample(
+            self.behaviour, mine, n, seed=(*self.seed, index, attempt), name=self.seed[-1] if self.seed else "policy",  # type: ignore[arg-type]
+            progress=self._progress(f"round {index + 1}/{self.rounds} sampling"),
+        )
+        if world > 1:
+            groups = gather_groups(groups, world)
+        self.counts["generated_tokens"] += sum(len(ids) for row in groups for ids in row["response_ids"])
+        return groups
+
+    def _progress(self, what: str) -> Callable[[int, int, int, float], None]:
+        def tell(done: int, total: int, tokens: int, seconds: float) -> None:
+            rate = tokens / max(seconds, 1e-6)
+            left = seconds / max(done, 1) * (total - done)
+            self.tick(f"{what}: {done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
+
+        return tell
+
+    def _score(self, groups: Groups) -> Groups:
+        if self.reward is None:
+            raise ConfigError("the method samples, so it needs a reward", where="improve", remedy="pass reward=…")
+        groups = score_groups(groups, self.reward)
+        self.counts["reward_calls"] += groups.num_responses
+        _, present = groups.rewards(self.reward.name)
+        missing = sum(not p for row in present for p in row) / max(groups.num_responses, 1)
+        if missing > self.max_missing:
+            reasons = [r for row in groups for e in row["rewards"] if e["name"] == self.reward.name for r in e["reasons"] if r]
+            raise DataError(
+                f"{missing:.0%} of the rewards are missing; the first reason: {reasons[0]}",
+                where=f"reward {self.reward.name}",
+                effect="Nothing was learned from this round.",
+                remedy="mend the reward, or allow more with max_missing",
+            )
+        return groups
+
+    def _scored_history(self) -> Groups:
+        """Earlier versions' samples with the current reward's scores, worked out once."""
+        if self._history_scored is None:
+            scored = len(self.history) and self.reward is not None
+            self._history_scored = self._score(self.history) if scored else self.history
+        return self._history_scored
+
+    # -- preparing --------------------------------------------------------------------------------------------------
+
+    def _round(self, groups: Groups) -> Round:
+        encoded, problems = encode_groups(
+            groups,
+            self.policy.chat,
+            max_prompt_tokens=self.sampler.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+        )
+        if problems:
+            raise DataError(f"{len(problems)} rows cannot be learned from: {problems[0]}", where="improve")
+        return Round(groups, encoded, shared=self.policy.shares_prompts, pad_id=self.policy.chat.pad_id)
+
+    def _plan(self, data: Round, index: int) -> list[Step]:
+        opt = self.optimizer
+        return data.steps(opt.batch_size, opt.epochs, self.max_tokens, (*self.seed, index, "order"), self.world[1])
+
+    def _known(self, data: Round, plan: Sequence[Step], names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors that `prepare` asks for, from the training path with the first epoch's micro-batches."""
+        asked = {name for name in TOKEN_TENSORS if name in names}
+        if "ref_logprobs" in self.loss.tensor_names or any(n.startswith("ref_") for n in self.loss.tensor_names):
+            asked.add("ref_logprobs")
+        return self._forward(data, plan, asked)
+
+    def _forward(
+        self, data: Round, plan: Sequence[Step], asked: set[str], temperature: float | None = None
+    ) -> dict[str, Tensor]:
+        """[R, T] each, without gradients. The same micro-batches as the first epoch, so the same bits as its forward."""
+        if not asked:
+            return {}
+        temperature = temperature or self.optimizer.logprob_temperature
+        total = sum(len(g.responses) for g in data.encoded)
+        width = max(max(lengths) for lengths in data.learned_tokens)
+        out = {name: torch.zeros(total, width) for name in asked}
+        own = frozenset(asked - {"ref_logprobs"})
+        bare = replace(data, tensors={})
+        for numbers in [m for step in plan if step.epoch == 0 for m in step.micro if m]:
+            batch = bare.collate(numbers).to(self.policy.device)
+            found: dict[str, Tensor] = {}
+            if own:
+                found, _ = assemble(
+                    self.policy, bare, batch, own, temperature=temperature, value_model=self.value_model
+                )
+            if "ref_logprobs" in asked:
+                found["ref_logprobs"] = self._reference(batch, temperature)
+            for name in asked:
+                out[name][batch.responses.cpu(), : found[name].shape[1]] = found[name].detach().float().cpu()
+        return out
+
+    def _reference(self, batch: Any, temperature: float) -> Tensor:
+        if self.reference is not None:
+            return self.reference.tensors(batch.to(self.reference.device), temperature=temperature)["logprobs"]
+        if self.reference_state is None:
+            raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
+        with self.policy.state(self.reference_state):
+            return self.policy.tensors(batch, temperature=temperature)["logprobs"]
+
+    def _asked(self, groups: Groups, data: Round, names: Sequence[str]) -> dict[str, Any]:
+        """The other things that `prepare` may name."""
+        offered: dict[str, Callable[[], Any]] = {
+            "response_mask": lambda: response_mask(data),
+            "rewards": lambda: self._rewards(groups)[0],
+            "present": lambda: self._rewards(groups)[1],
+            "reward_name": lambda: self._reward_name(groups),
+            "ends_with_eos": lambda: ends_with(data, self.policy.chat.end_ids),
+            "history": self._scored_history,
+            "generator": lambda: torch.Generator().manual_seed(stream_key(*self.seed, "prepare") % 2**31),
+        }
+        unknown = set(names) - set(offered) - set(TOKEN_TENSORS)
+        if unknown:
+            raise ConfigError(
+                f"prepare asks for {sorted(unknown)}",
+                where=type(self.optimizer).__name__,
+                remedy=f"there are: {', '.join(sorted([*offered, *TOKEN_TENSORS]))}",
+            )
+        return {name: offered[name]() for name in names if name in offered}
+
+    def _reward_name(self, groups: Groups) -> str:
+        if self.reward is not None:
+            return self.reward.name
+        names = groups.reward_names()
+        if len(names) != 1:
+            raise ConfigError(f"the groups carry the rewards {names}", where="improve", remedy="pass reward=…")
+        return names[0]
+
+    def _rewards(self, groups: Groups) -> tuple[Tensor, Tensor]:
+        values, present = groups.rewards(self._reward_name(groups))
+        return (
+            torch.tensor([v for row in values for v in row], dtype=torch.float32),
+            torch.tensor([p for row in present for p in row], dtype=torch.bool),
+        )
+
+    def _prepare(self, groups: Groups, index: int, asked: Mapping[str, Any]) -> Batch:
+        batch = self.optimizer.prepare(groups, self.state, **asked)
+        if not len(batch.groups):
+            raise DataError("prepare kept nothing to learn from", where=f"{type(self.optimizer).__name__}, round {index}")
+        if batch.state is not None:
+            self.state = dict(batch.state)
+        return batch
+
+    def _settle(
+        self, batch: Batch, groups: Groups, data: Round, plan: list[Step], index: int
+    ) -> tuple[Round, list[Step]]:
+        """The round that is learned from, with old log-probs and values from its own first epoch's forward."""
+        needed = {n.removeprefix("old_") for n in self.loss.tensor_names if n in ("old_logprobs", "old_values")}
+        if any(n.startswith("ref_") for n in self.loss.tensor_names):
+            needed.add("ref_logprobs")
+        known = dict(data.tensors)
+        if batch.groups is not groups:
+            data = self._round(batch.groups)
+            plan, known = self._plan(data, index), {}
+        known |= self._forward(data, plan, needed - set(known))
+        data.tensors = {k: v.float() if v.is_floating_point() else v for k, v in batch.tensors.items()}
+        for name, values in known.items():
+            key = name if name == "ref_logprobs" else f"old_{name}"
+            data.tensors.setdefault(key, values)
+        learned = sum(sum(lengths) for lengths in data.learned_tokens)
+        self.counts["trained_tokens"] += learned * self.optimizer.epochs
+        return data, plan
+
+    # -- what is said of a round ------------------------------------------------------------------------------------
+
+    def _describe(self, groups: Groups, data: Round) -> dict[str, float]:
+        out: dict[str, float] = {}
+        lengths = [len(r) for g in data.encoded for r in g.responses]
+        out["response_length"] = sum(lengths) / len(lengths)
+        out["eos_rate"] = float(ends_with(data, self.policy.chat.end_ids).float().mean())
+        for name in groups.reward_names():
+            values, present = groups.rewards(name)
+            kept = torch.tensor([v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p])
+            label = "reward" if self.reward is not None and name == self.reward.name else f"reward_{name}"
+            if len(kept):
+                out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}
+        return out | self._kl(data)
+
+    def _kl(self, data: Round, most: int = 32) -> dict[str, float]:
+        """KL to the reference in nats (k1: the mean of log pi - log ref over samples), of all or of a few responses."""
+        known = data.tensors
+        mask = response_mask(data)
+        if "logprobs" in known and "ref_logprobs" in known:
+            difference = (known["logprobs"] - known["ref_logprobs"]) * mask
+        elif (self.reference is None and self.reference_state is None) or not self.optimizer.samples_per_prompt:
+            return {}
+        else:
+            few = [replace(g, responses=g.responses[:1]) for g in data.encoded[:most]]
+            probe = Round(data.groups, few, shared=data.shared, pad_id=data.pad_id)
+            steps = [Step(probe.micro_batches(list(range(len(few))), self.max_tokens), [], 0)]
+            with torch.no_grad():
+                found = self._forward_behaviour(probe, steps)
+            mask = response_mask(probe)
+            difference = (found["logprobs"] - found["ref_logprobs"]) * mask
+        return {"kl_per_token": float(masked_mean(difference, mask)), "kl_per_sequence": float(difference.sum(-1).mean())}
+
+    def _forward_behaviour(self, probe: Round, steps: Sequence[Step]) -> dict[str, Tensor]:
+        """Log-probs of the sampling policy and of the reference, both at the temperature of sampling."""
+        trained, temperature = self.policy, self.sampler.temperature
+        found = self._forward(probe, steps, {"ref_logprobs"}, temperature)
+        try:
+            self.policy = self.behaviour
+            found |= self._forward(probe, steps, {"logprobs"}, temperature)
+        finally:
+            self.policy = trained
+        return found
+
+    def _say_round(self, index: int, data: Round, plan: Sequence[Step]) -> None:
+        parts = [f"{k} {v:.3g}" for k, v in self._metrics.items() if k in ("reward_mean", "kl_per_sequence", "eos_rate")]
+        self.say(
+            f"round {index + 1}/{self.rounds}: learning from {len(data.groups)} prompts in {len(plan)} steps; {', '.join(parts)}"
+        )
+
+    # -- early stopping ---------------------------------------------------------------------------------------------
+
+    def _held_out(self, index: int) -> bool:
+        """Score one response per held-out prompt; keep the best round's weights; say whether patience is over."""
+        if self.heldout is None or self.reward is None or not self.patience:
+            return False
+        groups = self.sampler.sample(self.policy, self.heldout, 1, seed=(*self.seed, "heldout"))
+        values, present = score_groups(groups, self.reward).rewards(self.reward.name)
+        kept = [v[0] for v, p in zip(values, present, strict=True) if p[0]]
+        mean = sum(kept) / max(len(kept), 1)
+        self.say(f"round {index + 1}/{self.rounds}: held-out reward {mean:.3f}")
+        if self._best is None or mean > self._best[0]:
+            weights = {n: p.detach().clone() for n, p in self.policy.named_parameters() if p.requires_grad}
+            self._best = (mean, index, weights)
+        return index - self._best[1] >= self.patience
+
+    def restore_best(self) -> int | None:
+        """Put the weights of the best held-out round back; returns that round."""
+        if self._best is None:
+            return None
+        with torch.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                if name in self._best[2]:
+                    parameter.copy_(self._best[2][name])
+        return self._best[1]
+
+
+def response_mask(data: Round) -> Tensor:
+    """[R, T] bool over all responses of a round."""
+    lengths = torch.tensor([n for lengths in data.learned_tokens for n in lengths])
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+
+
+def ends_with(data: Round, end_ids: Sequence[int]) -> Tensor:
+    """[R] bool: whether each response ends with an end token."""
+    ends = set(end_ids)
+    return torch.tensor([bool(r) and r[-1] in ends for g in data.encoded for r in g.responses])
+
+
+def gather_groups(mine: Groups, world: int) -> Groups:
+    """The groups of all processes, in the order the prompts had before they were dealt out one by one."""
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, mine.rows)
+    total = sum(len(part) for part in parts)
+    return Groups.from_rows([parts[i % world][i // world] for i in range(total)])
+
+

@@ -1,0 +1,51 @@
+"""The core's own loss, and how any loss is called: by the names of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from alignkit.errors import ConfigError
+from alignkit.plugins.records import BoundLoss
+
+
+def nll(logprobs: Tensor) -> Tensor:
+    """Negative log-likelihood of each learned token, -log p(y_t | x, y_<t), in nats.
+
+    Args:
+        logprobs: [responses, tokens].
+
+    Returns:
+        [responses, tokens], unreduced.
+    """
+    return -logprobs
+
+
+def call_loss(loss: BoundLoss, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Call a loss with the tensors that it names.
+
+    Args:
+        loss: the bound loss.
+        tensors: everything there is, by name.
+
+    Returns:
+        its terms by name; a loss that returns one tensor has the term "loss".
+
+    Raises:
+        ConfigError: a tensor that nothing provides here, or a return value that is neither tensor nor dict of tensors.
+    """
+    missing = [name for name in loss.tensor_names if name not in tensors and name not in loss.optional]
+    if missing:
+        raise ConfigError(
+            f"the loss asks for {missing}, which this verb and these data do not give",
+            where=f"loss {loss.name}",
+            remedy=f"there are: {', '.join(sorted(tensors))}",
+        )
+    value = loss(**{name: tensors[name] for name in loss.tensor_names if name in tensors})
+    terms = value if isinstance(value, dict) else {"loss": value}
+    wrong = {name: type(term).__name__ for name, term in terms.items() if not isinstance(term, Tensor)}
+    if wrong:
+        raise ConfigError(f"the loss returned {wrong}", where=f"loss {loss.name}", remedy="return a tensor or a dict of them")
+    return terms

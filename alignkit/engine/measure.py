@@ -1,0 +1,50 @@
+"""KL of a policy to its reference on its own samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from alignkit.data.encode import encode_groups
+from alignkit.engine.rounds import Round
+from alignkit.models import Policy
+from alignkit.types import Groups
+
+
+@torch.no_grad()
+def kl_per_response(
+    policy: Policy, groups: Groups, reference: Policy | None, state: str | None, temperature: float, max_tokens: int
+) -> list[list[float]]:
+    """Sum over the response of log pi - log ref (estimator k1), in nats; its mean over samples estimates the KL.
+
+    Args:
+        policy: the sampler.
+        groups: its samples.
+        reference: a second model, or None when `state` names a state of `policy`.
+        state: the named state, or None.
+        temperature: of sampling; both distributions are tempered alike.
+        max_tokens: padded cells of a micro-batch.
+
+    Returns:
+        [groups][K].
+    """
+    most = max(len(ids) for row in groups for ids in row["response_ids"])
+    encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=10**6, max_response_tokens=most)
+    data = Round(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
+    out = [[0.0] * len(row["responses"]) for row in groups]
+    for numbers in data.micro_batches(list(range(len(encoded))), max_tokens):
+        batch = data.collate(numbers).to(policy.device)
+        own = policy.tensors(batch, temperature=temperature)["logprobs"]
+        sums = ((own - _reference(policy, reference, state, batch, temperature)) * batch.response_mask).sum(-1)
+        for value, number, group in zip(sums.tolist(), batch.responses.tolist(), batch.groups.tolist(), strict=True):
+            out[encoded[group].index][number - data.first_response[group]] = value
+    return out
+
+
+def _reference(policy: Policy, reference: Policy | None, state: str | None, batch: Any, temperature: float) -> Any:
+    if reference is not None:
+        return reference.tensors(batch, temperature=temperature)["logprobs"]
+    assert state is not None
+    with policy.state(state):
+        return policy.tensors(batch, temperature=temperature)["logprobs"]

@@ -1,0 +1,240 @@
+"""What one round learns from: encoded groups, tensors aligned with their responses, pairs, and the steps through them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from alignkit.data.collate import MicroBatch, collate, plan_micro_batches, row_length
+from alignkit.data.encode import EncodedGroup
+from alignkit.engine.reduction import Layout
+from alignkit.sampling.counter import permutation
+from alignkit.types import RATINGS, Groups
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons within groups: the better and the worse response of each, by number in the round.
+
+    Args:
+        chosen: [P] response numbers.
+        rejected: [P].
+        group: [P] group numbers.
+        tensors: [P] each: rating (0..3, -1 unknown), margin, preference_prob, chosen_safe, rejected_safe (1, 0, -1 unknown).
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    group: Tensor
+    tensors: Mapping[str, Tensor]
+
+
+def _safe(meta: Mapping[str, object], k: int) -> float:
+    flags = meta.get("safe")
+    known = isinstance(flags, list) and k < len(flags) and flags[k] is not None
+    return float(bool(flags[k])) if known else -1.0  # type: ignore[index]
+
+
+def pairs_of(groups: Groups) -> Pairs:
+    """Every pair of responses whose ranks differ; ties make no pair.
+
+    `meta["margin"]` gives explicit margins, `meta["safe"]` (one flag per response) the safety labels.
+    """
+    columns: dict[str, list[float]] = {
+        name: [] for name in ("chosen", "rejected", "group", "rating", "margin", "preference_prob", "chosen_safe", "rejected_safe")
+    }
+    first = 0
+    for number, row in enumerate(groups):
+        ranks, meta = row["ranks"] or [], groups.meta(number) if row["meta"] else {}
+        for a in range(len(ranks)):
+            for b in range(len(ranks)):
+                if ranks[a] < ranks[b]:
+                    prob = row["preference_prob"]
+                    values = {
+                        "chosen": first + a,
+                        "rejected": first + b,
+                        "group": number,
+                        "rating": RATINGS.index(row["rating"]) if row["rating"] else -1,
+                        "margin": float(meta.get("margin") or 0.0),
+                        "preference_prob": 1.0 if prob is None else prob,
+                        "chosen_safe": _safe(meta, a),
+                        "rejected_safe": _safe(meta, b),
+                    }
+                    for name, value in values.items():
+                        columns[name].append(value)
+        first += len(row["responses"])
+    whole = ("chosen", "rejected", "group", "rating")
+    tensors = {n: torch.tensor(v, dtype=torch.long if n in whole else torch.float32) for n, v in columns.items()}
+    chosen, rejected, group = (tensors.pop(n) for n in ("chosen", "rejected", "group"))
+    return Pairs(chosen, rejected, group, tensors)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The groups of one optimizer step, split into micro-batches for all processes together.
+
+    Args:
+        micro: group numbers of each micro-batch.
+        numbers: all of them.
+        epoch: the pass over the round that this step belongs to.
+    """
+
+    micro: list[list[int]]
+    numbers: list[int]
+    epoch: int = 0
+
+    def mine(self, rank: int, world: int) -> list[list[int]]:
+        """The micro-batches of one process; as many for each."""
+        return self.micro[rank::world]
+
+
+@dataclass
+class Round:
+    """Encoded groups with what is known of their responses, in one order throughout.
+
+    Args:
+        groups: the rows.
+        encoded: as many, tokenised.
+        tensors: name -> [R, T] or [R], in the order of the responses.
+        shared: whether prompts are shared in a row.
+        pad_id: for padding.
+    """
+
+    groups: Groups
+    encoded: list[EncodedGroup]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    shared: bool = True
+    pad_id: int = 0
+
+    @cached_property
+    def first_response(self) -> list[int]:
+        firsts, total = [], 0
+        for group in self.encoded:
+            firsts.append(total)
+            total += len(group.responses)
+        return firsts
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        return pairs_of(self.groups)
+
+    @cached_property
+    def learned_tokens(self) -> list[list[int]]:
+        """[group][response] number of learned tokens: trained ones of the prompt and the response."""
+        extra = [sum(flag for flag in (g.prompt_trained or [])[1:]) for g in self.encoded]
+        return [[e + len(r) for r in g.responses] for e, g in zip(extra, self.encoded, strict=True)]
+
+    def collate(self, numbers: Sequence[int]) -> MicroBatch:
+        """The batch of these groups."""
+        return collate(
+            [self.encoded[i] for i in numbers],
+            list(numbers),
+            [self.first_response[i] for i in numbers],
+            pad_id=self.pad_id,
+            shared=self.shared,
+        )
+
+    def micro_batches(self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
+        """These groups, grouped by length."""
+        lengths = [self._cells(i) for i in numbers]
+        return [[numbers[i] for i in batch] for batch in plan_micro_batches(lengths, max_tokens, multiple_of)]
+
+    def _cells(self, number: int) -> int:
+        group = self.encoded[number]
+        rows = 1 if self.shared else len(group.responses)
+        return row_length(group, self.shared) * rows
+
+    def steps(
+        self, batch_size: int, epochs: int, max_tokens: int, seed: Sequence[int | str], world: int = 1
+    ) -> list[Step]:
+        """The steps of every epoch, each epoch in a shuffled order of its own.
+
+        Args:
+            batch_size: groups per step; 0 for all.
+            epochs: passes.
+            max_tokens: padded cells per micro-batch.
+            seed: path of the order's random numbers.
+            world: processes.
+        """
+        size = batch_size or len(self.encoded)
+        steps = []
+        for epoch in range(epochs):
+            order = permutation(len(self.encoded), *seed, epoch)
+            for start in range(0, len(order), size):
+                numbers = order[start : start + size]
+                steps.append(Step(self.micro_batches(numbers, max_tokens, world), numbers, epoch))
+        return steps
+
+    def count(self, step: Step, kind: str, mask: str | None) -> float:
+        """The step's number of tokens, sequences, responses, pairs or groups, over all processes."""
+        numbers = step.numbers
+        if kind == "token":
+            if mask not in (None, "response_mask"):
+                return float(sum(self.tensors[str(mask)][r].sum() for r in self._responses(numbers)))
+            return float(sum(sum(self.learned_tokens[i]) for i in numbers))
+        if kind == "sequence":
+            return float(sum(n > 0 for i in numbers for n in self.learned_tokens[i]))
+        if kind == "response":
+            return float(sum(len(self.encoded[i].responses) for i in numbers))
+        if kind in ("pair", "pair_group"):
+            taken = torch.isin(self.pairs.group, torch.tensor(numbers))
+            return float(taken.sum() if kind == "pair" else self.pairs.group[taken].unique().numel())
+        return float(len(numbers))
+
+    def _responses(self, numbers: Sequence[int]) -> list[int]:
+        return [self.first_response[i] + k for i in numbers for k in range(len(self.encoded[i].responses))]
+
+    def slice_tensors(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """The round's tensors for the responses of a micro-batch, cut to its width."""
+        width = batch.targets.shape[1]
+        device = batch.targets.device
+        out = {}
+        for name, values in self.tensors.items():
+            taken = values[batch.responses.to(values.device)]
+            out[name] = (taken[:, :width] if taken.ndim == 2 else taken).to(device)
+        return out
+
+    def local_pairs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Pairs of a micro-batch's groups: (chosen, rejected) as places in its responses, their group, their tensors."""
+        place = {int(number): place for place, number in enumerate(batch.responses)}
+        numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
+        taken = [p for p in range(len(self.pairs.group)) if int(self.pairs.group[p]) in numbers]
+        device = batch.targets.device
+
+        def index(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        chosen = index([place[int(self.pairs.chosen[p])] for p in taken])
+        rejected = index([place[int(self.pairs.rejected[p])] for p in taken])
+        group = index([numbers[int(self.pairs.group[p])] for p in taken])
+        return chosen, rejected, group, {n: v[taken].to(device) for n, v in self.pairs.tensors.items()}
+
+    def layout(self, batch: MicroBatch, masks: Mapping[str, Tensor], pair_group: Tensor | None) -> Layout:
+        """Whom the elements of a micro-batch belong to."""
+        numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
+        device = batch.targets.device
+        response_group = torch.tensor([numbers[int(g)] for g in batch.groups], dtype=torch.long, device=device)
+        empty = torch.zeros(0, dtype=torch.long, device=device)
+        return Layout(masks, response_group, pair_group if pair_group is not None else empty, len(numbers))
+
+    def group_tensors(self, batch: MicroBatch, scores: Tensor | None) -> dict[str, Tensor]:
+        """`rewards`, `ranks` and `group_mask` [B, K], padded on the right."""
+        order = list(dict.fromkeys(batch.groups.tolist()))
+        sizes = [len(self.encoded[i].responses) for i in order]
+        width, device = max(sizes), batch.targets.device
+        mask = torch.zeros(len(order), width, dtype=torch.bool, device=device)
+        for b, size in enumerate(sizes):
+            mask[b, :size] = True
+        ranks = torch.zeros(len(order), width, dtype=torch.long, device=device)
+        for b, i in enumerate(order):
+            given = self.groups[i]["ranks"]
+            if given:
+                ranks[b, : len(given)] = torch.tensor(given)
+        out = {"group_mask": mask, "ranks": ranks}
+        if scores is not None:
+            out["rewards"] = torch.zeros(mask.shape, dtype=scores.dtype, device=device).masked_scatter(mask, scores)
+        return out

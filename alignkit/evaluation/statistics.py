@@ -1,0 +1,258 @@
+"""What held-out scores say and how sure it is: intervals, paired differences, best-of-n, accuracy by rating.
+
+The unit of every interval is the **prompt**: several samples of one prompt are averaged first, because they are not
+independent evidence. The bootstrap is the percentile bootstrap; proportions use Wilson's interval. numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from alignkit.errors import ConfigError, NumericError
+from alignkit.types import RATINGS
+
+_CHUNK = 2_000_000
+"""Numbers drawn at once while resampling: bounds memory at about 32 MB."""
+
+Scores = ArrayLike | Mapping[str, Any]
+"""Values per prompt ([prompts] or [prompts][samples]), or the same by prompt id."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval over `n` units (prompts, pairs)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """As it is kept in `stage.json`."""
+        return asdict(self)
+
+    def overlaps(self, other: Interval) -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+
+def bootstrap_mean(values: Scores, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean over prompts and its percentile bootstrap interval.
+
+    Args:
+        values: one number per prompt, several (averaged per prompt first), or a mapping from prompt id to either.
+        confidence: the share of such intervals that hold the true mean.
+        resamples: how often the prompts are drawn again with replacement.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Returns:
+        The interval; a single prompt gives one of width zero, which says nothing: look at `n`.
+
+    Raises:
+        NumericError: a value is NaN or infinite.
+        ConfigError: no values, a confidence outside (0, 1), no resamples.
+    """
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise ConfigError(
+            f"confidence={confidence}, resamples={resamples}", where="bootstrap_mean", remedy="use 0.95, 10000"
+        )
+    units = _per_prompt(values)
+    means = _resampled_means(units, resamples, seed)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return Interval(float(units.mean()), float(low), float(high), len(units))
+
+
+def paired_difference(
+    a: Scores, b: Scores, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean of `a - b` with its interval, each prompt compared with itself.
+
+    Args:
+        a: scores of the newer version: by place, or by prompt id (a mapping).
+        b: scores of the older version on the same prompts, in the same form.
+
+    Raises:
+        ConfigError: the two do not cover the same prompts.
+    """
+    if isinstance(a, Mapping) != isinstance(b, Mapping):
+        raise ConfigError("one side is by prompt id, the other by place", where="paired_difference")
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if set(a) != set(b):
+            raise ConfigError(
+                f"{len(set(a) ^ set(b))} prompts have a score on one side only",
+                where="paired_difference",
+                remedy="evaluate both versions on the same held-out prompts",
+            )
+        b = [b[key] for key in a]
+    left, right = _per_prompt(a), _per_prompt(b)
+    if len(left) != len(right):
+        raise ConfigError(f"{len(left)} prompts against {len(right)}", where="paired_difference")
+    return bootstrap_mean(left - right, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def pooled(runs: Sequence[Scores], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean over several seeds of one experiment, with one interval.
+
+    Prompts are the unit, so the interval answers "another draw of prompts", for these seeds; three seeds are too few to
+    resample. Given by prompt id, the values of one prompt under all seeds travel together (averaged first): right where
+    seeds share their held-out prompts. Given by place, the runs are put one after another, as if no prompt were shared.
+
+    Args:
+        runs: per seed, what `bootstrap_mean` takes; all mappings or none.
+
+    Raises:
+        ConfigError: no runs, or mappings and plain values mixed.
+    """
+    mappings = [run for run in runs if isinstance(run, Mapping)]
+    if not runs or len(mappings) not in (0, len(runs)):
+        raise ConfigError("needs one or more runs, all by prompt id or all by place", where="pooled")
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    if not mappings:
+        return bootstrap_mean(np.concatenate([_per_prompt(run) for run in runs]), **options)
+    together: dict[str, list[float]] = {}
+    for run in mappings:
+        for key, value in zip(run, _per_prompt(run), strict=True):
+            together.setdefault(key, []).append(float(value))
+    return bootstrap_mean({key: together[key] for key in sorted(together)}, **options)
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """A proportion with Wilson's interval, which stays inside [0, 1] and is honest at 0, 1 and small n."""
+    if not 0 <= successes <= n or n == 0:
+        raise ConfigError(f"{successes} of {n}", where="wilson", remedy="needs 0 <= successes <= n and n >= 1")
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2.0) ** 2
+    p = successes / n
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def best_of_n_curve(scores: Sequence[Sequence[float]]) -> dict[int, dict[str, float]]:
+    """Maximum and median reward among n samples, averaged over prompts (Llama 2, figure 7).
+
+    The exact expectation over all subsets of n of a prompt's N samples, so the curve has no sampling noise of its own:
+    the k-th smallest of a subset is the i-th smallest of all with probability C(i-1, k-1) C(N-i, n-k) / C(N, n).
+
+    Args:
+        scores: [prompts][N]; where N differs between prompts the curve ends at the smallest.
+
+    Returns:
+        `{n: {"max": ..., "median": ...}}` for n = 1 … N; the gap is what choosing the best of n can gain.
+    """
+    rows = [np.sort(_finite(row)) for row in scores]
+    if not rows or min(map(len, rows)) == 0:
+        raise ConfigError("a prompt without a score", where="best_of_n_curve", remedy="give [prompts][N] with N >= 1")
+    curve = {}
+    for n in range(1, min(map(len, rows)) + 1):
+        middle = sorted({(n + 1) // 2, n // 2 + 1})
+        maxima = [_expected_rank(row, n, n) for row in rows]
+        medians = [sum(_expected_rank(row, n, k) for k in middle) / len(middle) for row in rows]
+        curve[n] = {"max": float(np.mean(maxima)), "median": float(np.mean(medians))}
+    return curve
+
+
+def accuracy_by_level(
+    chosen_scores: ArrayLike, rejected_scores: ArrayLike, ratings: Sequence[str | None] | None = None
+) -> dict[str, Any]:
+    """How often a reward model prefers what people preferred, overall and by how sure they were.
+
+    A tie is not agreement: it counts as wrong, and is told apart, so a constant model shows accuracy 0 and all ties.
+
+    Args:
+        chosen_scores: [pairs], raw.
+        rejected_scores: [pairs], raw.
+        ratings: [pairs], a level of `RATINGS` (or another name), or None where it is not known.
+
+    Returns:
+        `{"accuracy": {"overall": {mean, low, high, n, ties}, <level>: {...}, ...}, "ties": n}`: levels without pairs
+        are left out; intervals are Wilson's.
+    """
+    chosen, rejected = _finite(chosen_scores), _finite(rejected_scores)
+    levels = list(ratings) if ratings is not None else [None] * len(chosen)
+    if not len(chosen) == len(rejected) == len(levels):
+        raise ConfigError(f"{len(chosen)}, {len(rejected)} and {len(levels)} entries", where="accuracy_by_level")
+    known = [level for level in dict.fromkeys(levels) if level is not None]
+    ordered = [r for r in RATINGS if r in known] + sorted(level for level in known if level not in RATINGS)
+    labels = np.array([level or "" for level in levels], dtype=object)
+    masks = {"overall": np.ones(len(chosen), dtype=bool)} | {level: labels == level for level in ordered}
+    table = {level: _agreement(chosen[mask], rejected[mask]) for level, mask in masks.items()}
+    return {"accuracy": table, "ties": int((chosen == rejected).sum())}
+
+
+def score_histogram(chosen_scores: ArrayLike, rejected_scores: ArrayLike, bins: int = 30) -> dict[str, list[float]]:
+    """Counts of both sides of held-out pairs over common bins: `{"edges", "chosen", "rejected"}`."""
+    chosen, rejected = _finite(chosen_scores), _finite(rejected_scores)
+    edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=bins)
+    counts = {side: np.histogram(v, edges)[0].tolist() for side, v in (("chosen", chosen), ("rejected", rejected))}
+    return {"edges": edges.tolist(), **counts}
+
+
+def per_prompt_scores(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """One score of evaluation rows by prompt id, averaged over the samples of a prompt; missing ones are left out.
+
+    Args:
+        rows: `{"prompt_id", "scores": {name: value}, "kl", "length", "finished", ...}`.
+        name: a score's name, or `kl`, `length`, `finished`.
+    """
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        value = row.get(name) if name in ("kl", "length", "finished") else (row.get("scores") or {}).get(name)
+        if value is not None:
+            found.setdefault(row["prompt_id"], []).append(float(value))
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def _agreement(chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> dict[str, Any]:
+    right = int((chosen > rejected).sum())
+    return {**wilson(right, len(chosen)).to_dict(), "ties": int((chosen == rejected).sum())}
+
+
+def _expected_rank(ordered: NDArray[np.float64], n: int, k: int) -> float:
+    """The expected k-th smallest of n drawn without replacement from these, which are sorted."""
+    size = len(ordered)
+    total = math.comb(size, n)
+    weights = [math.comb(i, k - 1) * math.comb(size - 1 - i, n - k) / total for i in range(size)]
+    return float(np.dot(weights, ordered))
+
+
+def _resampled_means(units: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // len(units))
+    parts = []
+    for start in range(0, resamples, rows):
+        places = rng.integers(0, len(units), size=(min(rows, resamples - start), len(units)))
+        parts.append(units[places].mean(axis=1))
+    return np.concatenate(parts)
+
+
+def _per_prompt(values: Scores) -> NDArray[np.float64]:
+    """[prompts]: the samples of each prompt averaged."""
+    rows = list(values.values()) if isinstance(values, Mapping) else values
+    if isinstance(rows, Sequence) and any(np.ndim(row) for row in rows):
+        rows = [_finite(row).mean() if np.size(row) else math.nan for row in rows]
+    units = _finite(rows)
+    units = units.mean(axis=1) if units.ndim == 2 else units
+    if units.ndim != 1 or not len(units):
+        raise ConfigError(
+            f"values of shape {units.shape}", where="statistics", remedy="give at least one value per prompt"
+        )
+    return units
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise NumericError(
+            f"{bad} of {array.size} values are NaN or infinite",
+            where="statistics",
+            remedy="drop missing scores before averaging, and say how many there were",
+        )
+    return array

@@ -1,0 +1,169 @@
+"""The one forward pass: shared prompts where the model's attention can do it, one response a row where it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.data.collate import MicroBatch, collate
+from alignkit.data.encode import EncodedGroup
+
+log = logging.getLogger("alignkit")
+
+PROVEN = frozenset({"llama", "gpt2", "mistral", "qwen2", "qwen3", "smollm3"})
+"""Families whose shared-prefix forward is proven equal to the plain one in the tests: no probe at load."""
+
+DENIED = frozenset(
+    {"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba", "xlstm", "bert", "t5"}
+)
+"""Families whose layers carry a state along the row, or see both ways: a segment mask cannot part the responses."""
+
+TOLERANCE = 2e-4
+"""Largest difference of hidden states (relative to their scale) a probe accepts, float32; measured 1e-6 to 2e-5."""
+
+_PROBED: dict[str, bool] = {}
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The transformers model itself, out of its PEFT wrapper if it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """The trunk that gives hidden states, without the head."""
+    inner = bare(model)
+    return getattr(inner, inner.base_model_prefix)  # type: ignore[arg-type,return-value]
+
+
+def _window(config: Any) -> int | None:
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def segment_mask(batch: MicroBatch, window: int | None = None) -> Tensor:
+    """Who may look at whom: [B, 1, L, L] bool, True where the query (second last axis) sees the key.
+
+    A token sees what stands before it in its own response and in the prompt, and, with a sliding window, no further back
+    than `window` positions. Padding sees itself only, so that no row of the softmax is empty.
+    """
+    segments, positions = batch.segments, batch.position_ids
+    length = segments.shape[1]
+    index = torch.arange(length, device=segments.device)
+    before = index[None, :] <= index[:, None]
+    key, query = segments[:, None, :], segments[:, :, None]
+    seen = before & (key >= 0) & ((key == 0) | (key == query)) & (query >= 0)
+    if window is not None:
+        seen &= positions[:, :, None] - positions[:, None, :] < window
+    return (seen | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def attention_masks(model: nn.Module, batch: MicroBatch) -> Any:
+    """What to pass as `attention_mask` for a batch with shared prompts, in the form the model's attention reads."""
+    config = bare(model).config
+    additive = config._attn_implementation != "sdpa"  # type: ignore[union-attr]
+    dtype = next(model.parameters()).dtype
+    kinds = set(getattr(config, "layer_types", None) or ())
+
+    def build(window: int | None) -> Tensor:
+        mask = segment_mask(batch, window)
+        return _additive(mask, dtype) if additive else mask
+
+    if "sliding_attention" in kinds:
+        masks = {"sliding_attention": build(_window(config))}
+        if "full_attention" in kinds:
+            masks["full_attention"] = build(None)
+        return masks if len(kinds) > 1 or _takes_mapping(model) else masks["sliding_attention"]
+    return build(_window(config))
+
+
+def _takes_mapping(model: nn.Module) -> bool:
+    return hasattr(body_of(model), "has_sliding_layers")
+
+
+def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Final hidden states [B, L, H] of a batch.
+
+    Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
+    """
+    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.shared:
+        kwargs["attention_mask"] = attention_masks(model, batch)
+    else:
+        kwargs["attention_mask"] = (batch.segments >= 0).long()
+    return body_of(model)(**kwargs).last_hidden_state
+
+
+def _config_digest(model: nn.Module) -> str:
+    return hashlib.sha256(bare(model).config.to_json_string(use_diff=False).encode()).hexdigest()  # type: ignore[union-attr,operator]
+
+
+def can_share_prompts(model: nn.Module) -> bool:
+    """Whether shared-prefix batches are right for this model: denied, proven, or probed once and remembered."""
+    config = bare(model).config
+    family = getattr(config, "model_type", "")
+    if family in DENIED or getattr(config, "is_encoder_decoder", False):
+        log.warning("%s: prompts are not shared between responses (its attention cannot); using the plain forward", family)
+        return False
+    if family in PROVEN:
+        return True
+    digest = _config_digest(model)
+    if digest not in _PROBED:
+        _PROBED[digest] = _probe(model)
+        if not _PROBED[digest]:
+            log.warning("%s: the shared-prefix forward differs from the plain one; using the plain forward", family)
+    return _PROBED[digest]
+
+
+def _probe(model: nn.Module) -> bool:
+    """Compare values and one gradient of the two layouts on two small groups."""
+    vocabulary = min(int(bare(model).config.vocab_size), 50)  # type: ignore[union-attr,arg-type]
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(1, vocabulary, (n,), generator=generator).tolist()
+
+    groups = [EncodedGroup(ids(5), [ids(4), ids(3)], None, 0), EncodedGroup(ids(3), [ids(2), ids(6)], None, 1)]
+    device = next(model.parameters()).device
+    try:
+        results = [_probe_values(model, groups, shared, device) for shared in (True, False)]
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        log.warning("shared-prefix probe failed: %s", error)
+        return False
+    scale = max(float(results[1][0].abs().max()), 1.0)
+    close = float((results[0][0] - results[1][0]).abs().max()) < TOLERANCE * scale
+    slope = max(float(results[1][1].abs().max()), 1e-3)
+    return close and float((results[0][1] - results[1][1]).abs().max()) < 10 * TOLERANCE * slope
+
+
+def _probe_values(model: nn.Module, groups: list[EncodedGroup], shared: bool, device: Any) -> tuple[Tensor, Tensor]:
+    batch = collate(groups, [0, 1], [0, 2], pad_id=0, shared=shared).to(device)
+    weight = bare(model).get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    wanted = weight.requires_grad
+    weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            taken = gather_hidden(hidden_states(model, batch), batch)
+            ordered = torch.cat([taken[r][batch.response_mask[r]] for r in range(len(taken))])
+            (gradient,) = torch.autograd.grad(ordered.float().pow(2).sum(), weight)
+    finally:
+        weight.requires_grad_(wanted)
+    return ordered.detach().float(), gradient.float()
+
+
+def gather_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
+    """[R, T, H]: the states that predict each learned token (padding takes the row's first state; mask it)."""
+    return hidden[batch.row.unsqueeze(1), batch.predict_index]
+
+
+def last_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
+    """[R, H]: the state at the last token of each response, found by layout, not by looking for a pad id."""
+    return hidden[batch.row, batch.last_index]

@@ -1,0 +1,91 @@
+"""Low-rank adapters through peft: what is adapted, and switching between named adapters without touching what trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from alignkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+    Args:
+        r: rank.
+        alpha: scale; the update is alpha / r * B A. None takes 2 r.
+        targets: names of the linear layers, or "all-linear" for every one but the head.
+    """
+
+    r: int = 16
+    alpha: float | None = None
+    targets: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"r={self.r} must be at least 1", where="LoRA")
+
+    def config(self) -> Any:
+        """The peft configuration."""
+        from peft import LoraConfig
+
+        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha if self.alpha is not None else 2 * self.r,  # type: ignore[arg-type]
+            target_modules=targets,
+            lora_dropout=0.0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def lora_layers(model: nn.Module) -> list[Any]:
+    """Every layer that carries adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+@contextlib.contextmanager
+def active_adapter(model: Any, name: str | None) -> Iterator[None]:
+    """Run with another adapter, or with none (the bare base), and come back with every `requires_grad` as it was.
+
+    peft turns gradients on for whatever it activates; a reference must never be left trainable.
+    """
+    flags = [(p, p.requires_grad) for n, p in model.named_parameters() if "lora_" in n]
+    before = model.active_adapter
+    try:
+        if name is None:
+            with model.disable_adapter():
+                yield
+        else:
+            model.set_adapter(name, inference_mode=True)
+            yield
+    finally:
+        model.set_adapter(before)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Run with the active adapter folded into the weights, as generation wants it; afterwards the very same tensors are back."""
+    layers = lora_layers(model)
+    kept = []
+    for layer in layers:
+        base, (name,) = layer.get_base_layer(), layer.active_adapters
+        kept.append((base, base.weight.data))
+        base.weight.data = base.weight.data + layer.get_delta_weight(name).to(base.weight.dtype)
+    try:
+        with active_adapter(model, None):
+            yield
+    finally:
+        for base, weight in kept:
+            base.weight.data = weight

@@ -1,0 +1,351 @@
+"""`Policy`: a causal language model with named states, and the value head that may sit on its trunk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignkit.data.chat import ChatFormat
+from alignkit.data.collate import MicroBatch
+from alignkit.errors import ConfigError
+from alignkit.models import forward
+from alignkit.models.head import token_logprobs
+from alignkit.models.loading import (
+    file_digest,
+    folder_digest,
+    load_causal,
+    read_json,
+    resolve_source,
+    save_plain,
+    write_json,
+)
+from alignkit.models.lora import LoRA, active_adapter, merged
+
+CARD = "alignkit.json"
+"""In a folder that holds an adapter: where its base is, and both digests."""
+
+TRAINED = "default"
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: rollout, reference and update must see the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for config in {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if c is not None}.values():
+        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
+            if isinstance(getattr(config, name, None), float):
+                setattr(config, name, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+class ValueHead(nn.Module):
+    """One number per position on hidden states; starts at zero, so that the first values are 0 rather than noise.
+
+    Args:
+        hidden_size: H of the trunk.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[…, H] -> […], float32."""
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+
+
+def portable(base: str | Path, folder: Path) -> str:
+    """How `folder` names its base: relative while both lie in one run, so that a run can be moved; else absolute.
+
+    Raises:
+        ConfigError: the base is no folder (a hub name, a GGUF file, "tiny"), which an adapter could not find again.
+    """
+    if not Path(base).is_dir():
+        raise ConfigError(f"an adapter needs a base folder, not {str(base)!r}", where=str(folder), remedy="export the base first")
+    relative = os.path.relpath(Path(base).resolve(), folder.resolve())
+    return relative if relative.count("..") <= 3 else str(Path(base).resolve())
+
+
+def adapter_base(folder: str | Path) -> Path | None:
+    """The base that an adapter folder names, or None for a plain folder."""
+    card = Path(folder) / CARD
+    if not card.is_file():
+        return None
+    return (Path(folder) / read_json(card)["base"]).resolve()
+
+
+class Policy(nn.Module):
+    """A causal language model to sample from and to train.
+
+    States are named and known by digest: `base` (the weights under the adapter), the trained adapter, and any frozen
+    adapter added by `add_state`. Nothing refers to a state as "adapter off".
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        base: the folder the weights came from.
+        base_digest: digest of that folder.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "") -> None:
+        super().__init__()
+        without_dropout(model)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.base, self.base_digest = base, base_digest
+        self.chat = ChatFormat(tokenizer)
+        self.value_head: ValueHead | None = None
+        self.lora: LoRA | None = None
+        self.adapted = False
+        self._states: dict[str, str | None] = {}
+        self._shares: bool | None = None
+
+    # -- where it comes from and goes to ----------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls, spec: str | Path, *, lora: LoRA | None = None, trainable: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Policy:
+        """Load from a folder (plain or with an adapter), a hub name, a GGUF file, "package:NAME" or "tiny".
+
+        Args:
+            spec: see `resolve_source`; or a folder that `save` wrote.
+            lora: train a low-rank adapter (the folder's own goes on, if it has one); None trains every weight.
+            trainable: False freezes everything.
+            dtype: of the weights.
+
+        Raises:
+            ConfigError: nothing there, or an adapter whose base is gone or has changed.
+        """
+        base = adapter_base(spec)
+        source = resolve_source(str(base or spec))
+        model, tokenizer = load_causal(source, dtype)
+        digest = source.digest()
+        if base is not None:
+            cls._check_base(Path(spec), digest)
+        policy = cls(model, tokenizer, base=source.path, base_digest=digest)
+        if base is not None:
+            policy._adapt(Path(spec), lora, trainable)
+        elif lora is not None and trainable:
+            policy._adapt(None, lora, trainable)
+        policy._freeze(trainable)
+        if base is not None and trainable and lora is None:
+            policy.fold()
+            policy._freeze(True)
+        return policy
+
+    @staticmethod
+    def _check_base(folder: Path, digest: str) -> None:
+        card = read_json(folder / CARD)
+        if card["base_digest"] != digest:
+            raise ConfigError(
+                f"the adapter was trained on base {card['base_digest'][:12]}, the folder now holds {digest[:12]}",
+                where=str(folder),
+                effect="Its outputs would be of another model.",
+                remedy="restore the base, or train anew",
+            )
+
+    def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
+        from peft import PeftModel, get_peft_model
+
+        if folder is not None:
+            self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+        else:
+            assert lora is not None
+            self.model = get_peft_model(self.model, lora.config(), adapter_name=TRAINED)
+        self.lora, self.adapted = lora, True
+        self.model.eval()
+
+    def _freeze(self, trainable: bool) -> None:
+        for name, parameter in self.model.named_parameters():
+            wanted = trainable and (not self.adapted or f".{TRAINED}." in name)
+            parameter.requires_grad_(wanted)
+
+    def fold(self) -> None:
+        """Merge the adapter into the weights for good."""
+        if self.adapted:
+            self.model = self.model.merge_and_unload()
+            self.adapted, self.lora = False, None
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter with the digest of its base, or, without one, the plain Hugging Face folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        if not self.adapted:
+            save_plain(self.model, self.tokenizer, path)
+            return
+        self.model.save_pretrained(str(path), selected_adapters=[TRAINED], save_embedding_layers=False)
+        if (path / TRAINED).is_dir():
+            for file in (path / TRAINED).iterdir():
+                file.rename(path / file.name)
+            (path / TRAINED).rmdir()
+        (path / "README.md").unlink(missing_ok=True)
+        write_json(path / CARD, {"base": portable(self.base, path), "base_digest": self.base_digest})
+
+    def save_value_head(self, folder: str | Path) -> None:
+        """Write the value head beside the weights."""
+        if self.value_head is not None:
+            tensors = {k: v.contiguous() for k, v in self.value_head.state_dict().items()}
+            save_file(tensors, str(Path(folder) / "value_head.safetensors"))
+
+    def add_value_head(self, folder: str | Path | None = None) -> None:
+        """Put a value head on the trunk: a fresh one, or the one saved in `folder` if there is one."""
+        hidden = int(self.config.hidden_size)
+        self.value_head = ValueHead(hidden).to(self.device)
+        saved = Path(folder) / "value_head.safetensors" if folder else None
+        if saved and saved.is_file():
+            self.value_head.load_state_dict(load_file(str(saved)))
+
+    def export(self, folder: str | Path) -> None:
+        """Write one plain Hugging Face folder, the adapter merged; this object keeps its adapter."""
+        path = Path(folder)
+        if not self.adapted:
+            save_plain(self.model, self.tokenizer, path)
+            return
+        with merged(self.model):
+            inner = forward.bare(self.model)
+            state = {k.replace(".base_layer", ""): v for k, v in inner.state_dict().items() if "lora_" not in k}
+            plain = type(inner)(inner.config)
+            plain.load_state_dict(state, strict=False)
+            plain.tie_weights()
+        plain.generation_config = inner.generation_config
+        save_plain(plain.to(next(inner.parameters()).dtype), self.tokenizer, path)
+
+    # -- states ----------------------------------------------------------------------------------------------------
+
+    def add_state(self, name: str, folder: str | Path) -> bool:
+        """Name a frozen state of these weights: the base folder itself, or an adapter trained on the same base.
+
+        Returns:
+            False where `folder` has another base (or this policy trains its full weights): a second model is needed.
+        """
+        base = adapter_base(folder)
+        digest = read_json(Path(folder) / CARD)["base_digest"] if base else folder_digest_of(str(folder))
+        if not self.adapted or digest != self.base_digest:
+            return False
+        if base is None:
+            self._states[name] = None
+            return True
+        adapter = "state_" + file_digest(Path(folder) / "adapter_model.safetensors")[:12]
+        if adapter not in self.model.peft_config:
+            self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False)
+            self.model.eval()
+            self._freeze_all_but_trained()
+        self._states[name] = adapter
+        return True
+
+    def _freeze_all_but_trained(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name and f".{TRAINED}." not in name:
+                parameter.requires_grad_(False)
+
+    @contextlib.contextmanager
+    def state(self, name: str) -> Iterator[None]:
+        """Run as a named state, without gradients."""
+        if name not in self._states:
+            raise ConfigError(f"no state {name!r}", where="Policy", remedy=f"known: {sorted(self._states)}")
+        with torch.no_grad(), active_adapter(self.model, self._states[name]):
+            yield
+
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[Any]:
+        """The bare transformers model with the adapter folded in, without gradients."""
+        with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
+            yield forward.bare(self.model)
+
+    # -- the forward ------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        return forward.bare(self.model).config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is computed once for its responses (see `can_share_prompts`)."""
+        if self._shares is None:
+            self._shares = forward.can_share_prompts(self.model)
+        return self._shares
+
+    def tensors(
+        self,
+        batch: MicroBatch,
+        wanted: Collection[str] = ("logprobs",),
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> dict[str, Tensor]:
+        """The tensors of the vocabulary that come from the policy's own forward pass.
+
+        Args:
+            batch: on the policy's device.
+            wanted: of "logprobs", "entropy", "values".
+            temperature: T of the log-probs.
+            entropy_gradient: differentiate the entropy.
+
+        Returns:
+            [R, T] float32 each; padding is 0.
+        """
+        hidden = forward.gather_hidden(forward.hidden_states(self.model, batch), batch)
+        mask = batch.response_mask
+        out: dict[str, Tensor] = {}
+        if "logprobs" in wanted or "entropy" in wanted:
+            head = forward.bare(self.model).get_output_embeddings()  # type: ignore[operator]
+            flat, entropy = token_logprobs(
+                _scaled_head(forward.bare(self.model), head),
+                hidden[mask],
+                batch.targets[mask],
+                temperature=temperature,
+                entropy_gradient=entropy_gradient,
+            )
+            zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+            out["logprobs"] = zeros.masked_scatter(mask, flat)
+            out["entropy"] = zeros.masked_scatter(mask, entropy)
+        if "values" in wanted:
+            if self.value_head is None:
+                raise ConfigError("values are asked for, but the policy has no value head", where="Policy")
+            out["values"] = self.value_head(hidden) * mask
+        return out
+
+
+def folder_digest_of(spec: str) -> str:
+    """Digest of whatever a specification resolves to."""
+    return resolve_source(spec).digest()
+
+
+def _scaled_head(model: Any, head: Any) -> Any:
+    """The head with the scaling some families apply after it (Granite, Cohere, Gemma)."""
+    config = model.config
+    divide = getattr(config, "logits_scaling", None)
+    multiply = getattr(config, "logit_scale", None)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if not any((divide, multiply, softcap)):
+        return head
+
+    def scaled(hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        if divide:
+            logits = logits / divide
+        if multiply:
+            logits = logits * multiply
+        return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+    return scaled
+
+
+__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest", "without_dropout"]

@@ -1,0 +1,201 @@
+"""`RewardModel`: one raw score per response, from a sequence classifier with one output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignkit.data.chat import ChatFormat
+from alignkit.data.collate import MicroBatch
+from alignkit.models import forward
+from alignkit.models.loading import load_causal, read_json, resolve_source, save_plain, write_json
+from alignkit.models.lora import LoRA
+from alignkit.models.policy import CARD, TRAINED, Policy, adapter_base, portable, without_dropout
+
+HEAD = "score_head.safetensors"
+
+
+class RewardModel(nn.Module):
+    """A sequence classifier with one output.
+
+    Causal families started from a policy are pooled here, at the last token of each response as the batch lays it out: right
+    whatever the pad id is (transformers looks for the last token that is not the pad id, one too early when pad is EOS).
+    Any other classifier is used through its own forward, one padded row per response.
+
+    Args:
+        model: a transformers sequence classifier with `num_labels` 1.
+        tokenizer: its tokenizer.
+        base: the folder of the weights under the adapter, if there is one.
+        base_digest: its digest.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
+        super().__init__()
+        without_dropout(model)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.base, self.base_digest, self.init = base, base_digest, init
+        self.chat = ChatFormat(tokenizer)
+        self.adapted = False
+        self._shares: bool | None = None
+
+    @classmethod
+    def from_policy(
+        cls, spec: str | Path, *, lora: LoRA | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> RewardModel:
+        """Start from a policy checkpoint, its language head replaced by a score head.
+
+        The head starts with standard deviation 1 / sqrt(H + 1) (Stiennon et al. 2020; Huang et al. 2024).
+
+        Args:
+            spec: as for `Policy.load`; an adapter is merged first.
+            lora: train an adapter and the score head; None trains everything.
+            dtype: of the weights.
+            seed: of the head and the adapter.
+        """
+        policy = Policy.load(spec, dtype=dtype)
+        policy.fold()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _classifier_from(policy.model)
+            reward_model = cls(
+                model, policy.tokenizer, base=policy.base, base_digest=policy.base_digest, init=str(spec)
+            )
+            if lora is not None:
+                reward_model._adapt(lora)
+        reward_model._freeze(True)
+        return reward_model
+
+    @classmethod
+    def load(
+        cls, spec: str | Path, *, trainable: bool = False, lora: LoRA | None = None, dtype: torch.dtype = torch.float32
+    ) -> RewardModel:
+        """Load what `save` wrote, or any sequence classifier of the hub or a folder.
+
+        Raises:
+            ConfigError: nothing there.
+        """
+        folder = Path(spec)
+        if (folder / HEAD).is_file():
+            reward_model = cls._load_adapted(folder, trainable, dtype)
+        else:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            source = resolve_source(str(spec))
+            model = AutoModelForSequenceClassification.from_pretrained(source.path, dtype=dtype, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(source.path)
+            reward_model = cls(model, tokenizer, base=source.path, base_digest=source.digest())
+            if lora is not None and trainable:
+                reward_model._adapt(lora)
+        reward_model._freeze(trainable)
+        return reward_model
+
+    @classmethod
+    def _load_adapted(cls, folder: Path, trainable: bool, dtype: torch.dtype) -> RewardModel:
+        from peft import PeftModel
+
+        card = read_json(folder / CARD)
+        init = str((folder / card["init"]).resolve())
+        policy = Policy.load(init, dtype=dtype)
+        if adapter_base(init) is None:
+            Policy._check_base(folder, policy.base_digest)
+        policy.fold()
+        reward_model = cls(
+            _classifier_from(policy.model), policy.tokenizer, base=policy.base, base_digest=policy.base_digest, init=init
+        )
+        body = PeftModel.from_pretrained(reward_model.body, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+        reward_model._replace_body(body)
+        reward_model.head.load_state_dict(load_file(str(folder / HEAD)))
+        return reward_model
+
+    def _adapt(self, lora: LoRA) -> None:
+        from peft import get_peft_model
+
+        self._replace_body(get_peft_model(self.body, lora.config(), adapter_name=TRAINED))
+
+    def _replace_body(self, body: Any) -> None:
+        setattr(self.model, self.model.base_model_prefix, body)
+        self.adapted = True
+        self.model.eval()
+
+    def _freeze(self, trainable: bool) -> None:
+        for name, parameter in self.model.named_parameters():
+            head = name.startswith("score.")
+            parameter.requires_grad_(trainable and (head or not self.adapted or f".{TRAINED}." in name))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        if not self.adapted:
+            save_plain(self.model, self.tokenizer, path)
+            return
+        self.body.save_pretrained(str(path), selected_adapters=[TRAINED], save_embedding_layers=False)
+        if (path / TRAINED).is_dir():
+            for file in (path / TRAINED).iterdir():
+                file.rename(path / file.name)
+            (path / TRAINED).rmdir()
+        (path / "README.md").unlink(missing_ok=True)
+        save_file({k: v.contiguous() for k, v in self.head.state_dict().items()}, str(path / HEAD))
+        init = portable(self.init or self.base, path)
+        write_json(path / CARD, {"base": init, "init": init, "base_digest": self.base_digest})
+
+    @property
+    def body(self) -> Any:
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @property
+    def head(self) -> Any:
+        return self.model.score
+
+    @property
+    def pools_here(self) -> bool:
+        """Whether scores are pooled by us; other classifiers go through their own forward."""
+        return isinstance(getattr(self.model, "score", None), nn.Linear)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shares_prompts(self) -> bool:
+        if self._shares is None:
+            self._shares = self.pools_here and forward.can_share_prompts(self.model)
+        return self._shares
+
+    def scores(self, batch: MicroBatch) -> Tensor:
+        """Raw scores [R] (float32) of a batch on the model's device."""
+        if not self.pools_here:
+            return self.model(
+                input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()
+            ).logits[:, 0].float()
+        hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
+        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+
+    def tensors(self, batch: MicroBatch, wanted: Collection[str] = ("scores",), **_: Any) -> dict[str, Tensor]:
+        """{"scores": [R]}; the same shape of call as `Policy.tensors`."""
+        return {"scores": self.scores(batch)}
+
+
+def _classifier_from(causal: Any) -> Any:
+    """The sequence classifier of the same family around the causal model's own trunk."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(causal.config).from_dict(causal.config.to_dict())
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
+    weight = next(causal.parameters())
+    hidden = model.score.weight.shape[1]
+    model.score = nn.Linear(hidden, 1, bias=False, device=weight.device, dtype=torch.float32)
+    nn.init.normal_(model.score.weight, std=1 / (hidden + 1) ** 0.5)
+    return model
+
+
+__all__ = ["HEAD", "RewardModel", "load_causal"]

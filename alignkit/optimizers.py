@@ -1,0 +1,148 @@
+"""The interface of policy optimizers: what an alignment method tells the engine, and what the engine does for it.
+
+An optimizer is a frozen dataclass; its fields are its hyper-parameters. The engine samples (`samples_per_prompt`), scores,
+calls `prepare` once a round, and takes optimizer steps on what `prepare` returned, with the terms of the loss weighted
+and reduced as `terms()` declares. `prepare` and the loss ask for tensors by naming them as parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from alignkit.errors import ConfigError
+from alignkit.types import Batch, Groups
+
+Reduction = Literal["token", "sequence", "group", "constant"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """How one term of a loss becomes a number.
+
+    Args:
+        weight: its factor in the total; 0 makes it a diagnostic that is logged and never differentiated.
+        reduction: "token": sum over masked tokens / tokens of the whole optimizer step. "sequence": mean over the tokens of a
+            sequence (as it is, for response- and pair-level terms), then over sequences. "group": then over prompts, each
+            prompt weighing the same however many responses it has. "constant": sum / `constant`.
+        constant: the divisor of "constant".
+        mask: the token mask, by name; None for terms without tokens.
+    """
+
+    weight: float = 1.0
+    reduction: Reduction = "sequence"
+    constant: float = 1.0
+    mask: str | None = "response_mask"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("token", "sequence", "group", "constant"):
+            raise ConfigError(f"reduction {self.reduction!r}", where="Term", remedy="use token, sequence, group or constant")
+        if self.constant <= 0:
+            raise ConfigError(f"constant {self.constant} must be positive", where="Term")
+
+
+@dataclass(frozen=True)
+class PolicyOptimizer:
+    """Base of every policy optimizer. Subclasses add fields and override `prepare` (and what else they need).
+
+    Args:
+        loss: the loss, a registered name or a configured component.
+        samples_per_prompt: responses sampled for each prompt of a round; 0 learns from the groups it is given.
+        prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
+        rounds: times that sampling, scoring and learning are repeated.
+        epochs: passes over a round's batch.
+        batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
+        temperature: of sampling, and, for methods that compare with the sampler, of every log-prob (`logprob_temperature`).
+        learning_rate: peak learning rate of AdamW.
+        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
+        warmup_ratio: share of steps over which the rate rises linearly from 0.
+        min_lr_ratio: where the cosine schedule ends, as a share of the peak.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        weight_decay: decoupled weight decay, on matrices only.
+        max_grad_norm: clipping of the global gradient norm; 0 turns it off.
+        value_learning_rate: learning rate of the value model's own weights; None: as the policy.
+    """
+
+    loss: Any = "nll"
+    samples_per_prompt: int = 1
+    prompts_per_round: int = 0
+    rounds: int = 1
+    epochs: int = 1
+    batch_size: int = 16
+    temperature: float = 1.0
+    learning_rate: float = 1e-5
+    schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    min_lr_ratio: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    value_learning_rate: float | None = None
+
+    provides: ClassVar[Mapping[str, str]] = {}
+    """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
+
+    def __post_init__(self) -> None:
+        positive = ("rounds", "epochs", "temperature", "learning_rate", "eps")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive", where=type(self).__name__)
+        for name in ("samples_per_prompt", "prompts_per_round", "batch_size", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative", where=type(self).__name__)
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ConfigError(
+                f"schedule {self.schedule!r}", where=type(self).__name__, remedy="use constant, cosine or linear"
+            )
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=type(self).__name__)
+
+    # -- what a method overrides ------------------------------------------------------------------------------------
+
+    def prepare(self, groups: Groups, state: Mapping[str, Any]) -> Batch:
+        """Turn a round's scored groups into what the loss needs. Called once a round.
+
+        Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
+        whether there is one), `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
+        `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by the
+        current reward), `generator` (a seeded `torch.Generator`).
+        """
+        raise NotImplementedError
+
+    def terms(self) -> Mapping[str, Term]:
+        """The loss's terms by name ("loss" for a loss that returns one tensor)."""
+        return {"loss": Term()}
+
+    def keep(self, groups: Groups) -> list[bool] | None:
+        """Which sampled groups are worth learning from; the engine samples anew for the others. None keeps all."""
+        return None
+
+    def initial_state(self) -> dict[str, Any]:
+        """The state a run begins with: plain JSON (an adaptive coefficient, counters)."""
+        return {}
+
+    def update(self, state: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The state after a round, from the round's metrics."""
+        return dict(state)
+
+    def stop_epochs(self, metrics: Mapping[str, float]) -> bool:
+        """Whether to skip the rest of the round, asked after every optimizer step with that step's metrics."""
+        return False
+
+    @property
+    def logprob_temperature(self) -> float:
+        """The temperature of `logprobs` in `prepare` and in the loss: 1 where the method imitates text."""
+        return self.temperature
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the method compares with the probabilities of its sampler (ratios), and so refuses truncated sampling."""
+        return "old_logprobs" in self.prepare_arguments() or self.logprob_temperature != 1.0
+
+    def prepare_arguments(self) -> tuple[str, ...]:
+        """The names that `prepare` asks for beyond `groups` and `state`."""
+        return tuple(inspect.signature(self.prepare).parameters)[2:]

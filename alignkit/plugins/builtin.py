@@ -1,0 +1,24 @@
+"""What the core registers for itself, through the same hooks as every plugin.
+
+The imports stand inside the hooks, so that naming this module costs nothing until a host loads.
+"""
+
+from __future__ import annotations
+
+from alignkit.plugins.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    """The negative log-likelihood, which supervised fine-tuning needs."""
+    from alignkit.engine.losses import nll
+
+    register("nll", nll)
+
+
+@hookimpl
+def register_samplers(register: Register) -> None:
+    """Ancestral sampling: the loop that others override."""
+    from alignkit.sampling import Sampler
+
+    register("default", Sampler)

@@ -1,0 +1,174 @@
+"""What a component must look like to be registered, kind by kind; every refusal says what to write instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from alignkit.errors import PluginError
+from alignkit.plugins.grammar import RESERVED
+from alignkit.plugins.hookspecs import KINDS
+from alignkit.plugins.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
+from alignkit.plugins.vocabulary import VOCABULARY
+
+
+def kind_of(kind: str) -> str:
+    """The kind in the singular; the plural of the hook ("losses") is understood.
+
+    Args:
+        kind: "loss" or "losses", "sampler" or "samplers", and so on.
+
+    Raises:
+        PluginError: when there is no such kind.
+    """
+    for singular, hook in KINDS.items():
+        if kind in (singular, hook.removeprefix("register_")):
+            return singular
+    raise PluginError(f"no kind of component is called {kind!r}{did_you_mean(kind, KINDS)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The half sentence that offers the nearest known name, or nothing.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_component(kind: str, name: str, target: Any, *, distribution: str = "", plugin: str = "") -> ComponentRecord:
+    """Check a component and describe it.
+
+    Args:
+        kind: the kind in the singular.
+        name: the name it wants.
+        target: the function or class.
+        distribution: who brings it.
+        plugin: the entry point's name.
+
+    Raises:
+        PluginError: when it is not what its kind requires.
+    """
+    where = f"{kind} {name}"
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in RESERVED:
+        raise PluginError(f"{kind} {name!r}: not a name", remedy="use letters, digits and underscores")
+    if not callable(target):
+        raise PluginError(
+            f"{type(target).__name__} is not callable", where=where, remedy="register a function or class"
+        )
+    tensors, provides = _CHECKS.get(kind, _check_nothing)(target, where)
+    return ComponentRecord(
+        kind=kind,
+        name=name,
+        object=target,
+        distribution=distribution,
+        plugin=plugin,
+        signature=_readable(signature_of, name, target, where),
+        hyperparameters=_readable(hyperparameters_of, kind, target, where),
+        origin=origin_of(target),
+        doc=next(iter((inspect.getdoc(target) or "").splitlines()), ""),
+        tensors=tensors,
+        provides=provides,
+    )
+
+
+def unknown_tensor(loss: ComponentRecord, provided: Iterable[str]) -> str:
+    """The reason why a loss cannot be served, or an empty string: a tensor that nobody makes.
+
+    Args:
+        loss: the record of the loss.
+        provided: the tensors that registered optimizers add to the vocabulary.
+    """
+    known = {*VOCABULARY, *provided}
+    for name in loss.tensors:
+        if name not in known:
+            return f"loss {loss.name} asks for the unknown tensor {name!r}{did_you_mean(name, known)}"
+    return ""
+
+
+Checked = tuple[tuple[str, ...], Mapping[str, str]]
+
+
+def _readable(describe: Callable[[str, Any], Any], first: str, target: Any, where: str) -> Any:
+    try:
+        return describe(first, target)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"its signature cannot be read ({error})", where=where) from error
+
+
+def _check_nothing(target: Any, where: str) -> Checked:
+    return (), {}
+
+
+def _check_loss(target: Any, where: str) -> Checked:
+    parameters = _readable(lambda _, fn: inspect.signature(fn), "", target, where).parameters.values()
+    if inspect.isclass(target):
+        raise PluginError("a loss is a function, not a class", where=where)
+    tensors = []
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{p} hides what the loss needs", where=where, remedy="name each tensor it asks for")
+        if p.kind is p.POSITIONAL_ONLY:
+            raise PluginError("tensors are passed by name", where=where, remedy="remove the / from its parameters")
+        if p.kind is p.POSITIONAL_OR_KEYWORD:
+            if p.default is not p.empty and p.name not in VOCABULARY:
+                remedy = "write * before the hyper-parameters, they are keyword-only"
+                raise PluginError(f"{p.name!r} is not a tensor", where=where, remedy=remedy)
+            tensors.append(p.name)
+    if not tensors:
+        raise PluginError("asks for no tensor", where=where, remedy=f"its positional parameters name them: {_some()}")
+    return tuple(tensors), {}
+
+
+def _some() -> str:
+    return ", ".join([*list(VOCABULARY)[:4], "…"])
+
+
+def _check_frozen_dataclass(target: Any, where: str, module: str, base: str) -> None:
+    parent = getattr(importlib.import_module(module), base)
+    if not (inspect.isclass(target) and issubclass(target, parent)):
+        raise PluginError(f"not a class derived from {module}.{base}", where=where)
+    # The parent's decorator does not reach a subclass: its own fields would silently be class attributes.
+    parameters = vars(target).get("__dataclass_params__")
+    if not dataclasses.is_dataclass(target) or parameters is None or not parameters.frozen:
+        remedy = f"write @dataclass(frozen=True) above class {target.__name__}"
+        raise PluginError("its hyper-parameters must be the fields of a frozen dataclass", where=where, remedy=remedy)
+    if inspect.isabstract(target):
+        raise PluginError(f"lacks {', '.join(sorted(target.__abstractmethods__))}", where=where)
+
+
+def _check_sampler(target: Any, where: str) -> Checked:
+    _check_frozen_dataclass(target, where, "alignkit.sampling", "Sampler")
+    return (), {}
+
+
+def _check_optimizer(target: Any, where: str) -> Checked:
+    _check_frozen_dataclass(target, where, "alignkit.optimizers", "PolicyOptimizer")
+    provides = getattr(target, "provides", None) or {}
+    if not isinstance(provides, Mapping) or not all(
+        isinstance(part, str) for pair in provides.items() for part in pair
+    ):
+        raise PluginError("`provides` must map names of tensors to what they are", where=where)
+    return (), dict(provides)
+
+
+def _check_recipe(target: Any, where: str) -> Checked:
+    parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", target, where).parameters)
+    if not parameters or parameters[0] != "run":
+        raise PluginError("the first parameter of a recipe is `run`", where=where)
+    return (), {}
+
+
+_CHECKS: dict[str, Callable[[Any, str], Checked]] = {
+    "loss": _check_loss,
+    "sampler": _check_sampler,
+    "optimizer": _check_optimizer,
+    "recipe": _check_recipe,
+}

@@ -1,0 +1,252 @@
+"""From the view of a run to the page: what each part shows is decided here, how it looks in `page.html`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from alignkit.report import charts, text
+from alignkit.report.choose import choose_prompts
+from alignkit.report.collect import RunView, Stage, Version, collect, is_number, numeric_names
+from alignkit.types import RATINGS
+
+PAGE = "report.html"
+
+CURVES = {
+    "reward_mean": "Reward, mean",
+    "reward_std": "Reward, spread",
+    "kl_per_sequence": "KL per response (nats)",
+    "kl_per_token": "KL per token (nats)",
+    "response_length": "Response length (tokens)",
+    "eos_rate": "Share that ends by itself",
+    "entropy": "Entropy (nats per token)",
+    "loss": "Loss",
+    "accuracy": "Accuracy on the batch",
+    "ratio": "Ratio to the sampling policy",
+    "clip_fraction": "Share clipped",
+    "explained_variance": "Explained variance of values",
+}
+"""Curves shown first, in this order, under these names; other logged numbers follow under their own."""
+
+FOLDED = ("lr", "grad_norm")
+"""Logged numbers that come last."""
+
+LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
+    "overall": "Overall",
+    "negligibly_better_or_unsure": "Negligibly / unsure",
+}
+
+
+def write_page(run_folder: Path) -> Path:
+    """Write the page, whole or not at all."""
+    page = render(collect(run_folder))
+    path = run_folder / PAGE
+    temporary = path.with_name(f".{PAGE}.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(view: RunView) -> str:
+    """The page as text: the same view gives the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = (
+        text.brief,
+        text.number,
+        text.signed,
+        text.percent,
+        text.duration,
+        text.compact,
+        text.clipped,
+        text.conversation,
+    )
+    environment.filters.update({helper.__name__: helper for helper in helpers})
+    return environment.get_template("page.html").render(_context(view))
+
+
+def _shown(value: Any) -> Any:
+    """What every expression of the template passes before it is escaped."""
+    if isinstance(value, Markup):
+        return value
+    return "–" if value is None else text.visible(str(value))
+
+
+def _context(view: RunView) -> dict[str, Any]:
+    return {
+        "run": view,
+        "facts": _facts(view),
+        "verdict": verdict(view),
+        "table": _table(view),
+        "score_charts": _score_charts(view),
+        "curves": _all_curves(view),
+        "reward_models": [block for stage in view.stages if (block := _reward_model(stage))],
+        "best_of_n": _best_of_n(view),
+        "answers": _answers(view),
+        "total_seconds": sum(s.info["seconds"] for s in view.stages if is_number(s.info.get("seconds"))),
+    }
+
+
+def _facts(view: RunView) -> list[tuple[str, str]]:
+    names = {"seed": "Seed", "precision": "Precision", "created": "Started", "command": "Command"}
+    facts = [(label, str(view.info[name])) for name, label in names.items() if view.info.get(name) is not None]
+    for name in ("trainer", "versions"):
+        if isinstance(view.info.get(name), dict) and view.info[name]:
+            facts.append((name.capitalize(), ", ".join(f"{k} {text.compact(v)}" for k, v in view.info[name].items())))
+    return facts
+
+
+def verdict(view: RunView) -> dict[str, Any] | None:
+    """The last version against the first on the first score: the difference, and what may be said of it."""
+    if len(view.versions) < 2 or not view.scores:
+        return None
+    first, last, score = view.versions[0], view.versions[-1], view.scores[0]
+    gain = last.paired.get(score)
+    if not isinstance(gain, dict) or not all(is_number(gain.get(end)) for end in ("mean", "low", "high")):
+        return None
+    kind, meaning = "open", "The interval holds zero: no difference can be claimed."
+    if gain["low"] > 0:
+        kind, meaning = "better", "The whole interval lies above zero."
+    elif gain["high"] < 0:
+        kind, meaning = "worse", "The whole interval lies below zero: it got worse."
+    return {
+        "first": first.label,
+        "last": last.label,
+        "score": score,
+        "gain": gain,
+        "kind": kind,
+        "meaning": meaning,
+        "kl": last.metrics.get("kl"),
+    }
+
+
+def _table(view: RunView) -> dict[str, Any] | None:
+    if not view.versions:
+        return None
+    share = any("finished" in version.metrics for version in view.versions)
+    return {"scores": view.scores, "versions": view.versions, "finished": share}
+
+
+def _score_charts(view: RunView) -> list[dict[str, Any]]:
+    charted = []
+    names = [*view.scores, "kl", "length"] if len(view.versions) > 1 else []
+    titles = {"kl": "KL to the reference (nats per response)", "length": "Response length (tokens)"}
+    for place, name in enumerate(names):
+        known = [(v.label, v.metrics[name]) for v in view.versions if is_number(v.metrics.get(name, {}).get("mean"))]
+        if len(known) > 1:
+            labels, intervals = [label for label, _ in known], [interval for _, interval in known]
+            svg = charts.versions(labels, intervals, place % 4 if name not in titles else 4)
+            charted.append({"title": titles.get(name, name), "svg": svg})
+    return charted
+
+
+def _all_curves(view: RunView) -> list[dict[str, Any]]:
+    """Every training stage that logged something; the last improvement is unfolded."""
+    blocks = [block for stage in view.stages if (block := _curves(stage))]
+    improved = [block for block in blocks if block["stage"].verb == "improve"] or blocks
+    return [{**block, "open": block is improved[-1]} for block in blocks]
+
+
+def _curves(stage: Stage) -> dict[str, Any] | None:
+    """The small multiples of one training stage; a number that was logged once only is no curve."""
+    rows = [row for row in stage.steps if is_number(row.get("step"))]
+    names = numeric_names(rows)
+    ends = _round_ends(rows)
+    first = [name for name in CURVES if name in names]
+    rest = [name for name in names if name not in CURVES and name not in FOLDED]
+    drawn = []
+    for name in [*first, *rest, *(name for name in FOLDED if name in names)]:
+        points = [(float(row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
+        if len(points) > 1:
+            svg = charts.curve(points, ends)
+            drawn.append({"title": CURVES.get(name, name), "svg": svg, "last": points[-1][1]})
+    if not drawn:
+        return None
+    return {"stage": stage, "steps": len(rows), "rounds": len(ends) + 1, "charts": drawn}
+
+
+def _round_ends(rows: list[dict[str, Any]]) -> list[float]:
+    known = [row for row in rows if is_number(row.get("round"))]
+    pairs = itertools.pairwise(known)
+    return [(a["step"] + b["step"]) / 2 for a, b in pairs if a["round"] != b["round"]]
+
+
+def _reward_model(stage: Stage) -> dict[str, Any] | None:
+    found = stage.result.get("accuracy")
+    if stage.verb != "train_reward" or not isinstance(found, dict):
+        return None
+    order = ["overall", *RATINGS, *sorted(set(found) - {"overall", *RATINGS})]
+    rows = [(LEVELS.get(level, level), found[level]) for level in order if isinstance(found.get(level), dict)]
+    if not rows:
+        return None
+    result = stage.result
+    return {
+        "stage": stage,
+        "accuracy": charts.accuracy(rows),
+        "histogram": _histogram(result.get("histogram")),
+        "ties": result.get("ties"),
+        "pairs": result.get("pairs"),
+        "eval_pairs": result.get("eval_pairs"),
+    }
+
+
+def _histogram(found: Any) -> Markup | None:
+    if not isinstance(found, dict):
+        return None
+    edges, sides = found.get("edges") or [], {side: found.get(side) or [] for side in ("chosen", "rejected")}
+    values = [*edges, *sides["chosen"], *sides["rejected"]]
+    whole = len(edges) > 1 and all(len(counts) == len(edges) - 1 for counts in sides.values())
+    return charts.histogram(edges, sides) if whole and all(map(is_number, values)) else None
+
+
+def _best_of_n(view: RunView) -> dict[str, Any] | None:
+    """One panel per version, on a common scale."""
+    curves = [(version, _best_points(version.best_of_n)) for version in view.versions]
+    curves = [(version, points) for version, points in curves if len(points) > 1]
+    values = [v for _, points in curves for point in points.values() for v in point.values() if is_number(v)]
+    if not values:
+        return None
+    panels = [{"title": v.label, "svg": charts.best_of_n(points, min(values), max(values))} for v, points in curves]
+    score = curves[0][0].stage.result.get("best_of_n_score") or view.scores[0]
+    return {"score": score, "panels": panels}
+
+
+def _best_points(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {n: point for n, point in found.items() if str(n).isdecimal() and isinstance(point, dict)}
+
+
+def _answers(view: RunView) -> list[dict[str, Any]]:
+    """The chosen prompts, each with the first sample of every version."""
+    shown = []
+    answered = [version for version in view.versions if version.rows]
+    for place, (prompt, reason) in enumerate(choose_prompts(answered), start=1):
+        columns = [(version, _first_sample(version, prompt)) for version in answered]
+        present = [(version, row) for version, row in columns if row is not None]
+        row = present[0][1]
+        shown.append(
+            {
+                "place": place,
+                "reason": reason,
+                "prompt": row.get("prompt", ""),
+                "tags": row.get("tags") or [],
+                "columns": present,
+            }
+        )
+    return shown
+
+
+def _first_sample(version: Version, prompt: str) -> dict[str, Any] | None:
+    rows = [row for row in version.rows if row["prompt_id"] == prompt]
+    return min(rows, key=lambda row: row["sample"] if is_number(row.get("sample")) else 0, default=None)

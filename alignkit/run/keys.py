@@ -1,0 +1,130 @@
+"""What identifies a stage: everything that can change its result, as one digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import ConfigError
+from alignkit.types import canonical_json
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as plain JSON: dataclasses, components, tuples and paths included.
+
+    Raises:
+        ConfigError: something that has no plain form; give it a `key()`.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(v) for v in value)
+    if hasattr(value, "key") and callable(value.key):
+        return plain(value.key())
+    if hasattr(value, "to_json") and callable(value.to_json):
+        return plain(value.to_json())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if callable(value):
+        return function_key(value)
+    raise ConfigError(
+        f"a {type(value).__name__} cannot be part of a stage's key",
+        where="Run",
+        remedy="pass plain values, or give its class a key() method",
+    )
+
+
+def function_key(function: Callable[..., Any], version: str | None = None) -> dict[str, Any]:
+    """What identifies a plain function: its source and its defaults, and the values it closes over.
+
+    Args:
+        function: a function, method or callable object.
+        version: stands for the source where there is none to read.
+
+    Raises:
+        ConfigError: no source and no version, or a closed-over value without a plain form.
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if version is not None:
+        return {"name": name, "version": version}
+    try:
+        source = textwrap.dedent(inspect.getsource(function if inspect.isroutine(function) else type(function)))
+    except (OSError, TypeError):
+        raise ConfigError(
+            f"the source of {name} cannot be read", where="Run", remedy="give it a version=, changed by hand when it changes"
+        ) from None
+    defaults = {
+        p.name: plain(p.default) for p in inspect.signature(function).parameters.values() if p.default is not p.empty
+    }
+    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    return {
+        "name": name,
+        "source": hashlib.sha256(source.encode()).hexdigest(),
+        "defaults": defaults,
+        "closure": {k: plain(v) for k, v in closure.items()},
+    }
+
+
+@cache
+def distribution_key(name: str) -> dict[str, str]:
+    """What identifies a plugin's code: the wheel's RECORD, or the source tree of an editable install.
+
+    Args:
+        name: the distribution.
+    """
+    if not name or name == "alignkit":
+        import alignkit
+
+        return {"alignkit": alignkit.__version__}
+    found = importlib.metadata.distribution(name)
+    direct = json.loads(found.read_text("direct_url.json") or "{}")
+    folder = Path(direct.get("url", "").removeprefix("file://"))
+    if direct.get("dir_info", {}).get("editable") and folder.is_dir():
+        return {name: found.version, "source": _tree_digest(folder / "src" if (folder / "src").is_dir() else folder)}
+    return {name: found.version, "record": hashlib.sha256((found.read_text("RECORD") or "").encode()).hexdigest()}
+
+
+def _tree_digest(folder: Path) -> str:
+    state = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        state.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return state.hexdigest()
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """What changed between two keys, one line each: `config.learning_rate: 0.001 -> 0.0005`."""
+    lines = []
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{path}{name}.")
+        else:
+            lines.append(f"{path}{name}: {_short(a)} -> {_short(b)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:18] + "…" + text[-18:]

@@ -1,0 +1,185 @@
+"""The sampler interface and its default."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from alignkit.data.encode import encode_groups
+from alignkit.errors import ConfigError, DataError
+from alignkit.models import Policy
+from alignkit.sampling.counter import stream_key
+from alignkit.sampling.decode import Sequence_, decode
+from alignkit.types import Groups
+
+Progress = Callable[[int, int, int, float], None]
+"""Called with (responses done, responses in all, tokens so far, seconds so far)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples responses from a policy. Override `warp` for a decoding rule, or `sample` for another engine.
+
+    Args:
+        temperature: T > 0 of softmax(logits / T).
+        max_new_tokens: tokens after which a response is cut (it then has no EOS).
+        max_prompt_tokens: the oldest turns of a longer prompt are dropped.
+        greedy: take the likeliest token; the random numbers are not used.
+        stop: texts that end a response, beside the end tokens of the chat template; what follows one is cut off.
+        batch_size: sequences decoded together.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    max_prompt_tokens: int = 1024
+    greedy: bool = False
+    stop: tuple[str, ...] = ()
+    batch_size: int = 96
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true")
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ConfigError("max_new_tokens and batch_size must be at least 1", where="Sampler")
+
+    def warp(self, logprobs: Tensor) -> Tensor:
+        """Truncate: log-probs [N, V] (tempered) in, the same with the excluded tokens at -inf out."""
+        return logprobs
+
+    @property
+    def truncates(self) -> bool:
+        """Whether `warp` is overridden, so that what was sampled from is not softmax(logits / T)."""
+        return type(self).warp is not Sampler.warp
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Groups,
+        n: int = 1,
+        *,
+        seed: Sequence[int | str] = (0,),
+        name: str = "policy",
+        progress: Progress | None = None,
+    ) -> Groups:
+        """Sample `n` responses for each prompt.
+
+        The random numbers depend on (seed, prompt, occurrence of that prompt, sample, position) alone: another batch size,
+        other prompts beside it, or a larger `n` leave a sample as it was.
+
+        Args:
+            policy: what to sample from.
+            prompts: responses in it are ignored.
+            n: samples per prompt.
+            seed: path of numbers and names: (run seed, stage, round).
+            name: recorded in `sampled_by` (a digest or a label of the policy).
+            progress: called after each chunk.
+
+        Returns:
+            one row per prompt with n responses, their ids, log-probs (`logprobs` before truncation, `sampled_logprobs`
+            after it, where the sampler truncates) and whether they finished.
+
+        Raises:
+            DataError: a prompt that does not fit.
+        """
+        encoded, problems = encode_groups(
+            prompts.without_responses(),
+            policy.chat,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_new_tokens,
+        )
+        if problems:
+            raise DataError(f"{len(problems)} prompts cannot be sampled: {problems[0]}", where="sample")
+        keys = self._keys(prompts, n, seed)
+        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].prompt_ids), i))
+        per_chunk = max(1, self.batch_size // n)
+        done: dict[int, list[Sequence_]] = {}
+        started, tokens = time.monotonic(), 0
+        with policy.generating() as model:
+            for start in range(0, len(order), per_chunk):
+                chunk = order[start : start + per_chunk]
+                sequences = [Sequence_(j, keys[i][k]) for j, i in enumerate(chunk) for k in range(n)]
+                decode(
+                    model,
+                    [encoded[i].prompt_ids for i in chunk],
+                    sequences,
+                    end_ids=policy.chat.end_ids,
+                    pad_id=policy.chat.pad_id,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.temperature,
+                    greedy=self.greedy,
+                    warp=self.warp if self.truncates else None,
+                )
+                tokens += sum(len(s.ids) for s in sequences)
+                for j, i in enumerate(chunk):
+                    done[i] = sequences[j * n : (j + 1) * n]
+                if progress:
+                    progress(len(done) * n, len(order) * n, tokens, time.monotonic() - started)
+        return Groups.from_rows(
+            [self._row(row, done[i], policy, name) for i, row in enumerate(prompts)]
+        )
+
+    def _keys(self, prompts: Groups, n: int, seed: Sequence[int | str]) -> list[list[int]]:
+        seen: Counter[str] = Counter()
+        keys = []
+        for row in prompts:
+            occurrence = seen[row["prompt_id"]]
+            seen[row["prompt_id"]] += 1
+            keys.append([stream_key(*seed, row["prompt_id"], occurrence, k) for k in range(n)])
+        return keys
+
+    def _row(self, row: dict[str, Any], sequences: list[Sequence_], policy: Policy, name: str) -> dict[str, Any]:
+        self._stop(sequences, policy)
+        return {
+            **{key: row[key] for key in ("prompt_id", "prompt", "tags", "meta", "iteration")},
+            "responses": [policy.chat.decode(s.ids) for s in sequences],
+            "response_ids": [s.ids for s in sequences],
+            "finished": [s.finished for s in sequences],
+            "logprobs": [s.logprobs for s in sequences],
+            "sampled_logprobs": [s.sampled_logprobs for s in sequences] if self.truncates else None,
+            "sampled_by": [{"policy": name, "temperature": self.temperature} for _ in sequences],
+            "tokenizer": policy.chat.fingerprint,
+        }
+
+    def _stop(self, sequences: list[Sequence_], policy: Policy) -> None:
+        """Cut each sequence at the first token with which one of the stop texts is complete."""
+        for sequence in sequences if self.stop else ():
+            for end in range(1, len(sequence.ids) + 1):
+                if any(text in policy.chat.decode(sequence.ids[:end]) for text in self.stop):
+                    for values in (sequence.ids, sequence.logprobs, sequence.sampled_logprobs):
+                        del values[end:]
+                    sequence.finished = True
+                    break
+
+
+def sample_side_by_side(parts: Sequence[Groups]) -> Groups:
+    """Join samples of several policies or temperatures for the same prompts: the K of each row add up.
+
+    Raises:
+        DataError: the parts do not hold the same prompts in the same order.
+    """
+    first = parts[0]
+    rows = []
+    for index, row in enumerate(first):
+        others = [part[index] for part in parts[1:] if index < len(part)]
+        if len(others) != len(parts) - 1 or any(other["prompt_id"] != row["prompt_id"] for other in others):
+            raise DataError("the samples are not of the same prompts", where=f"row {index}")
+        merged = dict(row)
+        for key in ("responses", "response_ids", "finished", "logprobs", "sampled_by"):
+            merged[key] = [value for part in [row, *others] for value in part[key]]
+        truncated = [part["sampled_logprobs"] for part in [row, *others]]
+        merged["sampled_logprobs"] = None if any(t is None for t in truncated) else [v for t in truncated for v in t]
+        rows.append(merged)
+    return Groups.from_rows(rows)
+
+
+def chat(
+    policy: Policy, prompt: str, n: int = 1, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0
+) -> list[str]:
+    """Answer one prompt `n` times."""
+    sampler = Sampler(temperature=temperature, max_new_tokens=max_new_tokens)
+    return sampler.sample(policy, Groups.from_prompts([prompt]), n, seed=(seed, "chat"))[0]["responses"]

