@@ -68,10 +68,17 @@ class FakeRun:
         folder.mkdir(parents=True)
         self.stages.append(folder.name)
         info = {
-            "name": name + self.mark, "verb": verb, "key": "ab12cd34", "status": "complete", "seconds": 12.3,
-            "started": "2025-06-01T10:00:00+00:00", "cached": False, "config": {"learning_rate": 1e-4, "x": "y" + self.mark},
-            "inputs": {"policy": "0001" + self.mark}, "result": result or {},
-        }  # fmt: skip
+            "name": name + self.mark,
+            "verb": verb,
+            "key": "ab12cd34",
+            "status": "complete",
+            "seconds": 12.3,
+            "started": "2025-06-01T10:00:00+00:00",
+            "cached": False,
+            "config": {"learning_rate": 1e-4, "x": "y" + self.mark},
+            "inputs": {"policy": "0001" + self.mark},
+            "result": result or {},
+        }
         (folder / "stage.json").write_text(json.dumps(info, sort_keys=True))
         for file, rows in files.items():
             (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,17 +101,24 @@ class FakeRun:
     def rows(self, version: int, prompts: int = 20) -> list[dict]:
         return [
             {
-                "prompt_id": f"{p:04d}", "prompt": [{"role": "user", "content": f"question {p}{self.mark}"}], "sample": s,
-                "tags": ["unsafe" + self.mark] if p % 5 == 0 else [], "finished": p % 3 > 0, "length": 10 + p, "kl": 0.7 * version,
-                "response": f"answer {version}.{p}{self.mark}", "scores": {"gold": p / 20 + version + s, "safety": -1.0 * version},
+                "prompt_id": f"{p:04d}",
+                "prompt": [{"role": "user", "content": f"question {p}{self.mark}"}],
+                "sample": s,
+                "tags": ["unsafe" + self.mark] if p % 5 == 0 else [],
+                "finished": p % 3 > 0,
+                "length": 10 + p,
+                "kl": 0.7 * version,
+                "response": f"answer {version}.{p}{self.mark}",
+                "scores": {"gold" + self.mark: p / 20 + version + s, "safety": -1.0 * version},
             }
-            for p in range(prompts) for s in range(2)
-        ]  # fmt: skip
+            for p in range(prompts)
+            for s in range(2)
+        ]
 
     def evaluate(self, version: int) -> Path:
         first = self.rows(0) if version else None
         result = {
-            "label": f"V{version}",
+            "label": f"V{version}{self.mark}",
             "order": version,
             **summarise_evaluation(self.rows(version), first, resamples=200),
         }
@@ -112,9 +126,15 @@ class FakeRun:
 
     def close(self) -> Path:
         info = {
-            "format": 1, "seed": 7, "created": "2025-06-01T10:00:00+00:00", "precision": "32-true", "trainer": {"devices": 1},
-            "versions": {"alignkit": "0.1.0", "my-plugin": "3.2.1"}, "command": "alignkit run" + self.mark, "stages": self.stages,
-        }  # fmt: skip
+            "format": 1,
+            "seed": 7,
+            "created": "2025-06-01T10:00:00+00:00",
+            "precision": "32-true",
+            "trainer": {"devices": 1},
+            "versions": {"alignkit": "0.1.0", "my-plugin": "3.2.1"},
+            "command": "alignkit run" + self.mark,
+            "stages": self.stages,
+        }
         self.folder.mkdir(exist_ok=True)
         (self.folder / "run.json").write_text(json.dumps(info | self.info))
         return self.folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,6 @@ from alignkit.errors import NumericError
 from alignkit.models import Policy, RewardModel
 from alignkit.optimizers import Term
 from alignkit.plugins.records import BoundLoss
-
-FORWARD = ("logprobs", "entropy", "values")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,19 @@ class Training:
         if self.schedule == "cosine":
             return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * along))
         return 1 - along if self.schedule == "linear" else 1.0
+
+
+@dataclass(frozen=True)
+class StepLoader:
+    """The steps of a round as Lightning reads data (a bare list would be taken for several loaders)."""
+
+    steps: list[Step]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
 
 
 class Source(Protocol):
@@ -181,13 +192,13 @@ class Learner(L.LightningModule):
         groups = _parameter_groups(self, config)
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
-    def train_dataloader(self) -> list[Step]:
+    def train_dataloader(self) -> StepLoader:
         """Begin the next round: sample, score, prepare; its steps are the data."""
         self.round_index += 1
         self._skip, self._sums, self._count = False, {}, 0
         with torch.no_grad():
             self.data, self.steps = self.source.start(self.round_index)
-        return self.steps
+        return StepLoader(self.steps)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch

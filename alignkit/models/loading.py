@@ -102,7 +102,9 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
         model, tokenizer = tiny_model()
         return model.to(dtype), tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # loading is a second of work, and its bar would break the run's own lines
     if source.kind == "gguf":
         folder, name = str(Path(source.path).parent), Path(source.path).name
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -115,6 +117,9 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
 
 def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a plain Hugging Face folder: safetensors, configuration, generation configuration, tokenizer, template."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = True
     model.save_pretrained(folder)

@@ -64,6 +64,7 @@ _PAIRS = {
     "rejected_lengths": _spec("pair", "Tokens learned from in the other response."),
     "chosen_rewards": _spec("pair", "Raw score of the preferred response by the reward model being trained."),
     "rejected_rewards": _spec("pair", "Raw score of the other response by the reward model being trained."),
+    "rating": _spec("pair", "Level of the comparison: 0 significantly better to 3 negligibly better, -1 unknown."),
     "margin": _spec("pair", "How far apart the two scores should be, from the rating; 0 where none was given."),
     "preference_prob": _spec("pair", "Probability that the preferred response is better (soft label); 1 if not given."),
     "chosen_safe": _spec("pair", "True where the preferred response was judged safe."),

@@ -146,8 +146,8 @@ class PPO(PolicyOptimizer):
             deviation 1); None leaves it.
         missing_eos_penalty: taken off the score of a response without EOS (TRL), not negative; None leaves it.
         target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does.
-        score_at: "last" puts the score on the response's last token. "after_eos" puts it one later, as N+ and TRL do; it
-            then reaches EOS through GAE with one factor gamma lambda more, and the value there counts as 0.
+        score_at: "last" puts the score on the last token of the response; "after_eos" one later, as N+ and TRL do, from
+            where it reaches EOS through GAE with one factor gamma lambda more (the value there counts as 0).
     """
 
     loss: Any = "ppo"
