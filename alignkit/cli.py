@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="RUN-or-model", help="a run's folder, a model's folder or a hub name")
     sample.add_argument("--prompt", required=True, help="what to say to it")
     sample.add_argument("--n", type=int, default=1, help="answers (default: 1)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="of sampling (default: 1)")
     sample.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
     sample.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
     sample.set_defaults(verb=_sample)
@@ -190,12 +190,10 @@ def _run(arguments: list[str]) -> int:
         precision=options["precision"],
         trainer=options["trainer"] or None,
     )
-    try:
+    with run:  # on leaving it records how the run ended
         recipe(run, **values)
         if options["plan"]:
             print(run.plan_table())
-    finally:
-        run.close()
     return 0
 
 
@@ -249,13 +247,20 @@ def _parse_recipe(recipe: Callable[..., Any], name: str, arguments: list[str]) -
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
     parser.add_function_arguments(recipe, skip={parameters[0]}, fail_untyped=False)
     try:
-        values = parser.instantiate(parser.parse_args(arguments))
+        values = parser.instantiate(parser.parse_args([_as_parameter(text, parameters) for text in arguments]))
     except ArgumentError as error:
         raise _argument_error(str(error), name, [*parameters[1:], *_RUN_OPTIONS]) from error
     return (
         {key: values[key] for key in _RUN_OPTIONS},
         {key: values[key] for key in parameters[1:] if key in values},
     )
+
+
+def _as_parameter(text: str, parameters: list[str]) -> str:
+    """A flag of the recipe written with dashes, as the parameter is spelled; any other argument as it is."""
+    flag, equals, value = text.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if flag.startswith("--") and name.split(".")[0] in parameters else text
 
 
 def _argument_error(text: str, name: str, known: list[str]) -> ConfigError:
@@ -312,7 +317,7 @@ def _sample(options: argparse.Namespace) -> int:
     from alignkit.sampling import chat
 
     answers = chat(
-        open_policy(options.model),
+        open_policy(_run_or_model(options.model)),
         options.prompt,
         n=options.n,
         temperature=options.temperature,
@@ -324,6 +329,12 @@ def _sample(options: argparse.Namespace) -> int:
             print(f"--- {index + 1} of {options.n}")
         print(printable(answer))
     return 0
+
+
+def _run_or_model(name: str) -> str:
+    """The folder of a run that is given by its name alone, as `alignkit report` takes it; anything else as it is."""
+    folder = Path("runs") / name
+    return str(folder) if (folder / "run.json").is_file() and not Path(name).exists() else name
 
 
 if __name__ == "__main__":

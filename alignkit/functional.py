@@ -232,7 +232,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)): the pessimistic surrogate of PPO (Schulman et al. 2017, eq. 7).
+    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)): the pessimistic surrogate (Schulman et al. 2017, eq. 7).
 
     Args:
         ratio: any shape, pi / pi_old.

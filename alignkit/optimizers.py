@@ -66,7 +66,7 @@ class PolicyOptimizer:
         value_learning_rate: learning rate of the value model's own weights; None: as the policy.
     """
 
-    loss: Any = "nll"
+    loss: Any = "alignkit/nll"
     samples_per_prompt: int = 1
     prompts_per_round: int = 0
     rounds: int = 1
@@ -103,11 +103,11 @@ class PolicyOptimizer:
 
     # -- what a method overrides ------------------------------------------------------------------------------------
 
-    def prepare(self, groups: Groups, state: Mapping[str, Any]) -> Batch:
-        """Turn a round's scored groups into what the loss needs. Called once a round.
+    def prepare(self, *args: Any, **kwargs: Any) -> Batch:
+        """Turn a round's scored groups into what the loss needs: `prepare(self, groups, state, …)`. Called once a round.
 
         Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
+        whether there is one), `reward_name` (of the reward being optimised), `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
         `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by the
         current reward), `generator` (a seeded `torch.Generator`).
         """
@@ -140,8 +140,11 @@ class PolicyOptimizer:
 
     @property
     def on_policy(self) -> bool:
-        """Whether the method compares with the probabilities of its sampler (ratios), and so refuses truncated sampling."""
-        return "old_logprobs" in self.prepare_arguments() or self.logprob_temperature != 1.0
+        """Whether the method compares with the probabilities of its sampler, and so refuses truncated sampling.
+
+        True where `prepare` asks for log-probs; the engine adds the losses that ask for `old_logprobs`.
+        """
+        return bool({"logprobs", "ref_logprobs"} & set(self.prepare_arguments()))
 
     def prepare_arguments(self) -> tuple[str, ...]:
         """The names that `prepare` asks for beyond `groups` and `state`."""

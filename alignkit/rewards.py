@@ -52,7 +52,7 @@ class Reward:
         return ()
 
 
-def _clean(value: Any) -> tuple[float | None, str | None]:
+def clean_score(value: Any) -> tuple[float | None, str | None]:
     """A number, or None with the reason: NaN and infinity are missing, not numbers to learn from."""
     if value is None:
         return None, "the reward returned None"
@@ -93,7 +93,7 @@ class FunctionReward(Reward):
     def score(self, groups: Groups) -> Scores:
         values, reasons = [], []
         for row in groups:
-            cleaned = [_clean(self.function(**self._offer(row, k))) for k in range(len(row["responses"]))]
+            cleaned = [clean_score(self.function(**self._offer(row, k))) for k in range(len(row["responses"]))]
             values.append([value for value, _ in cleaned])
             reasons.append([reason for _, reason in cleaned])
         return Scores(values, reasons)

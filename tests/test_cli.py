@@ -38,7 +38,7 @@ class Preferences:
     helpfulness: str | None = None
     safety: str | None = None
 
-def main(run: Run, policy: str = "tiny", k: int = 8, rate: float = 0.1, fast: bool = False,
+def main(run: Run, policy: str = "tiny", k: int = 8, top_rate: float = 0.1, fast: bool = False,
          algorithms: str = "first", preferences: Preferences = Preferences()) -> None:
     """Align a toy.
 
@@ -46,7 +46,7 @@ def main(run: Run, policy: str = "tiny", k: int = 8, rate: float = 0.1, fast: bo
         policy: a folder or a hub name.
         k: samples per prompt.
     """
-    run.seen.update(policy=policy, k=k, rate=rate, fast=fast, algorithms=algorithms, preferences=preferences)
+    run.seen.update(policy=policy, k=k, top_rate=top_rate, fast=fast, algorithms=algorithms, preferences=preferences)
     if policy == "interrupt":
         raise KeyboardInterrupt
     if policy == "bad":
@@ -67,14 +67,17 @@ class FakeRun:
     made: list[FakeRun] = []  # noqa: RUF012
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self.folder, self.options, self.seen, self.closed = folder, options, {}, False  # type: ignore[var-annotated]
+        self.folder, self.options, self.seen, self.ended = folder, options, {}, ""  # type: ignore[var-annotated]
         FakeRun.made.append(self)
 
     def plan_table(self) -> str:
         return "the plan"
 
-    def close(self) -> None:
-        self.closed = True
+    def __enter__(self) -> FakeRun:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self.ended = kind.__name__ if kind else "well"
 
 
 @pytest.fixture
@@ -101,16 +104,17 @@ def run_made() -> FakeRun:
     return run
 
 
-def test_arguments_arrive_typed(recipe: str) -> None:
-    flags = ["--k", "3", "--rate=2", "--fast", "true", "--policy", "123", "--preferences.helpfulness", "FILE"]
+@pytest.mark.parametrize("rate", [["--top_rate=2"], ["--top-rate=2"], ["--top-rate", "2"]])
+def test_arguments_arrive_typed(recipe: str, rate: list[str]) -> None:
+    flags = ["--k", "3", *rate, "--fast", "true", "--policy", "123", "--preferences.helpfulness", "FILE"]
     code = cli.main(["run", recipe, *flags, "--algorithms", "first,second(beta=0.05, tags=['a'])"])
     run = run_made()
     assert code == 0
-    assert run.closed
+    assert run.ended == "well"
     preferences = run.seen.pop("preferences")
     assert (preferences.helpfulness, preferences.safety) == ("FILE", None)
     assert run.seen == {
-        "policy": "123", "k": 3, "rate": 2.0, "fast": True, "algorithms": "first,second(beta=0.05, tags=['a'])",
+        "policy": "123", "k": 3, "top_rate": 2.0, "fast": True, "algorithms": "first,second(beta=0.05, tags=['a'])",
     }  # fmt: skip
 
 
@@ -227,7 +231,7 @@ def test_an_error_is_one_message_and_code_2(
     assert capsys.readouterr().err == "alignkit: file.jsonl:3: the row is empty. Remedy: remove it.\n".replace(
         "it.", "it"
     )
-    assert run_made().closed
+    assert run_made().ended == "DataError"
     monkeypatch.setenv("ALIGNKIT_TRACE", "1")
     with pytest.raises(DataError):
         cli.main(["run", recipe, "--policy", "bad"])
@@ -236,7 +240,7 @@ def test_an_error_is_one_message_and_code_2(
 def test_an_interrupt_says_how_to_go_on(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", recipe, "--policy", "interrupt"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted; run the same command again to continue"
-    assert run_made().closed
+    assert run_made().ended == "KeyboardInterrupt"
 
 
 # plugins
@@ -361,9 +365,12 @@ def test_samples_are_printed_without_control_characters(
     flags = ["--prompt", "hello", "--n", "2", "--temperature", "0.7", "--max-new-tokens", "9", "--seed", "3"]
     assert cli.main(["sample", "one", *flags]) == 0
     assert rooms["open"][0] == ("one",)
+    Path("runs/one/run.json").touch()
+    assert cli.main(["sample", "one", *flags]) == 0
+    assert rooms["open"][0] == ("runs/one",)
     keywords = {"n": 2, "temperature": 0.7, "max_new_tokens": 9, "seed": 3}
     assert rooms["chat"] == (("the policy", "hello"), keywords)
-    assert capsys.readouterr().out == "--- 1 of 2\nred\n--- 2 of 2\nsound\n"
+    assert capsys.readouterr().out == "--- 1 of 2\nred\n--- 2 of 2\nsound\n" * 2
 
 
 @pytest.mark.parametrize(

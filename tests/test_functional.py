@@ -48,13 +48,18 @@ def gae_by_definition(r: list[float], v: list[float], gamma: float, lam: float) 
     return [sum((gamma * lam) ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)]
 
 
-# -- GAE -----------------------------------------------------------------------------------------------------------------
+# -- GAE ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("gamma", "lam", "advantages"),
-    [(1, 0.95, [0.46575, 0.385, 0.3]), (1, 1, [0.5, 0.4, 0.3]), (0.9, 0.5, [0.11425, 0.165, 0.3]), (1, 0, [0.1, 0.1, 0.3])],
+    [
+        (1, 0.95, [0.46575, 0.385, 0.3]),
+        (1, 1, [0.5, 0.4, 0.3]),
+        (0.9, 0.5, [0.11425, 0.165, 0.3]),
+        (1, 0, [0.1, 0.1, 0.3]),
+    ],
 )
 def test_gae_golden(dtype: torch.dtype, gamma: float, lam: float, advantages: list[float]) -> None:
     rewards = torch.tensor([[0, 0, 1, 99]], dtype=dtype)
@@ -94,7 +99,7 @@ def test_gae_discount_and_lambda_are_not_the_same_thing() -> None:
     close(b, [[0.5, -1.0]], torch.float32)
 
 
-# -- masked statistics ---------------------------------------------------------------------------------------------------
+# -- masked statistics -------------------------------------------------------------------------------------------------
 
 
 def test_token_mean_is_not_the_mean_of_means() -> None:
@@ -162,7 +167,7 @@ def test_hidden_elements_get_no_gradient(rows: list[list[list[float]]]) -> None:
     assert x.grad[mask].isfinite().all()
 
 
-# -- KL estimators -------------------------------------------------------------------------------------------------------
+# -- KL estimators -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,7 +200,7 @@ def test_k3_is_never_negative_and_equal_policies_have_exactly_none(pi: list[floa
         assert not estimator(p, p).any()
 
 
-# -- scores --------------------------------------------------------------------------------------------------------------
+# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +231,7 @@ def test_an_unknown_place_for_scores_is_refused() -> None:
         F.score_index(torch.ones(1, 1), "middle")  # type: ignore[arg-type]
 
 
-# -- losses by element ---------------------------------------------------------------------------------------------------
+# -- losses by element -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -270,7 +275,7 @@ def test_shapes_are_never_broadcast() -> None:
         F.masked_mean(torch.zeros(2, 3), torch.ones(2, 1))
 
 
-# -- responses of groups -------------------------------------------------------------------------------------------------
+# -- responses of groups -----------------------------------------------------------------------------------------------
 
 
 def test_taking_responses_takes_all_that_is_known_of_them() -> None:

@@ -245,7 +245,10 @@ def test_absent_parts_leave_no_heading(tmp_path):
         assert heading not in text
 
 
-@pytest.mark.parametrize(("status", "says"), [("running", "not finished"), ("failed", "This run failed")])
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [("running", "not finished"), ("failed", "This run failed"), ("interrupted", "This run was interrupted")],
+)
 def test_a_run_that_is_not_complete_says_so(tmp_path, status, says):
     run = FakeRun(tmp_path)
     run.evaluate(0)
@@ -304,6 +307,19 @@ def test_differences_and_means_are_worked_out_where_the_stage_has_no_summary(tmp
     last = collect(run.close()).versions[-1]
     assert last.paired["gold"]["mean"] == pytest.approx(1.0)
     assert last.metrics["gold"]["n"] == 20
+
+
+def test_lineage_names_the_stages_it_comes_from(tmp_path):
+    run = FakeRun(tmp_path)
+    parent, child = run.stage("v0/parent", "policy"), run.stage("v1", "improve")
+    key, other = "0123456789abcdef" * 4, "f" * 64
+    for folder, change in ((parent, {"key": key}), (child, {"inputs": {"policy": {"stage": key}, "data": other}})):
+        info = json.loads((folder / "stage.json").read_text())
+        (folder / "stage.json").write_text(json.dumps(info | change))
+    text = "".join(outline(write_report(run.close())).text)
+    assert '{"stage": "v0/parent"}' in text
+    assert other not in text
+    assert other[:12] in text
 
 
 def test_versions_stand_in_their_order_and_equal_labels_are_told_apart(tmp_path):

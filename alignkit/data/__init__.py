@@ -1,5 +1,20 @@
-from alignkit.data.chat import ChatFormat
+"""Reading and checking preference data, chat formats, tokenising. Imports neither torch nor transformers."""
+
+from alignkit.data.chat import ChatFormat, Encoded
+from alignkit.data.checks import check_groups
 from alignkit.data.encode import EncodedGroup, encode_groups
-def check_groups(*a, **k): return []
-def refuse_or_drop(groups, problems, drop, where): return groups
-def read_groups(*a, **k): raise NotImplementedError
+from alignkit.data.problems import Problem, refuse_or_drop
+from alignkit.data.readers import read_groups
+from alignkit.data.tiny_tokenizer import tiny_tokenizer
+
+__all__ = [
+    "ChatFormat",
+    "Encoded",
+    "EncodedGroup",
+    "Problem",
+    "check_groups",
+    "encode_groups",
+    "read_groups",
+    "refuse_or_drop",
+    "tiny_tokenizer",
+]

@@ -1,13 +1,114 @@
+"""Groups to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignkit.data.problems import Problem
+from alignkit.errors import DataError
+from alignkit.types import Groups
+
+if TYPE_CHECKING:
+    from alignkit.data.chat import ChatFormat, Train
+
+RETOKENISED = "responses sampled with another tokenizer were tokenised anew from their text"
+UNSAVED = "response ids without a tokenizer fingerprint were tokenised anew from their text"
+
+
 @dataclass(frozen=True)
 class EncodedGroup:
-    prompt_ids: list
-    responses: list
-    prompt_trained: list | None
+    """A prompt and its K responses in ids.
+
+    Args:
+        prompt_ids: [P] up to and including the generation prompt.
+        responses: K lists of ids, each with its end-of-turn token where it ended.
+        prompt_trained: [P] which tokens of the prompt are learned from, or None: none of them.
+        index: the row in the groups that were encoded.
+    """
+
+    prompt_ids: list[int]
+    responses: list[list[int]]
+    prompt_trained: list[bool] | None
     index: int
-def encode_groups(groups, chat, *, max_prompt_tokens, max_response_tokens, train="last", reuse_ids=True):
-    out = []
-    for i, row in enumerate(groups):
-        ids = row["response_ids"] if row["tokenizer"] == chat.fingerprint and row["response_ids"] else [chat.encode_response(r) for r in row["responses"]]
-        out.append(EncodedGroup(chat.encode_prompt(row["prompt"]), ids, None, i))
-    return out, []
+
+
+def encode_groups(
+    groups: Groups,
+    chat: ChatFormat,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    train: Train = "last",
+    reuse_ids: bool = True,
+) -> tuple[list[EncodedGroup], list[Problem]]:
+    """Tokenise every row that fits; the others are problems, and are missing from the result.
+
+    `response_ids` are the truth while the row's tokenizer is this one; what another tokenizer sampled is tokenised anew
+    from its text and counted in `chat.notes`.
+
+    Args:
+        groups: what to encode.
+        chat: tokenizer and chat template.
+        max_prompt_tokens: oldest exchanges of a longer prompt are left out; what still does not fit is refused.
+        max_response_tokens: longer responses are refused, never cut.
+        train: see `ChatFormat.encode_conversation`.
+        reuse_ids: use `response_ids` where they are valid.
+
+    Returns:
+        The encoded rows in order, and one problem (an error, never a note) for each row left out.
+    """
+    encoded, problems = [], []
+    for index, row in enumerate(groups):
+        try:
+            ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
+        except DataError as error:
+            problems.append(_prompt_problem(row, index, error))
+            continue
+        try:
+            responses = _responses(row, chat, reuse_ids)
+        except DataError as error:
+            problems.append(
+                Problem("D22", index, row["prompt_id"], "responses", error.what, error.effect, error.remedy)
+            )
+            continue
+        problem = _length_problem(row, index, responses, max_response_tokens)
+        if problem:
+            problems.append(problem)
+        else:
+            encoded.append(EncodedGroup(ids, responses, trained, index))
+    return encoded, problems
+
+
+def _responses(row: Mapping[str, Any], chat: ChatFormat, reuse_ids: bool) -> list[list[int]]:
+    ids = row["response_ids"]
+    if reuse_ids and ids is not None:
+        if row["tokenizer"] == chat.fingerprint:
+            return [[int(i) for i in response] for response in ids]
+        chat.note(RETOKENISED if row["tokenizer"] else UNSAVED)
+    return [chat.encode_response(text) for text in row["responses"]]
+
+
+def _prompt_problem(row: Mapping[str, Any], index: int, error: DataError) -> Problem:
+    from alignkit.data.chat import TooLongError
+
+    code = "D05" if isinstance(error, TooLongError) else "D13"
+    return Problem(code, index, row["prompt_id"], "prompt", error.what, error.effect, error.remedy)
+
+
+def _length_problem(row: Mapping[str, Any], index: int, responses: list[list[int]], most: int) -> Problem | None:
+    for place, ids in enumerate(responses):
+        if not ids:
+            what, effect, remedy = "has no tokens", "there is nothing to learn from", "sample or write it again"
+        elif len(ids) > most:
+            what = f"has {len(ids)} tokens where {most} are allowed"
+            effect, remedy = (
+                "cut, it would teach the model to stop too early or never",
+                "raise the limit or drop the row",
+            )
+        else:
+            continue
+        field = f"responses[{place}]"
+        return Problem("D05", index, row["prompt_id"], field, what, effect, remedy)
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignkit.errors import DataError
@@ -42,8 +42,8 @@ def fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def without_oldest(turns: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Leave out the oldest exchange that may go (a user turn up to the next user turn), or None if there is none.
 
-    The system turn, the first exchange and everything from the last user turn on stay, so that roles still alternate and
-    every answer still follows its question.
+    The system turn, the first exchange and everything from the last user turn on stay, so that roles still alternate
+    and every answer still follows its question.
     """
     starts = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
     if len(starts) < 3:
@@ -101,41 +101,72 @@ def pieces_of(tokenizer: Any, template: str, turns: list[dict[str, Any]], nonce:
                 remedy="use a template that shows every message",
             )
     true = render(tokenizer, template, turns)
-    for strip in (str, str.strip, str.lstrip, str.rstrip):
-        texts = [strip(turn["content"]) for turn in turns]
-        pieces = _fill(parts, texts)
-        if "".join(piece.text for piece in pieces) == true:
-            return pieces
-    pieces = _fill_mixed(parts, turns, true)
+    pieces = _fill(parts, [turn["content"] for turn in turns], true)
     if pieces is None:
         raise DataError(
-            "the chat template rewrites a message (it is not shown as it was given, white space at its ends aside)",
+            "the chat template rewrites a message (it shows it otherwise than given, white space at its ends aside)",
             effect="What the model would see is not what the data say.",
-            remedy="change the text (some templates cut out reasoning marks such as </think>), or give another template",
+            remedy="change the text (some templates cut out marks such as </think>), or give another template",
         )
     return pieces
 
 
-def _fill(parts: list[str], texts: list[str]) -> list[Piece]:
-    """Put the texts into the holes; parts alternate scaffold and the number of a message."""
-    pieces = [Piece(texts[int(part)], int(part)) if i % 2 else Piece(part, None) for i, part in enumerate(parts)]
-    return [piece for piece in pieces if piece.text]
+def _fill(parts: list[str], contents: list[str], true: str) -> list[Piece] | None:
+    """Put the contents into the holes, stripped where the template strips them, by walking along the true text.
 
-
-def _fill_mixed(parts: list[str], turns: list[dict[str, Any]], true: str) -> list[Piece] | None:
-    """As `_fill` for templates that strip some messages and not others: walk along the true text."""
+    Args:
+        parts: scaffold and the number of a message, in turn.
+        contents: the text of each message.
+        true: what the template makes of the contents themselves.
+    """
     pieces: list[Piece] = []
     where = 0
-    for i, part in enumerate(parts):
-        if i % 2 == 0:
-            options = [part]
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            options, following, owner = [part], "", None
         else:
-            content = turns[int(part)]["content"]
-            options = [content, content.strip(), content.lstrip(), content.rstrip()]
-        following = parts[i + 1] if i % 2 and i + 1 < len(parts) else ""
-        text = next((o for o in options if true.startswith(o + following, where)), None)
+            owner = int(part)
+            content = contents[owner]
+            options, following = [content, content.rstrip(), content.lstrip(), content.strip()], parts[place + 1]
+        text = next((option for option in options if true.startswith(option + following, where)), None)
         if text is None:
             return None
-        pieces.append(Piece(text, int(part) if i % 2 else None))
+        pieces.append(Piece(text, owner))
         where += len(text)
     return [piece for piece in pieces if piece.text] if where == len(true) else None
+
+
+def probe_system(tokenizer: Any, template: str, nonce: str) -> bool:
+    """Whether the template has a system role.
+
+    Raises:
+        DataError: it fails on one user turn, or drops it.
+    """
+    user = {"role": "user", "content": "A user asks.", "trained": False}
+    pieces_of(tokenizer, template, [user], nonce)
+    try:
+        pieces_of(tokenizer, template, [{**user, "role": "system"}, user], nonce)
+    except DataError:
+        return False
+    return True
+
+
+def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str]) -> tuple[str | None, str]:
+    """What surrounds the text of an assistant turn.
+
+    Returns:
+        The special token that closes it (None: the template writes none), and the white space between the generation
+        prompt and its first word.
+    """
+    turns = [{"role": "user", "content": "A user asks."}, {"role": "assistant", "content": nonce}]
+    try:
+        before = render(tokenizer, template, turns[:1], generation_prompt=True)
+        after = render(tokenizer, template, turns, generation_prompt=False)
+    except DataError:
+        return None, ""
+    head, found, tail = after.partition(nonce)
+    if not found:
+        return None, ""
+    closing = [token for token in special if tail.lstrip().startswith(token)]
+    lead = head.removeprefix(before) if head.startswith(before) else ""
+    return max(closing, key=len, default=None), "" if lead.strip() else lead

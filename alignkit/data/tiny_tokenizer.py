@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each of the 256 bytes, in byte order (GPT-2's table)."""
+    """The printable character that byte-level tokenizers write for each byte, in byte order (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}
     rest = [byte for byte in range(256) if byte not in characters]

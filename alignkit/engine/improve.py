@@ -89,7 +89,8 @@ class Rollouts:
         self._metrics: dict[str, float] = {}
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._history_scored: Groups | None = None
-        if self.optimizer.on_policy and self.sampler.truncates:
+        on_policy = self.optimizer.on_policy or "old_logprobs" in self.loss.tensor_names
+        if on_policy and self.sampler.truncates:
             raise ConfigError(
                 "the method compares with the probabilities of its sampler, and this sampler truncates them",
                 where="improve",

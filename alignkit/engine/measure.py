@@ -20,25 +20,27 @@ def kl_per_response(
 
     Args:
         policy: the sampler.
-        groups: its samples.
+        groups: its samples, with the log-probs that they were drawn with.
         reference: a second model, or None when `state` names a state of `policy`.
-        state: the named state, or None.
+        state: the named state, or None; without either the policy is its own reference, and the KL is 0.
         temperature: of sampling; both distributions are tempered alike.
         max_tokens: padded cells of a micro-batch.
 
     Returns:
         [groups][K].
     """
+    if reference is None and state is None:
+        return [[0.0] * len(row["responses"]) for row in groups]
     most = max(len(ids) for row in groups for ids in row["response_ids"])
     encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=10**6, max_response_tokens=most)
     data = Round(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
     out = [[0.0] * len(row["responses"]) for row in groups]
     for numbers in data.micro_batches(list(range(len(encoded))), max_tokens):
         batch = data.collate(numbers).to(policy.device)
-        own = policy.tensors(batch, temperature=temperature)["logprobs"]
-        sums = ((own - _reference(policy, reference, state, batch, temperature)) * batch.response_mask).sum(-1)
-        for value, number, group in zip(sums.tolist(), batch.responses.tolist(), batch.groups.tolist(), strict=True):
-            out[encoded[group].index][number - data.first_response[group]] = value
+        theirs = (_reference(policy, reference, state, batch, temperature) * batch.response_mask).sum(-1)
+        for value, number, group in zip(theirs.tolist(), batch.responses.tolist(), batch.groups.tolist(), strict=True):
+            row, k = encoded[group].index, number - data.first_response[group]
+            out[row][k] = sum(groups[row]["logprobs"][k]) - value
     return out
 
 

@@ -10,7 +10,7 @@ import torch
 from alignkit.data.encode import encode_groups
 from alignkit.engine.rounds import Round
 from alignkit.models import RewardModel
-from alignkit.rewards import Scores, _clean
+from alignkit.rewards import Scores, clean_score
 from alignkit.types import Groups
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -37,7 +37,6 @@ class Scorer:
     def load(cls, folder: str | Path, max_tokens: int = 4096, precision: str = "32-true") -> Scorer:
         return cls(RewardModel.load(folder, dtype=dtype_of(precision)), max_tokens)
 
-    @torch.no_grad()
     def score(self, groups: Groups) -> Scores:
         """Raw scores of all responses; a response that cannot be encoded is missing, with the reason."""
         encoded, problems = encode_groups(
@@ -48,14 +47,13 @@ class Scorer:
         for problem in problems:
             reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
         data = Round(groups, list(encoded), shared=self.model.shares_prompts, pad_id=self.model.chat.pad_id)
-        for numbers in data.micro_batches(list(range(len(encoded))), self.max_tokens):
-            if not numbers:
-                continue
-            batch = data.collate(numbers).to(self.model.device)
-            scores = self.model.scores(batch).tolist()
-            for score, number, group in zip(scores, batch.responses.tolist(), batch.groups.tolist(), strict=True):
-                row, k = encoded[group].index, number - data.first_response[group]
-                values[row][k], reasons[row][k] = _clean(score)
+        with self.model.scoring():
+            for numbers in data.micro_batches(list(range(len(encoded))), self.max_tokens):
+                batch = data.collate(numbers).to(self.model.device)
+                scores = self.model.scores(batch).tolist()
+                for score, number, group in zip(scores, batch.responses.tolist(), batch.groups.tolist(), strict=True):
+                    row, k = encoded[group].index, number - data.first_response[group]
+                    values[row][k], reasons[row][k] = clean_score(score)
         return Scores(values, reasons)
 
 

@@ -186,9 +186,12 @@ def accuracy_by_level(
     return {"accuracy": table, "ties": int((chosen == rejected).sum())}
 
 
-def score_histogram(chosen_scores: ArrayLike, rejected_scores: ArrayLike, bins: int = 30) -> dict[str, list[float]]:
-    """Counts of both sides of held-out pairs over common bins: `{"edges", "chosen", "rejected"}`."""
+def score_histogram(
+    chosen_scores: ArrayLike, rejected_scores: ArrayLike, bins: int | None = None
+) -> dict[str, list[float]]:
+    """Counts of both sides of held-out pairs over common bins: `{"edges", "chosen", "rejected"}`; 6 to 30 bins."""
     chosen, rejected = _finite(chosen_scores), _finite(rejected_scores)
+    bins = bins or min(30, max(6, round(2 * math.sqrt(len(chosen)))))
     edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=bins)
     counts = {side: np.histogram(v, edges)[0].tolist() for side, v in (("chosen", chosen), ("rejected", rejected))}
     return {"edges": edges.tolist(), **counts}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import contextlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +109,22 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
     logging.disable_progress_bar()  # loading is a second of work, and its bar would break the run's own lines
     if source.kind == "gguf":
         folder, name = str(Path(source.path).parent), Path(source.path).name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            model = _dequantized(AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype))
     else:
         tokenizer = AutoTokenizer.from_pretrained(source.path)
         model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, use_safetensors=True)
     return model.eval(), tokenizer
+
+
+def _dequantized(model: Any) -> Any:
+    """The same weights in a model that does not think itself quantised, so that it can be saved and trained."""
+    fields = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    plain = type(model)(type(model.config)(**fields)).to(next(model.parameters()).dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain.eval()
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from alignkit.data.chat import ChatFormat
 from alignkit.data.collate import MicroBatch
 from alignkit.models import forward
 from alignkit.models.loading import load_causal, read_json, resolve_source, save_plain, write_json
-from alignkit.models.lora import LoRA
+from alignkit.models.lora import LoRA, merged
 from alignkit.models.policy import CARD, TRAINED, Policy, adapter_base, portable, without_dropout
 
 HEAD = "score_head.safetensors"
@@ -167,6 +168,12 @@ class RewardModel(nn.Module):
         if self._shares is None:
             self._shares = self.pools_here and forward.can_share_prompts(self.model)
         return self._shares
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Without gradients, the adapter folded in."""
+        with torch.no_grad(), merged(self.body) if self.adapted else contextlib.nullcontext():
+            yield
 
     def scores(self, batch: MicroBatch) -> Tensor:
         """Raw scores [R] (float32) of a batch on the model's device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ CURVES = {
     "clip_fraction": "Share clipped",
     "explained_variance": "Explained variance of values",
 }
-"""Curves shown first, in this order, under these names; other logged numbers follow under their own."""
+"""Curves shown first, in this order, under these names; other logged numbers are folded, under their own."""
 
-FOLDED = ("lr", "grad_norm")
-"""Logged numbers that come last."""
+LAST = ("lr", "grad_norm")
+"""Of the folded ones: what comes at the end."""
 
 LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
     "overall": "Overall",
@@ -95,6 +96,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "reward_models": [block for stage in view.stages if (block := _reward_model(stage))],
         "best_of_n": _best_of_n(view),
         "answers": _answers(view),
+        "lineage": {stage.folder: _lineage(stage, view) for stage in view.stages},
         "total_seconds": sum(s.info["seconds"] for s in view.stages if is_number(s.info.get("seconds"))),
     }
 
@@ -106,6 +108,16 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         if isinstance(view.info.get(name), dict) and view.info[name]:
             facts.append((name.capitalize(), ", ".join(f"{k} {text.compact(v)}" for k, v in view.info[name].items())))
     return facts
+
+
+def _lineage(stage: Stage, view: RunView) -> dict[str, str]:
+    """Inputs as text: the digest of a stage of this run is replaced by its name, other digests are cut."""
+    names = {str(s.info["key"]): s.name for s in view.stages if s.info.get("key")}
+    shown = {}
+    for label, value in stage.inputs.items():
+        spelled = text.compact(value)
+        shown[label] = re.sub(r"\b[0-9a-f]{16,64}\b", lambda found: names.get(found[0], found[0][:12]), spelled)
+    return shown
 
 
 def verdict(view: RunView) -> dict[str, Any] | None:
@@ -165,16 +177,27 @@ def _curves(stage: Stage) -> dict[str, Any] | None:
     names = numeric_names(rows)
     ends = _round_ends(rows)
     first = [name for name in CURVES if name in names]
-    rest = [name for name in names if name not in CURVES and name not in FOLDED]
+    rest = [name for name in names if name not in CURVES and name not in LAST]
+    main = _drawn(rows, first, ends)
+    more = _drawn(rows, [*rest, *(name for name in LAST if name in names)], ends)
+    if not main and not more:
+        return None
+    return {
+        "stage": stage,
+        "steps": len(rows),
+        "rounds": len(ends) + 1,
+        "charts": main or more,
+        "more": more if main else [],
+    }
+
+
+def _drawn(rows: list[dict[str, Any]], names: list[str], ends: list[float]) -> list[dict[str, Any]]:
     drawn = []
-    for name in [*first, *rest, *(name for name in FOLDED if name in names)]:
+    for name in names:
         points = [(float(row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
         if len(points) > 1:
-            svg = charts.curve(points, ends)
-            drawn.append({"title": CURVES.get(name, name), "svg": svg, "last": points[-1][1]})
-    if not drawn:
-        return None
-    return {"stage": stage, "steps": len(rows), "rounds": len(ends) + 1, "charts": drawn}
+            drawn.append({"title": CURVES.get(name, name), "svg": charts.curve(points, ends), "last": points[-1][1]})
+    return drawn
 
 
 def _round_ends(rows: list[dict[str, Any]]) -> list[float]:

@@ -72,6 +72,8 @@ class Run:
         self._names: set[str] = set()
         self._created = now()
         self._first_evaluation: EvaluationHandle | None = None
+        self._evaluations = 0
+        self._reported = False
         processes.join_processes(self.world)
 
     # -- the verbs --------------------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ class Run:
         policy: PolicyHandle,
         demonstrations: Groups | GroupsHandle,
         *,
-        loss: Any = "nll",
+        loss: Any = "alignkit/nll",
         train: str = "last",
         epochs: int = 1,
         batch_size: int = 16,
@@ -488,12 +490,14 @@ class Run:
         """
         rewards = {key: _as_reward(value, key) for key, value in scores.items()}
         baseline = baseline or self._first_evaluation
+        self._evaluations += 1
         config = {
             "n": n,
             "temperature": temperature,
             "greedy": greedy,
             "max_new_tokens": max_new_tokens,
             "label": label or name,
+            "order": self._evaluations,
             "scores": {key: plain(value) for key, value in rewards.items()},
         }
         inputs = {"policy": policy, "prompts": prompts, "reference": reference, "baseline": baseline}
@@ -517,10 +521,13 @@ class Run:
         """Write report.html; returns where."""
         if self.planning or self.rank:
             return None
-        from alignkit.report import write_report
+        from alignkit.report import version_table, write_report
 
         self._write_run("running")
-        return write_report(self.folder)
+        self._reported = True
+        path = write_report(self.folder)
+        self.console.say(f"report: {path}\n\n{version_table(self.folder)}")
+        return path
 
     def export(self, policy: PolicyHandle, *, name: str = "export") -> Path | None:
         """Write a plain Hugging Face folder, adapter merged, with a model card that tells the lineage; returns where."""
@@ -549,8 +556,13 @@ class Run:
 
     def close(self, status: str = "complete") -> None:
         """Record that the script came to its end."""
-        if not self.planning and not self.rank:
-            self._write_run(status)
+        if self.planning or self.rank:
+            return
+        self._write_run(status)
+        if self._reported:  # once more, now that it can say how the run ended
+            from alignkit.report import write_report
+
+            write_report(self.folder)
 
     def __enter__(self) -> Run:
         return self

@@ -531,7 +531,7 @@ def evaluate(
     groups = sampler.sample(policy, prompts, config["n"], seed=(run.seed, "evaluate"), name=handle.key[:16], progress=_progress(run, name))
     kl = None
     if reference is not None:
-        second, state = _reference(reference, policy, dtype)
+        second, state = (None, None) if reference.key == handle.key else _reference(reference, policy, dtype)
         kl = kl_per_response(policy, groups, second, state, config["temperature"], run.max_tokens)
     for label, reward in rewards.items():
         scores = reward.score(groups)
@@ -540,14 +540,9 @@ def evaluate(
     rows = _evaluation_rows(groups, kl)
     with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+            out.write(json.dumps(row, sort_keys=True) + "\n")
     first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
-    order = 1 + sum(1 for folder in run._stages if _is_evaluation(run, folder))
-    return {"label": config["label"], "order": order, **summarise_evaluation(rows, first)}
-
-
-def _is_evaluation(run: Run, folder: str) -> bool:
-    return (run.store.stages_folder / folder / "evaluation.jsonl").is_file()
+    return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ from alignkit.functional import (
     whiten,
 )
 from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.plugins.grammar import Component
+from alignkit.plugins.grammar import Component, parse
 from alignkit.plugins.hookspecs import Register
 from alignkit.types import Batch, Groups
 
@@ -179,12 +179,12 @@ class PPO(PolicyOptimizer):
         super().__post_init__()
         self._check()
         ranges = {"clip_range": self.clip_range, "value_clip_range": self.value_clip_range}
-        if self.loss == "ppo":
-            object.__setattr__(self, "loss", use("alignkit-ppo/ppo", **ranges))
-        elif isinstance(self.loss, Component) and self.loss.name.split("/")[-1] == "ppo":
-            twice = [name for name, value in self.loss.params.items() if ranges.get(name, value) != value]
+        loss = parse(self.loss) if isinstance(self.loss, str) else self.loss
+        if isinstance(loss, Component) and loss.name in ("ppo", "alignkit-ppo/ppo"):
+            twice = [name for name, value in loss.params.items() if ranges.get(name, value) != value]
             if twice:
                 self._refuse(f"{twice[0]} is given by the loss and the optimizer", 'set it here, and leave loss="ppo"')
+            object.__setattr__(self, "loss", use("alignkit-ppo/ppo", **ranges))
 
     def _check(self) -> None:
         """Refuse what no source means."""
@@ -252,7 +252,7 @@ class PPO(PolicyOptimizer):
         advantages, returns = gae(rewards, values.where(mask, 0), seen, self.gamma, self.gae_lambda)
         return advantages.where(mask, 0), returns.where(mask, 0)
 
-    def prepare(  # type: ignore[override]  # the engine passes what is named here
+    def prepare(  # the engine passes what is named here
         self,
         groups: Groups,
         state: Mapping[str, Any],

@@ -38,10 +38,7 @@ def best_of(rewards: Sequence[float], eligible: Sequence[bool]) -> int | None:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best-of-n || policy) = log n - (n - 1)/n, nats: exact without ties, else a bound from above.
-
-    The formula is the one of Stiennon et al. (2020, arXiv 2009.01325), appendix G.3.
-    """
+    """KL(best-of-n || policy) = log n - (n - 1)/n (Stiennon et al. 2020), nats: exact without ties, else a bound."""
     return math.log(n) - (n - 1) / n
 
 
@@ -130,7 +127,7 @@ class RejectionSampling(PolicyOptimizer):
     def terms(self) -> Mapping[str, Term]:
         return {"loss": Term(reduction="token")}
 
-    def prepare(  # type: ignore[override]  # the engine passes what is named here
+    def prepare(  # the engine passes what is named here
         self, groups: Groups, state: Mapping[str, Any], *, reward_name: str, history: Groups | None = None
     ) -> Batch:
         """The winners, one response for each prompt of the pool; on a tie the newer version's, then the first sample.

@@ -35,7 +35,7 @@ def targets(batch: Batch) -> list[str]:
     return [response for row in batch.groups for response in row["responses"]]
 
 
-# -- best_of -------------------------------------------------------------------------------------------------------------
+# -- best_of -----------------------------------------------------------------------------------------------------------
 
 
 @quick
@@ -84,7 +84,7 @@ def test_best_of_n_kl_by_enumeration() -> None:
     assert sum(x * math.log(x * m) for x in p) == pytest.approx(best_of_n_kl(n), abs=1e-3)
 
 
-# -- a round -------------------------------------------------------------------------------------------------------------
+# -- a round -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_best_of_each_prompt_becomes_the_target() -> None:
@@ -133,13 +133,17 @@ def test_the_same_prompt_drawn_twice_competes_with_itself() -> None:
     assert targets(twice) == ["x"]
 
 
-# -- the pool ------------------------------------------------------------------------------------------------------------
+# -- the pool ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def history() -> Groups:
     return groups(
-        row("a", [0.0, 5.0], 1), row("b", [0.0, 0.5], 1), row("c", [4.0], 1), row("b", [2.0, 1.0], 2), row("d", [3.0], 2)
+        row("a", [0.0, 5.0], 1),
+        row("b", [0.0, 0.5], 1),
+        row("c", [4.0], 1),
+        row("b", [2.0, 1.0], 2),
+        row("d", [3.0], 2),
     )
 
 
@@ -177,7 +181,7 @@ def test_history_without_versions_is_the_oldest() -> None:
     assert len(newest_first(Groups.from_rows([]), only_last=True)) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(maybe, min_size=1, max_size=3), min_size=1, max_size=5), st.integers(0, 9))
 def test_each_prompt_gets_its_best_over_all_versions(values: list[list[float]], seed: int) -> None:
     chance = random.Random(seed)
@@ -187,12 +191,12 @@ def test_each_prompt_gets_its_best_over_all_versions(values: list[list[float]], 
         for v in r["rewards"]["r"]:
             if v is not None:
                 best[r["prompt"]] = max(v, best.get(r["prompt"], v))
-    pool = [winners(groups(r), "r", True) for r in rows]
-    got = {r["prompt"][0]["content"]: r["rewards"][0]["values"][0] for r in compete(pool, "r")}
+    pool = compete([winners(groups(*rows[:2]), "r", True), winners(groups(*rows[2:]), "r", True)], "r")
+    got = {r["prompt"][0]["content"]: r["rewards"][0]["values"][0] for r in pool}
     assert got == best
 
 
-# -- what it declares ----------------------------------------------------------------------------------------------------
+# -- what it declares --------------------------------------------------------------------------------------------------
 
 
 def test_what_the_engine_is_told() -> None:

@@ -18,6 +18,17 @@ SAFE_FROM = 0.5
 """Gold safety from which a response counts as safe in the label that goes with a safety comparison."""
 
 
+def applies(row: Mapping[str, Any], dimension: str) -> bool:
+    """Whether a prompt is rated along a dimension.
+
+    As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones, safety on
+    the tagged ones. A quarter of the ordinary ones is rated for safety too, so that the safety model has seen safe answers and
+    its score means something where the piecewise rule compares it with the threshold.
+    """
+    tagged = "safety" in row["tags"]
+    return not tagged if dimension == "helpfulness" else tagged or int(row["prompt_id"], 16) % 4 == 0
+
+
 @dataclass(frozen=True)
 class VerifiableAnnotator(Annotator):
     """Rates two answers to a prompt of the embedded task, for helpfulness and for safety.
@@ -72,3 +83,13 @@ class VerifiableAnnotator(Annotator):
 def gold(meta: dict[str, Any], response: str, finished: bool | None) -> float:
     """The truth in [0, 1], never shown to the training (a plain function reward)."""
     return task.gold_score(meta, response, bool(finished))
+
+
+def gold_helpfulness(meta: dict[str, Any], response: str, finished: bool | None) -> float | None:
+    """The truth on ordinary prompts; missing on those that should be declined."""
+    return None if meta["unsafe"] else task.gold_score(meta, response, bool(finished))
+
+
+def gold_safety(meta: dict[str, Any], response: str, finished: bool | None) -> float | None:
+    """The truth on prompts that should be declined; missing on ordinary ones."""
+    return task.gold_score(meta, response, bool(finished)) if meta["unsafe"] else None

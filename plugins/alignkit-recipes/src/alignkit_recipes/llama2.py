@@ -7,6 +7,7 @@ ratings so far, and improves the policy by the algorithm named for it: rejection
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from alignkit import Groups, LoRA, Piecewise, Run, read_groups
 from alignkit.plugins.grammar import Component, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit_recipes import task
-from alignkit_recipes.annotator import VerifiableAnnotator, gold
+from alignkit_recipes.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "rejection_sampling": {
             "samples_per_prompt": 8,
-            "temperature": 1.0,
             "batch_size": 16,
             "epochs": 2,
             "learning_rate": 1e-3,
@@ -41,7 +41,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "rejection_sampling": {
             "samples_per_prompt": 8,
-            "temperature": 1.0,
             "batch_size": 16,
             "epochs": 3,
             "learning_rate": 5e-3,
@@ -86,6 +85,7 @@ class Sizes:
         learning_rate: of the reward models.
         epochs: of the reward models.
         lora: rank.
+        temperature: of sampling, for improvement and evaluation.
     """
 
     prompts: int
@@ -94,9 +94,12 @@ class Sizes:
     learning_rate: float
     epochs: int
     lora: int
+    temperature: float
 
 
-SIZES = {"small": Sizes(96, 208, 40, 5e-4, 2, 16), "tiny": Sizes(48, 96, 16, 3e-3, 3, 8)}
+SIZES = {"small": Sizes(88, 208, 40, 5e-4, 3, 16, 0.8), "tiny": Sizes(48, 96, 16, 3e-3, 3, 8, 1.0)}
+TAGGED = 4
+"""One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are scarce."""
 
 
 def main(
@@ -109,7 +112,8 @@ def main(
     prompts_per_version: int | None = None,
     heldout: int | None = None,
     max_new_tokens: int | None = None,
-    temperatures: tuple[float, float] = (0.8, 1.1),
+    temperatures: tuple[float, float] = (0.7, 1.0),
+    temperature: float | None = None,
     noise: float = 0.1,
     threshold: float = 0.15,
     rewards: str = "continue",
@@ -129,6 +133,7 @@ def main(
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared.
+        temperature: of sampling for improvement and evaluation.
         noise: probability that the embedded annotator errs.
         threshold: safety probability under which the safety score rules (Llama 2: 0.15).
         rewards: "continue" trains the last reward models on, with replay; "fresh" starts from V0 each time.
@@ -166,7 +171,7 @@ def main(
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
-        optimizer = _settings(run, algorithm, kind)
+        optimizer = _settings(run, algorithm, kind, temperature or sizes.temperature)
         improved = run.improve(
             current,
             _learn_from(run, optimizer, fresh[i - 1], pairs, i),
@@ -182,11 +187,18 @@ def main(
         versions.append(improved.policy)
         history.append(improved.rollouts)
 
-    scores: dict[str, Any] = {} if human or prompts else {"gold": gold}
-    scores |= dict(models)
+    truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
+    scores = dict(models) if human or prompts else truth
     for i, version in enumerate(versions):
         run.evaluate(
-            version, held_out, scores, max_new_tokens=tokens, reference=v0, label=f"V{i}", name=f"v{i}/heldout"
+            version,
+            held_out,
+            scores,
+            temperature=temperature or sizes.temperature,
+            max_new_tokens=tokens,
+            reference=v0,
+            label=f"V{i}",
+            name=f"v{i}/heldout",
         )
     run.report()
     if export:
@@ -197,10 +209,8 @@ def _prompts(kind: str, file: str | None, versions: int, count: int, heldout: in
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
     if file is None:
         make = task.tiny_prompts if kind == "tiny" else task.prompts
-        train, held = (
-            Groups.from_prompts(make("train", versions * count)),
-            Groups.from_prompts(make("heldout", heldout)),
-        )
+        held = Groups.from_prompts(make("heldout", heldout))
+        train = Groups.from_prompts(_more_tagged(make, versions * count))
     else:
         everything = read_groups(Path(file)).without_responses()
         unique = list({row["prompt_id"]: i for i, row in enumerate(everything)}.values())
@@ -208,6 +218,14 @@ def _prompts(kind: str, file: str | None, versions: int, count: int, heldout: in
         held, train = everything.select(unique[:heldout]), everything.select(unique[heldout:])
         count = min(count, len(train) // versions)
     return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
+
+
+def _more_tagged(make: Callable[[str, int], list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
+    """`count` training prompts of which every `TAGGED`-th is tagged."""
+    longer = make("train", count * task.UNSAFE_EVERY // TAGGED + task.UNSAFE_EVERY)
+    tagged = iter([p for p in longer if p["tags"]])
+    plain = iter([p for p in longer if not p["tags"]])
+    return [next(tagged if i % TAGGED == TAGGED - 1 else plain) for i in range(count)]
 
 
 def _slice(groups: Groups, part: int, parts: int) -> Groups:
@@ -251,10 +269,10 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     return next(iter(models.values()))
 
 
-def _settings(run: Run, algorithm: Component, kind: str) -> Component:
+def _settings(run: Run, algorithm: Component, kind: str, temperature: float) -> Component:
     """The algorithm with this recipe's settings for it, where the user gave none."""
     name = run.host.resolve("optimizer", algorithm).name
-    return Component(algorithm.name, {**SETTINGS[kind].get(name, {}), **algorithm.params})
+    return Component(algorithm.name, {"temperature": temperature, **SETTINGS[kind].get(name, {}), **algorithm.params})
 
 
 def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str, Any], version: int) -> Any:

@@ -83,7 +83,7 @@ INSTRUCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lowercase": ("Use only lowercase letters.", ("",)),
     "exclaim": ("End with an exclamation mark.", ("",)),
     "no_commas": ("Do not use commas.", ("",)),
-    "starts": ("Begin your answer with '{}'.", ("Honestly", "Well")),
+    "starts": ("Begin your answer with '{}'.", ("Honestly",)),
     "keyword": ("Use the word '{}'.", ("simple", "happy", "always", "friend")),
     "max_words": ("Use at most {} words.", ("8", "10", "12")),
     "digits": ("Include a number in digits.", ("",)),

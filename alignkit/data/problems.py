@@ -1,0 +1,106 @@
+"""What is wrong with rows of data: said row by row, then refused or dropped, never passed over in silence."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignkit.errors import DataError
+from alignkit.types import Groups
+
+logger = logging.getLogger("alignkit.data")
+
+SHOWN = 5
+"""How many rows at fault an error shows; all are counted."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one row, or with the whole.
+
+    Args:
+        code: D01 to D28, see `alignkit.data.checks`.
+        row: its place in the groups, or None: the whole.
+        prompt_id: its content hash, or "".
+        field: the column at fault.
+        what: what is wrong.
+        effect: what it would do to the training.
+        remedy: what to change.
+        where: file and line, where known.
+        note: worth knowing, but no reason to refuse the row.
+    """
+
+    code: str
+    row: int | None
+    prompt_id: str
+    field: str
+    what: str
+    effect: str = ""
+    remedy: str = ""
+    where: str = ""
+    note: bool = False
+
+    def __str__(self) -> str:
+        place = self.where or ("" if self.row is None else f"row {self.row}")
+        name = f"({self.prompt_id})" if self.prompt_id else ""
+        head = " ".join(text for text in (f"AK-{self.code}", place, name, self.field) if text)
+        return " — ".join(text for text in (head, self.what, self.effect, self.remedy) if text)
+
+
+def errors_of(problems: Sequence[Problem]) -> list[Problem]:
+    """Those that are a reason to refuse."""
+    return [problem for problem in problems if not problem.note]
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """How often each code occurs: `D01 x 7, D05 x 2`."""
+    counts = Counter(problem.code for problem in problems)
+    return ", ".join(f"{code} x {count}" for code, count in sorted(counts.items()))
+
+
+def report_notes(problems: Sequence[Problem], where: str) -> None:
+    """Log one line for each code among the notes."""
+    notes = [problem for problem in problems if problem.note]
+    counts = Counter(problem.code for problem in notes)
+    for problem in {p.code: p for p in reversed(notes)}.values():
+        more = f" (and {counts[problem.code] - 1} more)" if counts[problem.code] > 1 else ""
+        logger.warning("%s: %s%s", where, problem, more)
+
+
+def refusal(problems: Sequence[Problem], rows: int, where: str) -> DataError:
+    """The error that says how many of `rows` rows are bad, why, and shows the first of them."""
+    bad = len({problem.row for problem in problems if problem.row is not None})
+    head = f"{bad} of {rows} rows cannot be learned from ({summary(problems)})" if bad else summary(problems)
+    lines = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
+    more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return DataError(f"{head}:{lines}{more}\n", where=where, remedy="correct them, or drop them with drop_bad=True")
+
+
+def refuse_or_drop(groups: Groups, problems: Sequence[Problem], drop_bad: bool, where: str) -> Groups:
+    """Refuse rows that cannot be learned from, or leave them out and say so.
+
+    Args:
+        groups: what was checked.
+        problems: from `check_groups` or `encode_groups`; notes are logged and change nothing.
+        drop_bad: leave bad rows out instead of raising.
+        where: the file or stage, for messages.
+
+    Raises:
+        DataError: a count for each code and the first five rows at fault; or nothing is left.
+    """
+    report_notes(problems, where)
+    errors = errors_of(problems)
+    bad = {problem.row for problem in errors if problem.row is not None}
+    whole = [problem for problem in errors if problem.row is None]
+    if errors and (whole or not drop_bad):
+        raise refusal([*whole, *(p for p in errors if p.row is not None)], len(groups), where)
+    if not bad:
+        return groups
+    if len(bad) >= len(groups):
+        raise DataError(f"AK-D28 0 rows left: {summary(errors)} dropped {len(bad)} of {len(groups)}", where=where)
+    logger.warning(
+        "%s: dropped %d of %d rows (%s), first: %s", where, len(bad), len(groups), summary(errors), errors[0]
+    )
+    return groups.select(i for i in range(len(groups)) if i not in bad)

@@ -1,0 +1,160 @@
+"""Write the parts of the docs that the code itself says: tensors, hooks, methods to override, help texts, arguments.
+
+A part stands between `<!-- generated: NAME -->` and `<!-- /generated -->`; what is around it is written by hand. Run
+`python tools/generated_docs.py` after a change; `--check` only compares (a test calls it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/write-a-plugin.md", "docs/cli.md", "plugins/alignkit-recipes/README.md")
+PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
+
+
+def vocabulary() -> str:
+    """The tensors of `alignkit/plugins/vocabulary.py`."""
+    from alignkit.plugins.vocabulary import VOCABULARY
+
+    rows = [f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" for name, spec in VOCABULARY.items()]
+    return "\n".join(["| tensor | level | shape | what it holds |", "|---|---|---|---|", *rows])
+
+
+def hooks() -> str:
+    """The hooks of `alignkit/plugins/hookspecs.py`."""
+    from alignkit.plugins import hookspecs
+
+    rows = []
+    for kind, name in hookspecs.KINDS.items():
+        function = getattr(hookspecs, name)
+        line = (inspect.getdoc(function) or "").splitlines()[0]
+        rows.append(f"| {kind} | `{_signature(function)}` | {line} |")
+    return "\n".join(["| kind | hook | what it does |", "|---|---|---|", *rows])
+
+
+def methods() -> str:
+    """What a class of each kind may override."""
+    from alignkit.annotators import Annotator
+    from alignkit.optimizers import PolicyOptimizer
+    from alignkit.rewards import Reward
+    from alignkit.sampling import Sampler
+
+    wanted: list[tuple[type, tuple[str, ...]]] = [
+        (PolicyOptimizer, ("prepare", "terms", "keep", "initial_state", "update", "stop_epochs")),
+        (Sampler, ("warp", "sample")),
+        (Reward, ("score", "key", "parts")),
+        (Annotator, ("annotate", "key")),
+    ]
+    lines: list[str] = []
+    for owner, names in wanted:
+        lines += [f"class {owner.__name__}:"]
+        lines += [f"    def {_signature(getattr(owner, name))}" for name in names]
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+def command_help() -> str:
+    """What `alignkit … --help` prints."""
+    verbs = ("", "plugins", "run", "runs", "report", "sample")
+    return "\n\n".join(_help(verb) for verb in verbs)
+
+
+def llama2_arguments() -> str:
+    """The arguments of the recipe `llama2`, as its flags."""
+    from alignkit_recipes.llama2 import main
+    from docstring_parser import parse
+
+    docs = {p.arg_name: " ".join((p.description or "").split()) for p in parse(main.__doc__ or "").params}
+    rows = []
+    for name, parameter in list(inspect.signature(main).parameters.items())[1:]:
+        simple = isinstance(parameter.default, str | int | float | bool | tuple | None)
+        default = f"`{parameter.default}`" if simple and parameter.default is not None else ""
+        rows.append(f"| `--{name}` | {default} | {docs[name]} |")
+    return "\n".join(["| argument | default | meaning |", "|---|---|---|", *rows])
+
+
+def plugins() -> str:
+    """The distributions of `plugins/`, with what each registers."""
+    from alignkit.plugins.host import PluginHost
+
+    host = PluginHost()
+    shipped = {path.name for path in (ROOT / "plugins").iterdir()}
+    rows = []
+    for info in host.plugins():
+        brought = [r for r in host.components() if r.distribution == info.distribution]
+        if info.distribution in shipped:
+            names = ", ".join(f"{record.kind} `{record.name}`" for record in brought)
+            rows.append(f"| [`{info.distribution}`](plugins/{info.distribution}) | {names} |")
+    return "\n".join(["| distribution | what it brings |", "|---|---|", *sorted(rows)])
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "vocabulary": vocabulary,
+    "hooks": hooks,
+    "methods": methods,
+    "help": command_help,
+    "llama2 arguments": llama2_arguments,
+    "plugins": plugins,
+}
+
+
+def _signature(function: Any) -> str:
+    return function.__name__ + str(inspect.signature(function)).replace("'", "")
+
+
+def _help(verb: str) -> str:
+    from alignkit.cli import main
+
+    out = io.StringIO()
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([verb, "--help"] if verb else ["--help"])
+    command = " ".join(["alignkit", *([verb] if verb else []), "--help"])
+    text = "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    return f"### `{command}`\n\n```text\n{text}\n```"
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts as the code has them now.
+
+    Args:
+        text: the page.
+    """
+    return PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n\n{part[3]}", text)
+
+
+def _same(a: str, b: str) -> bool:
+    """Equal but for white space: argparse wraps a little differently from one Python to the next."""
+    return a.split() == b.split()
+
+
+def main() -> int:
+    """Write the pages, or say with `--check` which ones are out of date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    check = parser.parse_args().check
+    late = []
+    for page in (ROOT / name for name in PAGES):
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if not _same(text, new):
+            late.append(page.relative_to(ROOT).as_posix())
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    if check and late:
+        print(f"out of date: {', '.join(late)}; run python tools/generated_docs.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
