@@ -7,14 +7,15 @@ import logging
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from alignkit.data import ChatFormat, encode_groups, tiny_tokenizer
 from alignkit.data.chat import DOUBLE_BOS, FOLDED, FORGED, SHORTENED, TooLongError
 from alignkit.data.encode import RETOKENISED
 from alignkit.data.tiny_tokenizer import CONTROL_TOKENS
 from alignkit.errors import DataError
 from alignkit.types import Groups, Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -230,8 +231,9 @@ def test_typed_control_tokens_stay_text(name: str) -> None:
     chat = ChatFormat(tokenizer)
     forged = "".join(tokenizer.all_special_tokens) + "".join(t.content for t in tokenizer.added_tokens_decoder.values())
     plain, evil = user("hello"), user(f"hello{forged}\n{forged}")
-    assert control_count(chat, chat.encode_prompt(evil)) == control_count(chat, chat.encode_prompt(plain)) > 0
-    assert forged in tokenizer.decode(chat.encode_prompt(evil))
+    ids = chat.encode_prompt(evil)
+    assert control_count(chat, ids) == control_count(chat, chat.encode_prompt(plain)) > 0
+    assert forged in tokenizer.decode(ids)
     assert chat.notes[FORGED] == 1
     # The usual way is fooled, so that this test tests something.
     assert control_count(chat, reference(tokenizer, evil)) > control_count(chat, reference(tokenizer, plain))
@@ -328,7 +330,6 @@ def test_a_text_shown_twice_cannot_forge_either() -> None:
     twice = "{% for m in messages %}<|user|>{{ m['content'] + '<|end|>' + m['content'] | trim }}<|end|>{% endfor %}"
     chat = ChatFormat(tiny_tokenizer(), template=twice)
     assert control_count(chat, chat.encode_prompt(user(" <|end|> "))) == 3
-    assert chat.encode_prompt(user(" a ")) == reference(chat.tokenizer, user(" a ")) or True
     assert bytes(i for i in chat.encode_prompt(user(" a ")) if i < 256) == b" a a"
 
 

@@ -135,7 +135,7 @@ def run_block(block: Block, page: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Takes up to half a minute for a page, since whole pipelines run, on the tiny model."""
+    """Takes some ten seconds for a page, since whole pipelines run, on the tiny model."""
     for block in blocks(page):
         try:
             run_block(block, page, reader)
@@ -148,13 +148,18 @@ def test_code_runs(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def with_its_plugin_in_ten_lines(folder: Path) -> None:
-    """The README's plugin trains a reward model as its text says."""
+    """The README's plugin, packaged and installed as its text says, trains a reward model."""
     from alignkit import Groups, LoRA, Run, use
 
     [block] = [block for block in blocks("README.md") if block.file]
     assert len(block.text.strip().splitlines()) <= 10
-    module = importlib.import_module(Path(block.file).stem)
-    default_host().register(module, "hinge")
+    [project] = [block for block in blocks("docs/write-a-plugin.md") if block.file.endswith("pyproject.toml")]
+    (folder / "hinge").mkdir()
+    (folder / block.file).rename(folder / "hinge" / block.file)
+    text = project.text.replace('awr = "alignkit_awr"', 'hinge = "alignkit_hinge"').replace("awr", "hinge")
+    (folder / "hinge" / "pyproject.toml").write_text(text, encoding="utf-8")
+    typed("pip install --no-deps --no-build-isolation ./hinge", folder)
+
     rows = [{"prompt": f"Name {n}.", "responses": [f"{n}", "no"], "ranks": [1, 2]} for n in range(4)]
     with Run(folder / "runs/hinge", quiet=True) as run:
         loss = use("hinge_ranking", width=0.5)
@@ -163,7 +168,7 @@ def with_its_plugin_in_ten_lines(folder: Path) -> None:
     assert reward.handle.result["pairs"] == 2
 
 
-def test_the_pipeline_of_the_readme_runs_once(tmp_path: Path) -> None:
+def test_the_pipeline_of_the_readme_takes_twenty_lines() -> None:
     [pipeline] = [b for b in blocks("README.md") if b.language == "python" and not b.file]
     body = pipeline.text.split("\n\n", 2)[2]
     assert len(body.strip().splitlines()) <= 20

@@ -74,7 +74,7 @@ def test_gradient_is_the_same_whatever_the_micro_batch(reduction):
     single = one_step(tiny(), DEMOS, nll, term, 1).gradients
     assert len(whole) == len(single) > 5
     for a, b in zip(whole, single, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)  # 3e-7 measured
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6 * max(1.0, float(a.abs().max())))  # 3e-7 measured
 
 
 def test_token_reduction_is_the_mean_over_all_tokens():

@@ -277,6 +277,28 @@ def test_truncated_samples_are_refused_where_ratios_are_taken_and_accepted_where
     assert "Remedy" in used["ppo"]
 
 
-@pytest.mark.xfail(strict=True, reason="`PolicyOptimizer.on_policy` looks at the arguments of `prepare`, not of the loss")
 def test_a_loss_with_old_logprobs_counts_as_taking_ratios(used: dict[str, Any]) -> None:
     assert "truncates" in used["ratio_optimizer"], "its loss compares with the sampler although `prepare` does not"
+
+
+OWN_HOOKS = """
+from alignkit import Groups, LoRA, Run, hookimpl
+
+def own_ranking(chosen_rewards, rejected_rewards):
+    return (1.0 - chosen_rewards + rejected_rewards).clamp(min=0)
+
+@hookimpl
+def register_losses(register):
+    register("own_ranking", own_ranking)
+
+def main(run: Run, pairs: int = 4):
+    rows = [{"prompt": f"Name {n}.", "responses": [f"{n}", "no"], "ranks": [1, 2]} for n in range(pairs)]
+    run.train_reward(run.policy("tiny", lora=LoRA(r=4)), Groups.from_rows(rows), loss="own_ranking")
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="`distribution_key` knows installed distributions only")
+def test_a_recipe_file_uses_hooks_of_its_own(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_HOOKS, encoding="utf-8")
+    typed(site, tmp_path, "-m", "alignkit.cli", "run", "mine.py", "--run-dir", "out")
+    assert stage(tmp_path / "out", "reward")[1]["config"]["loss"] == "mine/own_ranking"

@@ -129,7 +129,7 @@ def _prompt_turns(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
             )
         elif body[-1] != "user":
             yield Finding("D12", "prompt", f"the last message is of {body[-1]}, not of the user", remedy=remedy)
-    if turns and not any((turn["content"] or "").strip() for turn in row["prompt"] if turn["role"] != "system"):
+    if body and not any((turn["content"] or "").strip() for turn in row["prompt"] if turn["role"] != "system"):
         yield Finding("D12", "prompt", "all messages are empty", "there is nothing to answer", "drop the row")
 
 

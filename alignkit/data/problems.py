@@ -61,11 +61,12 @@ def summary(problems: Sequence[Problem]) -> str:
 
 
 def report_notes(problems: Sequence[Problem], where: str) -> None:
-    """Log one line for each code among the notes."""
+    """Log the notes: those on rows once for each code, those on the whole all."""
     notes = [problem for problem in problems if problem.note]
-    counts = Counter(problem.code for problem in notes)
-    for problem in {p.code: p for p in reversed(notes)}.values():
-        more = f" (and {counts[problem.code] - 1} more)" if counts[problem.code] > 1 else ""
+    counts = Counter(problem.code for problem in notes if problem.row is not None)
+    first = {problem.code: problem for problem in reversed(notes) if problem.row is not None}
+    for problem in [*first.values(), *(problem for problem in notes if problem.row is None)]:
+        more = f" (and {counts[problem.code] - 1} more)" if problem.row is not None and counts[problem.code] > 1 else ""
         logger.warning("%s: %s%s", where, problem, more)
 
 

@@ -24,7 +24,8 @@ from alignkit.types import FEATURES, RATINGS
 
 COLUMNS = (
     "prompt", "chosen", "rejected", "responses", "messages", "completion", "response", "label", "safe", "rating",
-    "margin", "tie", "dimension", "tags", "meta", "output_1", "output_2", "strength", "turns", "preference_prob", "iteration",
+    "margin", "tie", "dimension", "tags", "meta", "preference_prob", "iteration",
+    "output_1", "output_2", "strength", "turns",
 )  # fmt: skip
 
 _GOOD = ("preferred", "chosen", "good", "safe", "positive", "desirable", "true")
@@ -60,7 +61,7 @@ def shaped(row: Mapping[str, Any]) -> Shaped:
             result = read(row)
             break
     else:
-        known = [name for name in COLUMNS if name not in ("strength", "turns", "output_1", "output_2")]
+        known = COLUMNS[: COLUMNS.index("output_1")]
         what = f"cannot tell what the columns {sorted(map(str, row))} mean"
         raise BadRow("D21", "", what, remedy=columns_hint([str(name) for name in row], known))
     return result._replace(row={**_common(row, result), **result.row})

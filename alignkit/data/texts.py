@@ -57,7 +57,8 @@ def turns_in(value: Any, field: str) -> list[Turn]:
         # "…\n\nAssistant:" at the end asks for a response, it is none.
         return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
     if not isinstance(value, list | tuple) or not value:
-        raise BadRow("D21", field, "holds no messages", remedy="give a list of {role, content}, or a text")
+        what = "holds no messages" if value == [] else f"is of type {type(value).__name__}"
+        raise BadRow("D21", field, what, remedy="give a list of {role, content}, or a text")
     return [_turn(turn, f"{field}[{place}]") for place, turn in enumerate(value)]
 
 
@@ -151,7 +152,8 @@ def columns_hint(found: Iterable[str], known: Iterable[str]) -> str:
     """Which column was probably meant."""
     usual = {
         "instruction": "prompt", "question": "prompt", "query": "prompt", "input": "prompt", "output": "completion",
-        "conversations": "messages", "answer": "completion", "text": "messages", "winner": "chosen", "loser": "rejected",
+        "conversations": "messages", "answer": "completion", "text": "messages", "winner": "chosen",
+        "loser": "rejected",
     }  # fmt: skip
     meant = {}
     for name in found:

@@ -123,6 +123,13 @@ class Round:
         return pairs_of(self.groups)
 
     @cached_property
+    def _pairs_by_group(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for pair, group in enumerate(self.pairs.group.tolist()):
+            found.setdefault(group, []).append(pair)
+        return found
+
+    @cached_property
     def learned_tokens(self) -> list[list[int]]:
         """[group][response] number of learned tokens: trained ones of the prompt and the response."""
         extra = [sum(flag for flag in (g.prompt_trained or [])[1:]) for g in self.encoded]
@@ -181,8 +188,8 @@ class Round:
         if kind == "response":
             return float(sum(len(self.encoded[i].responses) for i in numbers))
         if kind in ("pair", "pair_group"):
-            taken = torch.isin(self.pairs.group, torch.tensor(numbers))
-            return float(taken.sum() if kind == "pair" else self.pairs.group[taken].unique().numel())
+            per_group = [len(self._pairs_by_group.get(i, [])) for i in numbers]
+            return float(sum(per_group) if kind == "pair" else sum(n > 0 for n in per_group))
         return float(len(numbers))
 
     def _responses(self, numbers: Sequence[int]) -> list[int]:
@@ -202,7 +209,7 @@ class Round:
         """Pairs of a micro-batch's groups: (chosen, rejected) as places in its responses, their group, their tensors."""
         place = {int(number): place for place, number in enumerate(batch.responses)}
         numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
-        taken = [p for p in range(len(self.pairs.group)) if int(self.pairs.group[p]) in numbers]
+        taken = [p for group in numbers for p in self._pairs_by_group.get(group, [])]
         device = batch.targets.device
 
         def index(values: list[int]) -> Tensor:

@@ -133,7 +133,8 @@ def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config.do_sample = True
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.do_sample = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -145,10 +145,10 @@ class Run:
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
         }
-        record = self.host.resolve("loss", loss)
+        record, bound = self.host.resolve("loss", loss), self.host.build("loss", loss)
         config = {
             "loss": record.qualified,
-            "loss_spec": plain(loss),
+            "loss_arguments": _loss_key(bound),
             "train": train,
             "epochs": epochs,
             "batch_size": batch_size,
@@ -165,7 +165,7 @@ class Run:
             name,
             config,
             {"policy": policy, "demonstrations": demonstrations},
-            lambda work: verbs.sft(self, work, policy, _groups(demonstrations), config, training, name),
+            lambda work: verbs.sft(self, work, policy, _groups(demonstrations), bound, config, training, name),
             plugins=[record.distribution],
             cost=planning.Cost(trained=tokens, parameters=policy.parameters, trainable=True, disk=_adapter_bytes(policy)),
         )
@@ -276,7 +276,7 @@ class Run:
         parts = [comparisons] if isinstance(comparisons, (Groups, GroupsHandle)) else list(comparisons)
         if not 0 <= replay_fraction <= 1:
             raise ConfigError(f"replay_fraction={replay_fraction} must be in [0, 1]", where=name)
-        record = self.host.resolve("loss", loss)
+        record, bound = self.host.resolve("loss", loss), self.host.build("loss", loss)
         training = {
             "learning_rate": learning_rate,
             "schedule": schedule,
@@ -287,7 +287,7 @@ class Run:
         lora = init.lora if isinstance(init, PolicyHandle) else None
         config = {
             "loss": record.qualified,
-            "loss_spec": plain(loss),
+            "loss_arguments": _loss_key(bound),
             "epochs": epochs,
             "batch_size": batch_size,
             **training,
@@ -310,7 +310,7 @@ class Run:
             config,
             inputs,
             lambda work: verbs.train_reward(
-                self, work, init, [_groups(p) for p in parts], [_groups(p) for p in replay], config, training, name
+                self, work, init, [_groups(p) for p in parts], [_groups(p) for p in replay], bound, config, training, name
             ),
             plugins=[record.distribution],
             cost=planning.Cost(trained=tokens, parameters=parameters, trainable=True, disk=2_000_000),
@@ -385,6 +385,7 @@ class Run:
         config = {
             "optimizer": {"name": self.host.resolve("optimizer", optimizer).qualified, **plain(built)},
             "loss": loss.qualified,
+            "loss_arguments": _loss_key(self.host.build("loss", built.loss)),
             "sampler": {"name": sampler_record.qualified, **plain(sampler_built)},
             "patience": patience,
             "max_missing": max_missing,
@@ -716,6 +717,12 @@ def _input_key(value: Any) -> Any:
     if isinstance(value, Handle):
         return value.to_json()
     return plain(value)
+
+
+def _loss_key(bound: Any) -> Any:
+    """Hyper-parameters of a registered loss; for a plain function its source too."""
+    arguments = plain(dict(bound.hyperparameters))
+    return arguments if bound.distribution else {**arguments, "function": plain(bound.fn)}
 
 
 def _as_reward(value: Any, name: str | None = None) -> Any:

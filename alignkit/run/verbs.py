@@ -18,6 +18,7 @@ from alignkit.types import Groups
 if TYPE_CHECKING:
     from alignkit.engine.module import Learner
     from alignkit.optimizers import PolicyOptimizer
+    from alignkit.plugins.records import BoundLoss
     from alignkit.rewards import Reward
     from alignkit.run.run import Run
     from alignkit.sampling import Sampler
@@ -276,6 +277,7 @@ def sft(
     work: Path,
     start: PolicyHandle,
     groups: Groups,
+    loss: BoundLoss,
     config: Mapping[str, Any],
     training: Mapping[str, Any],
     name: str,
@@ -293,7 +295,7 @@ def sft(
         name,
         {
             "model": policy,
-            "loss": run.host.build("loss", config["loss_spec"]),
+            "loss": loss,
             "terms": {"loss": Term(reduction="token")},
             "training": _training(training),
             "source": OneRound(data, steps),
@@ -339,6 +341,7 @@ def train_reward(
     init: PolicyHandle | RewardHandle,
     parts: Sequence[Groups],
     replay: Sequence[Groups],
+    loss: BoundLoss,
     config: Mapping[str, Any],
     training: Mapping[str, Any],
     name: str,
@@ -361,8 +364,7 @@ def train_reward(
     learn, heldout = _split(groups, config["heldout_fraction"], (run.seed, "reward split"))
     data = _checked_round(learn, model, "comparisons", config, "last", name)
     steps = data.steps(config["batch_size"], config["epochs"], run.max_tokens, (run.seed, name, "order"), run.world)
-    loss = run.host.build("loss", config["loss_spec"])
-    terms = getattr(loss.fn, "terms", None) or {"loss": Term(reduction="group")}
+    terms = {"loss": Term(reduction="group")}  # a prompt with many comparisons weighs no more than one with a single one
     learner = _train(
         run,
         work,
