@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import alignkit
-from alignkit.errors import AlignkitError, ConfigError, PluginError
+from alignkit.errors import AlignkitError, ConfigError, PluginError, Terminated
 
 if TYPE_CHECKING:
     from alignkit.plugins.host import PluginHost
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         verb: Callable[[argparse.Namespace], int] = options.verb
         return verb(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except AlignkitError as error:
         if os.environ.get("ALIGNKIT_TRACE", "") not in ("", "0"):
             raise

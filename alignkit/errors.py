@@ -35,5 +35,9 @@ class ConfigError(AlignkitError):
     """An argument outside its range, or arguments that contradict each other."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is finished stays, and the same command continues."""
+
+
 class NumericError(AlignkitError):
     """A NaN or an infinity, caught before it reached the weights."""

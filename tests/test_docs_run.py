@@ -1,9 +1,9 @@
 """The docs are true: their code runs, their tables are the code's, and what ARCHITECTURE.md lists exists.
 
-Each page is run in a folder of its own, from top to bottom: `python` blocks as scripts, `alignkit` and `pip install` lines of
-`console` blocks as typed. A block after `<!-- file: PATH -->` is written there and, unless it is Python that a later line
-uses, nothing more. What cannot be run in a test (make, virtual environments, a large model, files of the reader's) is
-listed below, so that nothing is left out by accident.
+Each page is run in a folder of its own, from top to bottom: `python` blocks as scripts, `alignkit` and `pip install`
+lines of `console` blocks as typed; a block after `<!-- file: PATH -->` is written to that file, and left for later lines
+to use. What cannot be run in a test (make, virtual environments, a large model, the reader's files) is listed below,
+so that nothing is left out by accident.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def test_the_pipeline_of_the_readme_takes_twenty_lines() -> None:
 def test_make_targets_that_pages_name_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"setup", "demo", "test", "lint", "docs", "bench"} <= targets
-    named = [line.split()[1] for page in PAGES for b in blocks(page) for line in commands(b) if line.startswith("make ")]
+    named = [
+        line.split()[1] for page in PAGES for b in blocks(page) for line in commands(b) if line.startswith("make ")
+    ]
     assert named
     assert set(named) <= targets
 

@@ -1,7 +1,7 @@
 """A method from outside the repository: built, installed with pip, listed and used by name, with no edit to the core.
 
-Three distributions stand beside one another: a good one (a loss, a sampler, an optimizer), one that fails at import, and
-one that asks for another core version. Everything runs in processes of its own, as for someone who typed it.
+Three distributions stand beside one another: a good one (a loss, a sampler, an optimizer), one that fails at import,
+and one that asks for another core version. Everything runs in processes of its own, as for someone who typed it.
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ def register_optimizers(register):
 BROKEN = "from alignkit import hookimpl\nimport a_module_that_nobody_has\n"
 FOREIGN = "raise RuntimeError('a plugin for another core version was imported')\n"
 
-SOURCES = {"outside-method": (GOOD, ">=0.1,<0.2"), "outside-broken": (BROKEN, ">=0.1"), "outside-next": (FOREIGN, ">=9")}
+SOURCES = {
+    "outside-method": (GOOD, ">=0.1,<0.2"),
+    "outside-broken": (BROKEN, ">=0.1"),
+    "outside-next": (FOREIGN, ">=9"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.engine.module import Learner
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, Terminated
 
 OURS = {
     "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
@@ -92,17 +92,37 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
             enable_checkpointing=False,
             reload_dataloaders_every_n_epochs=1,
         )
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with _quiet():
-            loop.fit(learner)
-    except SystemExit:
-        # Lightning turns Ctrl-C into sys.exit(1) and leaves the signal ignored.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
-    if loop.interrupted:
+    with _quiet(), _ending(loop):
+        loop.fit(learner)
+
+
+@contextlib.contextmanager
+def _ending(loop: Any) -> Iterator[None]:
+    """Make SIGINT and SIGTERM end the stage, and nothing else.
+
+    Lightning turns Ctrl-C into sys.exit(1) with the signal left ignored, and takes SIGTERM for a wish to end with exit
+    status 0 and nothing saved; a scheduler would call that a success.
+    """
+    told: list[int] = []
+
+    def terminate(number: int, _frame: Any) -> None:
+        told.append(number)
         raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if ours:
+        signal.signal(signal.SIGTERM, terminate)  # Lightning's handler calls the one that it finds
+    interrupted = False
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        interrupted = True
+    finally:
+        for number, handler in before.items() if ours else ():
+            signal.signal(number, handler)
+    if interrupted or loop.interrupted:
+        raise Terminated if told else KeyboardInterrupt
 
 
 def _gradient_checkpointing(learner: Learner, on: bool) -> None:

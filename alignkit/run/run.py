@@ -74,6 +74,8 @@ class Run:
         self._first_evaluation: EvaluationHandle | None = None
         self._evaluations = 0
         self._reported = False
+        if not plan and self.rank == 0:
+            self.store.lock()
         processes.join_processes(self.world)
 
     # -- the verbs --------------------------------------------------------------------------------------------------
@@ -560,6 +562,7 @@ class Run:
         if self.planning or self.rank:
             return
         self._write_run(status)
+        self.store.unlock()
         if self._reported:  # once more, now that it can say how the run ended
             from alignkit.report import write_report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -76,6 +77,34 @@ class Store:
         self.folder = folder
         self.stages_folder = folder / "stages"
         self._index: dict[str, Path] | None = None
+        self._lock: Any = None
+
+    def lock(self) -> None:
+        """Become the one writer of the folder, until `unlock` or the end of the process.
+
+        Raises:
+            AlignkitError: another process is at work in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise AlignkitError(
+                f"{holder} is at work in this run", where=str(self.folder), remedy="wait for it, end it, or use another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}, started {now()}")
+        self._lock.flush()
+
+    def unlock(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _by_key(self) -> dict[str, Path]:
         if self._index is None:

@@ -53,9 +53,8 @@ class VerifiableAnnotator(Annotator):
         Raises:
             DataError: a group without exactly two responses, or a prompt that is not of the embedded task.
         """
-        return {
-            d: Groups.from_rows([self._judge(groups, i, d, seed) for i in range(len(groups))]) for d in self.dimensions
-        }
+        asked = {d: [i for i, row in enumerate(groups) if applies(row, d)] for d in self.dimensions}
+        return {d: Groups.from_rows([self._judge(groups, i, d, seed) for i in asked[d]]) for d in self.dimensions}
 
     def _judge(self, groups: Groups, index: int, dimension: str, seed: int) -> dict[str, Any]:
         row, meta = groups[index], groups.meta(index)
