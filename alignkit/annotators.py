@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from alignkit.types import Groups
 
@@ -11,11 +11,11 @@ from alignkit.types import Groups
 class Annotator:
     """Ranks the responses of each group. Subclasses override `annotate` and `key`.
 
-    The answer holds one `Groups` per dimension, since one pair of responses may be ranked otherwise for helpfulness than for
-    safety. A group that cannot be judged is left out of a dimension; nothing is made up for it.
+    The answer holds one `Groups` per dimension, since one pair of responses may be ranked otherwise for helpfulness
+    than for safety. A group that cannot be judged is left out of a dimension; nothing is made up for it.
     """
 
-    dimensions: tuple[str, ...] = ("preference",)
+    dimensions: ClassVar[tuple[str, ...]] = ("preference",)
 
     def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
         """`groups` with `ranks` (1 is best), `rating` and `dimension` filled in, by dimension.

@@ -1,8 +1,8 @@
 """The interface of policy optimizers: what an alignment method tells the engine, and what the engine does for it.
 
-An optimizer is a frozen dataclass; its fields are its hyper-parameters. The engine samples (`samples_per_prompt`), scores,
-calls `prepare` once a round, and takes optimizer steps on what `prepare` returned, with the terms of the loss weighted
-and reduced as `terms()` declares. `prepare` and the loss ask for tensors by naming them as parameters.
+An optimizer is a frozen dataclass; its fields are its hyper-parameters. The engine samples (`samples_per_prompt`),
+scores, calls `prepare` once a round, and takes optimizer steps on what `prepare` returned, with the terms of the loss
+weighted and reduced as `terms()` declares. `prepare` and the loss ask for tensors by naming them as parameters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Term:
 
     Args:
         weight: its factor in the total; 0 makes it a diagnostic that is logged and never differentiated.
-        reduction: "token": sum over masked tokens / tokens of the whole optimizer step. "sequence": mean over the tokens of a
-            sequence (as it is, for response- and pair-level terms), then over sequences. "group": then over prompts, each
-            prompt weighing the same however many responses it has. "constant": sum / `constant`.
+        reduction: "token": sum over masked tokens / tokens of the whole optimizer step. "sequence": mean over the
+            tokens of a sequence (as it is, for response- and pair-level terms), then over sequences. "group": then
+            over prompts, each prompt weighing the same however many responses it has. "constant": sum / `constant`.
         constant: the divisor of "constant".
         mask: the token mask, by name; None for terms without tokens.
     """
@@ -38,7 +38,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if self.reduction not in ("token", "sequence", "group", "constant"):
-            raise ConfigError(f"reduction {self.reduction!r}", where="Term", remedy="use token, sequence, group or constant")
+            raise ConfigError(
+                f"reduction {self.reduction!r}", where="Term", remedy="use token, sequence, group or constant"
+            )
         if self.constant <= 0:
             raise ConfigError(f"constant {self.constant} must be positive", where="Term")
 
@@ -54,7 +56,8 @@ class PolicyOptimizer:
         rounds: times that sampling, scoring and learning are repeated.
         epochs: passes over a round's batch.
         batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
-        temperature: of sampling, and, for methods that compare with the sampler, of every log-prob (`logprob_temperature`).
+        temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
+            (`logprob_temperature`).
         learning_rate: peak learning rate of AdamW.
         schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
         warmup_ratio: share of steps over which the rate rises linearly from 0.
@@ -101,15 +104,17 @@ class PolicyOptimizer:
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=type(self).__name__)
 
-    # -- what a method overrides ------------------------------------------------------------------------------------
+    # -- what a method overrides ---------------------------------------------------------------------------------------
 
     def prepare(self, *args: Any, **kwargs: Any) -> Batch:
-        """Turn a round's scored groups into what the loss needs: `prepare(self, groups, state, …)`. Called once a round.
+        """Turn a round's scored groups into what the loss needs: `prepare(self, groups, state, …)`. Called once a
+        round.
 
         Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `reward_name` (of the reward being optimised), `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
-        `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by the
-        current reward), `generator` (a seeded `torch.Generator`).
+        whether there is one), `reward_name` (of the reward being optimised), `logprobs`, `ref_logprobs`, `values`,
+        `response_mask` ([responses, tokens], detached, at `logprob_temperature`), `ends_with_eos` ([responses],
+        bool), `history` (`Groups` of earlier versions, scored by the current reward), `generator` (a seeded
+        `torch.Generator`).
         """
         raise NotImplementedError
 

@@ -207,7 +207,9 @@ class Piecewise(Reward):
 
 
 def _combine(
-    scores: Sequence[Scores], rule: Callable[[Mapping[str, Any], int, tuple[float | None, ...]], float | None], groups: Groups
+    scores: Sequence[Scores],
+    rule: Callable[[Mapping[str, Any], int, tuple[float | None, ...]], float | None],
+    groups: Groups,
 ) -> Scores:
     """Apply `rule` response by response; where it gives None, keep the first reason of the parts."""
     values: list[list[float | None]] = []
@@ -241,7 +243,6 @@ def score_groups(groups: Groups, reward: Reward) -> Groups:
     part_scores = []
     for part in parts:
         groups = score_groups(groups, part)
-        values, present = groups.rewards(part.name)
         column = [next(r for r in row["rewards"] if r["name"] == part.name) for row in groups]
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = reward.combine(groups, part_scores)  # type: ignore[attr-defined]

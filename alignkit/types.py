@@ -1,8 +1,8 @@
 """What flows through the house: messages, groups of responses, batches, metrics.
 
-`Groups` is the one record of preference learning: each row is a prompt (a conversation) with K >= 1 responses and what is
-known of them. It wraps a `datasets.Dataset` with the fixed columns of `FEATURES`; every row has every column, and what is
-not known is None. Nothing in this module needs torch, so that listing and reading stay light.
+`Groups` is the one record of preference learning: each row is a prompt (a conversation) with K >= 1 responses and
+what is known of them. It wraps a `datasets.Dataset` with the fixed columns of `FEATURES`; every row has every column,
+and what is not known is None. Nothing in this module needs torch, so that listing and reading stay light.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ FEATURES = Features(
         "meta": Value("string"),
     }
 )
-"""Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON object with whatever else is known of the prompt (checks, source …)."""
+"""Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
+object with whatever else is known of the prompt (checks, source …)."""
 
 _PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
 
@@ -120,11 +121,13 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     """Fill in what is missing and check what is there, so that every row has every column.
 
     Args:
-        row: `prompt` (text, messages or `Message`s) and, where known, the other columns of `FEATURES`; `meta` may be a dict.
+        row: `prompt` (text, messages or `Message`s) and, where known, the other columns of `FEATURES`; `meta` may be
+            a dict.
         where: named in errors.
 
     Raises:
-        DataError: unknown columns, wrong roles, a per-response column whose length is not K, a rating outside `RATINGS`.
+        DataError: unknown columns, wrong roles, a per-response column whose length is not K, a rating outside
+        `RATINGS`.
     """
     unknown = set(row) - set(FEATURES)
     if unknown:
@@ -144,7 +147,9 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     if wrong:
         raise DataError(f"{wrong} where there are {count} responses", where=where)
     if out["rating"] is not None and out["rating"] not in RATINGS:
-        raise DataError(f"rating {out['rating']!r} is outside the scale", where=where, remedy=f"use {', '.join(RATINGS)}")
+        raise DataError(
+            f"rating {out['rating']!r} is outside the scale", where=where, remedy=f"use {', '.join(RATINGS)}"
+        )
     return out
 
 
@@ -258,7 +263,8 @@ class Groups:
         return sorted({r["name"] for row in self for r in row["rewards"] or []})
 
     def rewards(self, name: str) -> tuple[list[list[float]], list[list[bool]]]:
-        """The reward `name` as (values, present), each [groups][K]; a value that is not present is 0.0 and means nothing.
+        """The reward `name` as (values, present), each [groups][K]; a value that is not present is 0.0 and means
+        nothing.
 
         Raises:
             DataError: no row has a reward of that name.
@@ -267,7 +273,9 @@ class Groups:
             raise DataError(f"no reward {name!r}", where="Groups", remedy=f"known: {self.reward_names()}")
         values, present = [], []
         for row in self:
-            found = next((r["values"] for r in row["rewards"] or [] if r["name"] == name), [None] * len(row["responses"]))
+            found = next(
+                (r["values"] for r in row["rewards"] or [] if r["name"] == name), [None] * len(row["responses"])
+            )
             values.append([0.0 if v is None else float(v) for v in found])
             present.append([v is not None for v in found])
         return values, present
@@ -292,8 +300,8 @@ class Batch:
 
     Args:
         groups: what is learned from; may be a subset of what was sampled (winners, pairs).
-        tensors: name -> tensor aligned with the responses of `groups` in order: [responses, tokens] (padded on the right)
-            for token-level names, [responses] for response-level ones.
+        tensors: name -> tensor aligned with the responses of `groups` in order: [responses, tokens] (padded on the
+            right) for token-level names, [responses] for response-level ones.
         metrics: scalars worth logging once a round.
         state: the optimizer's state after `prepare` (plain JSON), or None to leave it as it was.
     """

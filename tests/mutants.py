@@ -34,6 +34,18 @@ FUNCTIONAL = "alignkit/functional.py"
 MARGIN = "plugins/alignkit-margin-rm/src/alignkit_margin_rm.py"
 REJECTION = "plugins/alignkit-rejection-sampling/src/alignkit_rejection_sampling.py"
 PPO = "plugins/alignkit-ppo/src/alignkit_ppo.py"
+COLLATE = "alignkit/data/collate.py"
+FORWARD = "alignkit/models/forward.py"
+HEAD = "alignkit/models/head.py"
+POLICY = "alignkit/models/policy.py"
+LORA = "alignkit/models/lora.py"
+DECODE = "alignkit/sampling/decode.py"
+SAMPLER = "alignkit/sampling/sampler.py"
+ROUNDS = "alignkit/engine/rounds.py"
+REDUCTION = "alignkit/engine/reduction.py"
+MODULE = "alignkit/engine/module.py"
+IMPROVE = "alignkit/engine/improve.py"
+REWARDS = "alignkit/rewards.py"
 IN_FUNCTIONAL = "tests/test_functional.py::test_"
 IN_MARGIN = "plugins/alignkit-margin-rm/tests/test_margin_rm.py::test_"
 IN_REJECTION = "plugins/alignkit-rejection-sampling/tests/test_rejection_sampling.py::test_"
@@ -293,12 +305,182 @@ MUTANTS = [
         "return",
         IN_PPO + "a_fixed",
     ),
+    # the batch and the forward
+    Mutant(
+        "prediction off by one",
+        COLLATE,
+        "before = [len(row.prompt) - 1, *range(start, end - 1)]",
+        "before = [len(row.prompt) - 2, *range(start - 1, end - 2)]",
+        "tests/test_forward_equivalence.py::test_plain_rows_equal_the_models_own_forward",
+    ),
+    Mutant(
+        "responses see one another",
+        FORWARD,
+        "((key == 0) | (key == query))",
+        "(key >= 0)",
+        "tests/test_forward_equivalence.py::test_responses_do_not_see_one_another",
+    ),
+    Mutant(
+        "window one too wide",
+        FORWARD,
+        "positions[:, None, :] < window",
+        "positions[:, None, :] <= window",
+        "tests/test_forward_equivalence.py::test_shared_prompts_equal_one_response_a_row",
+    ),
+    Mutant(
+        "score read one token early",
+        FORWARD,
+        "hidden[batch.row, batch.last_index]",
+        "hidden[batch.row, batch.last_index - 1]",
+        "tests/test_engine.py::test_scores_are_read_at_the_last_token",
+    ),
+    Mutant(
+        "temperature dropped in the head",
+        HEAD,
+        "torch.nn.functional.linear(part, weight, bias).float() / temperature",
+        "torch.nn.functional.linear(part, weight, bias).float()",
+        "tests/test_forward_equivalence.py::test_token_logprobs_equal_full_log_softmax",
+    ),
+    Mutant(
+        "temperature dropped in the gradient",
+        HEAD,
+        "probs.to(weight.dtype) @ weight) / temperature)",
+        "probs.to(weight.dtype) @ weight))",
+        "tests/test_forward_equivalence.py::test_token_logprobs_equal_full_log_softmax",
+    ),
+    # the sampler
+    Mutant(
+        "temperature dropped in sampling",
+        DECODE,
+        "torch.log_softmax(logits.float() / temperature, -1)",
+        "torch.log_softmax(logits.float(), -1)",
+        "tests/test_sampling.py::test_logprobs_are_before_truncation",
+    ),
+    Mutant(
+        "log-probs after truncation",
+        DECODE,
+        "taken = logprobs.gather",
+        "taken = warped.gather",
+        "tests/test_sampling.py::test_logprobs_are_before_truncation",
+    ),
+    Mutant(
+        "a token of probability 0 is drawn",
+        DECODE,
+        "wanted, right=True",
+        "wanted, right=False",
+        "tests/test_sampling.py::test_choose_never_takes_probability_zero",
+    ),
+    Mutant(
+        "a repeated prompt gets the same samples",
+        SAMPLER,
+        'row["prompt_id"], occurrence, k)',
+        'row["prompt_id"], 0, k)',
+        "tests/test_sampling.py::test_other_seed_and_repeated_prompt_differ",
+    ),
+    # the engine
+    Mutant(
+        "count of one micro-batch",
+        ROUNDS,
+        "float(sum(sum(self.learned_tokens[i]) for i in numbers))",
+        "float(max(sum(self.learned_tokens[i]) for i in numbers))",
+        "tests/test_engine.py::test_token_reduction_is_the_mean_over_all_tokens",
+    ),
+    Mutant(
+        "a ranking weighs by its pairs",
+        REDUCTION,
+        'if how.reduction == "group" and level != "group":',
+        'if how.reduction == "group" and level == "response":',
+        "tests/test_engine.py::test_pairs_weigh_by_prompt",
+    ),
+    Mutant(
+        "padding reaches the gradient",
+        REDUCTION,
+        "term = torch.where(mask.bool(), term, torch.zeros_like(term))",
+        "term = term * mask",
+        "tests/test_engine.py::test_masked_positions_reach",
+    ),
+    Mutant(
+        "a NaN takes its step",
+        MODULE,
+        "if not bad and math.isfinite(norm):",
+        "if bad or not math.isfinite(norm) or norm >= 0:",
+        "tests/test_engine.py::test_nan_stops_before_the_step",
+    ),
+    Mutant(
+        "the rate of values is forgotten",
+        MODULE,
+        '"lr": value_rate if is_value else',
+        '"lr": config.learning_rate if is_value else',
+        "tests/test_engine.py::test_value_weights_have_a_rate",
+    ),
+    Mutant(
+        "sign of the reported KL",
+        IMPROVE,
+        '(known["logprobs"] - known["ref_logprobs"]) * mask',
+        '(known["ref_logprobs"] - known["logprobs"]) * mask',
+        "tests/test_engine.py::test_kl_starts_at_exactly_zero",
+    ),
+    Mutant(
+        "old log-probs from another temperature",
+        IMPROVE,
+        "temperature = temperature or self.optimizer.logprob_temperature",
+        "temperature = temperature or 1.0",
+        "tests/test_engine.py::test_ratio_is_exactly_one",
+    ),
+    Mutant(
+        "history keeps its old scores",
+        IMPROVE,
+        "self._score(self.history) if scored else self.history",
+        "self.history",
+        "tests/test_engine.py::test_history_is_scored_again",
+    ),
+    Mutant(
+        "the reference is adapter off",
+        POLICY,
+        "self._states[name] = adapter\n",
+        "self._states[name] = None\n",
+        "tests/test_engine.py::test_reference_is_a_named_state",
+    ),
+    Mutant(
+        "switching leaves gradients off",
+        LORA,
+        "parameter.requires_grad_(flag)",
+        "parameter.requires_grad_(False)",
+        "tests/test_engine.py::test_switching_states_leaves_gradients",
+    ),
+    Mutant(
+        "the threshold on the wrong scale",
+        REWARDS,
+        "safe < self.raw_threshold",
+        "safe < self.threshold",
+        "tests/test_rewards.py::test_threshold_is_compared_on_the_raw_scale",
+    ),
+    Mutant(
+        "tags are ignored",
+        REWARDS,
+        'set(row["tags"]) & set(self.tags) or safe',
+        "safe",
+        "tests/test_rewards.py::test_piecewise_golden",
+    ),
 ]
 
 
 # -- trying them -------------------------------------------------------------------------------------------------------
 
-PRELOAD = ("pytest", "torch", "hypothesis", "hypothesis.strategies", "hypothesis.extra", "datasets", "numpy", "pluggy")
+PRELOAD = (
+    "pytest",
+    "torch",
+    "hypothesis",
+    "hypothesis.strategies",
+    "hypothesis.extra",
+    "datasets",
+    "numpy",
+    "pluggy",
+    "lightning",
+    "transformers",
+    "peft",
+    "transformers.models.llama",
+)
 """What every fork would import by itself; nothing of alignkit, whose modules must come from the mutated source."""
 DISPENSABLE = ("cacheprovider", "anyio", "unraisableexception", "threadexception", "warnings", "junitxml", "doctest")
 """Plugins of pytest that cost time in every fork."""

@@ -35,7 +35,8 @@ DEMOS = Groups.from_rows(
     {"prompt": f"prompt {i}", "responses": ["x" * (1 + 5 * (i % 4))] * (1 + i % 2)} for i in range(7)
 )
 PAIRS = Groups.from_rows(
-    {"prompt": f"p{i}", "responses": ["yes" * (i + 1), "no" * (4 - i)], "ranks": [1, 2], "rating": "better"} for i in range(4)
+    {"prompt": f"p{i}", "responses": ["yes" * (i + 1), "no" * (4 - i)], "ranks": [1, 2], "rating": "better"}
+    for i in range(4)
 )
 
 
@@ -102,7 +103,11 @@ def test_reductions_by_hand():
 
     def reduce(reduction):
         total, _ = reduce_terms(
-            {"loss": values}, {"loss": Term(reduction=reduction)}, ("logprobs",), layout, lambda kind, _mask: counts[kind]
+            {"loss": values},
+            {"loss": Term(reduction=reduction)},
+            ("logprobs",),
+            layout,
+            lambda kind, _mask: counts[kind],
         )
         return float(total)
 
@@ -138,7 +143,11 @@ def test_pairs_weigh_by_prompt_under_group_reduction():
     layout = Layout({}, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]), 2)
     values = torch.tensor([1.0, 2.0, 3.0, 10.0])
     total, _ = reduce_terms(
-        {"loss": values}, {"loss": Term(reduction="group")}, ("chosen_rewards",), layout, lambda kind, _m: {"pair_group": 2.0}[kind]
+        {"loss": values},
+        {"loss": Term(reduction="group")},
+        ("chosen_rewards",),
+        layout,
+        lambda kind, _m: {"pair_group": 2.0}[kind],
     )
     assert float(total) == pytest.approx((2 + 10) / 2)
 
@@ -200,7 +209,14 @@ def test_infinite_gradient_stops_before_the_step():
 
 @pytest.mark.parametrize(
     ("schedule", "progress", "wanted"),
-    [("constant", 0.7, 1.0), ("cosine", 0.1, 1.0), ("cosine", 1.0, 0.1), ("cosine", 0.55, 0.55), ("linear", 0.55, 0.5), ("linear", 1.0, 0.0)],
+    [
+        ("constant", 0.7, 1.0),
+        ("cosine", 0.1, 1.0),
+        ("cosine", 1.0, 0.1),
+        ("cosine", 0.55, 0.55),
+        ("linear", 0.55, 0.5),
+        ("linear", 1.0, 0.0),
+    ],
 )
 def test_schedules(schedule, progress, wanted):
     training = Training(schedule=schedule, warmup_ratio=0.1)
@@ -230,7 +246,7 @@ def test_lightnings_own_arguments_are_refused_by_name():
     check_trainer({"accelerator": "cpu", "callbacks": []})
 
 
-# -- rounds of improve --------------------------------------------------------------------------------------------------
+# -- rounds of improve -------------------------------------------------------------------------------------------------
 
 
 def surrogate(logprobs, old_logprobs, advantages):
@@ -294,7 +310,13 @@ def rollouts(policy, optimizer, **changes):
 def learn(source, policy, optimizer, rows):
     config = Training(**{f: getattr(optimizer, f) for f in Training.__dataclass_fields__})
     learner = Learner(
-        policy, source.loss, optimizer.terms(), config, source, temperature=optimizer.logprob_temperature, record=rows.append
+        policy,
+        source.loss,
+        optimizer.terms(),
+        config,
+        source,
+        temperature=optimizer.logprob_temperature,
+        record=rows.append,
     )
     fit(learner, precision="32-true", trainer={"accelerator": "cpu"})
     return learner
@@ -335,7 +357,18 @@ def test_kl_starts_at_exactly_zero_and_then_grows():
     assert {r["kl_per_token"] for r in first} == {0.0}
     assert all(r["kl_per_sequence"] != 0 for r in later)
     assert source.state == {"rounds": 2}
-    for name in ("loss", "grad_norm", "lr", "entropy", "reward_mean", "reward_std", "response_length", "eos_rate", "ratio"):
+    assert later[0]["kl"] == pytest.approx(10 * later[0]["kl_per_sequence"], rel=1e-5)  # ten responses; the sign too
+    for name in (
+        "loss",
+        "grad_norm",
+        "lr",
+        "entropy",
+        "reward_mean",
+        "reward_std",
+        "response_length",
+        "eos_rate",
+        "ratio",
+    ):
         assert name in rows[0], name
 
 
@@ -389,6 +422,13 @@ def test_truncating_sampler_is_refused_where_ratios_are_taken():
 
     with pytest.raises(ConfigError, match="truncat"):
         rollouts(tiny(), Plain(), sampler=Cut())
+
+
+def test_history_is_scored_again_by_the_current_reward():
+    """A score given by an older reward model does not compete with the current one's."""
+    old = Groups.from_rows([{"prompt": "p", "responses": ["abc"], "rewards": {"letters": [99.0]}, "iteration": 1}])
+    source = rollouts(tiny(), Plain(), history=old)
+    assert source._scored_history().rewards("letters")[0] == [[1.0]]
 
 
 def test_dropped_groups_are_sampled_anew():
@@ -455,7 +495,7 @@ def test_prompts_of_rounds_go_around_all():
     assert sorted(taken) == sorted([row["prompt_id"] for row in PROMPTS] * 2)
 
 
-# -- named states -------------------------------------------------------------------------------------------------------
+# -- named states ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -561,7 +601,7 @@ def test_export_merges_into_a_plain_folder(states, tmp_path):
     assert not list((tmp_path / "plain").glob("*.bin"))
 
 
-# -- reward models ------------------------------------------------------------------------------------------------------
+# -- reward models -----------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_read_at_the_last_token_whatever_pad_is(states):
@@ -608,7 +648,9 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
     from alignkit.data.tiny_tokenizer import tiny_tokenizer
 
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1)
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     model = RewardModel.load(tmp_path)

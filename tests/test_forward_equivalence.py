@@ -52,7 +52,13 @@ def _gemma2():
     return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, sliding_window=4))
 
 
-FAMILIES = {"llama": _llama, "gpt2": _gpt2, "mistral window 4": _mistral, "qwen2 mixed": _qwen2, "gemma2 eager": _gemma2}
+FAMILIES = {
+    "llama": _llama,
+    "gpt2": _gpt2,
+    "mistral window 4": _mistral,
+    "qwen2 mixed": _qwen2,
+    "gemma2 eager": _gemma2,
+}
 
 GROUPS = [
     EncodedGroup(list(range(1, 10)), [list(range(3, 9)), list(range(4, 14)), [7]], None, 0),
@@ -68,7 +74,8 @@ def _model(family):
     return model if "gemma2" in family else model.double()  # gemma2's own eager forward gives NaN in float64
 
 
-# Most families take their norms in float32 whatever the weights, so float64 does not show: measured 2e-8 and 1e-5 at most.
+# Most families take their norms in float32 whatever the weights, so float64 does not show: measured 2e-8 and 1e-5 at
+# most.
 VALUES, GRADIENTS = 2e-6, 5e-5
 
 

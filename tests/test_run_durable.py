@@ -56,7 +56,11 @@ class Winners(PolicyOptimizer):
         values, _ = groups.rewards(reward_name)
         best = [max(range(len(v)), key=v.__getitem__) for v in values]
         rows = [
-            {**row, "responses": [row["responses"][k]], **{n: None for n in ("response_ids", "logprobs", "finished", "sampled_by", "rewards")}}
+            {
+                **row,
+                "responses": [row["responses"][k]],
+                **dict.fromkeys(("response_ids", "logprobs", "finished", "sampled_by", "rewards")),
+            }
             for row, k in zip(groups, best, strict=True)
         ]
         return Batch(Groups.from_rows(rows), metrics={"history": float(len(history))})
@@ -69,7 +73,9 @@ def pipeline(run, learning_rate=1e-3, noise=0):
     v0 = run.policy("tiny", lora=LoRA(r=4))
     pairs = run.annotate(run.sample(v0, PROMPTS, 2, max_new_tokens=8), Longest())["preference"]
     reward = run.train_reward(v0, pairs, loss=ranking, batch_size=3, heldout_fraction=0.4, name="rm")
-    first = run.improve(v0, PROMPTS, optimizer=Winners(), reward=reward, reference=v0, max_new_tokens=8, iteration=1, name="v1")
+    first = run.improve(
+        v0, PROMPTS, optimizer=Winners(), reward=reward, reference=v0, max_new_tokens=8, iteration=1, name="v1"
+    )
     second = run.improve(
         first.policy,
         PROMPTS,
@@ -100,7 +106,10 @@ def stage_files(folder):
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in sorted((folder / "stages").rglob("*"))
-        if p.is_file() and p.name != "stage.json" and "arrow" not in p.name and p.name not in ("manifest.json", "state.json")
+        if p.is_file()
+        and p.name != "stage.json"
+        and "arrow" not in p.name
+        and p.name not in ("manifest.json", "state.json")
     }
 
 
@@ -173,14 +182,17 @@ def test_interrupted_stage_leaves_nothing_and_is_made_anew(tmp_path):
         raise KeyboardInterrupt
 
     folder = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt), Run(folder, quiet=True) as run:
-        v0 = run.policy("tiny", lora=LoRA(r=4))
-        run.evaluate(v0, HELDOUT, {"x": interrupting}, max_new_tokens=4, name="e")
+
+    def script(reward):
+        with Run(folder, quiet=True) as run:
+            v0 = run.policy("tiny", lora=LoRA(r=4))
+            run.evaluate(v0, HELDOUT, {"x": reward}, max_new_tokens=4, name="e")
+
+    with pytest.raises(KeyboardInterrupt):
+        script(interrupting)
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert len(list((folder / "stages").glob("[0-9]*"))) == 1
-    with Run(folder, quiet=True) as run:
-        v0 = run.policy("tiny", lora=LoRA(r=4))
-        run.evaluate(v0, HELDOUT, {"x": letters}, max_new_tokens=4, name="e")
+    script(letters)
     assert len(list((folder / "stages").iterdir())) == 2
 
 
@@ -214,7 +226,9 @@ def test_entered_midway(done, tmp_path):
         model = run.reward_model(reward.model_folder, column="rm")
         data = run.groups(second.rollouts.groups)
         assert len(data) == 6
-        v3 = run.improve(policy, PROMPTS, optimizer=Winners(), reward=model, reference=policy, max_new_tokens=8, name="v3")
+        v3 = run.improve(
+            policy, PROMPTS, optimizer=Winners(), reward=model, reference=policy, max_new_tokens=8, name="v3"
+        )
         end = run.evaluate(v3.policy, HELDOUT, {"rm": model}, max_new_tokens=8, reference=policy, name="e")
     assert end.metrics["rm"]["n"] == 4
 
@@ -233,7 +247,7 @@ def test_useless_rows_are_refused_before_training(tmp_path):
     demos = Groups.from_rows([{"prompt": "a", "responses": ["b"]}, {"prompt": "c", "responses": [""]}])
     with Run(tmp_path / "bad", quiet=True) as run:
         v0 = run.policy("tiny")
-        with pytest.raises(DataError, match="row 1|empty"):
+        with pytest.raises(DataError, match="empty"):
             run.sft(v0, demos)
         kept = run.sft(v0, demos, drop_bad=True, name="dropped")
     assert kept.result["rows"] == 1
@@ -309,6 +323,8 @@ def test_piecewise_of_two_models_logs_its_parts(done, tmp_path):
         v0 = run.policy("tiny", lora=LoRA(r=4))
         safe = run.reward_model(reward.model_folder, column="safety", name="s")
         helpful = run.reward_model(reward.model_folder, column="helpfulness", name="h")
-        made = run.improve(v0, PROMPTS, optimizer=Winners(), reward=Piecewise(safe, helpful), reference=v0, max_new_tokens=8)
+        made = run.improve(
+            v0, PROMPTS, optimizer=Winners(), reward=Piecewise(safe, helpful), reference=v0, max_new_tokens=8
+        )
     names = made.rollouts.groups.reward_names()
     assert names == ["helpfulness", "piecewise", "safety"]

@@ -50,7 +50,9 @@ def test_choose_draws_from_the_distribution():
     probs = torch.tensor([[0.0, 0.2, 0.5, 0.3]]).expand(20000, 4)
     draws = uniforms(np.arange(20000, dtype=np.uint64) * np.uint64(977), 0)
     counts = torch.bincount(choose(probs, draws), minlength=4) / 20000
-    torch.testing.assert_close(counts, torch.tensor([0.0, 0.2, 0.5, 0.3]), rtol=0, atol=0.015)  # 3 standard errors: 0.011
+    torch.testing.assert_close(
+        counts, torch.tensor([0.0, 0.2, 0.5, 0.3]), rtol=0, atol=0.015
+    )  # 3 standard errors: 0.011
 
 
 def test_choose_never_takes_probability_zero():

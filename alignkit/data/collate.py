@@ -1,9 +1,10 @@
-"""From encoded groups to the one batch of the house: the prompt once, its responses beside one another (shared prefix)."""
+"""From encoded groups to the one batch of the house: the prompt once, its responses beside one another (shared
+prefix)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ class MicroBatch:
     """Rows of groups that go through the model together.
 
     B rows, L tokens (padded on the right), R responses in all, T learned tokens of the longest response. In a row the
-    prompt comes first (segment 0), then its responses (segments 1, 2, …), each starting at the position after the prompt;
-    padding is segment -1.
+    prompt comes first (segment 0), then its responses (segments 1, 2, …), each starting at the position after the
+    prompt; padding is segment -1.
 
     Args:
         input_ids: [B, L].
@@ -51,8 +52,7 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch on another device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return MicroBatch(**moved)
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     @property
     def num_tokens(self) -> int:
@@ -84,9 +84,7 @@ def _rows(group: EncodedGroup, number: int, first_response: int, shared: bool) -
     numbers = list(range(first_response, first_response + len(group.responses)))
     if shared:
         return [_Row(group.prompt_ids, trained, group.responses, numbers, number)]
-    return [
-        _Row(group.prompt_ids, trained, [r], [n], number) for r, n in zip(group.responses, numbers, strict=True)
-    ]
+    return [_Row(group.prompt_ids, trained, [r], [n], number) for r, n in zip(group.responses, numbers, strict=True)]
 
 
 def collate(
@@ -109,7 +107,11 @@ def collate(
     Returns:
         the batch, on the CPU.
     """
-    rows = [row for group, n, first in zip(groups, numbers, first_responses, strict=True) for row in _rows(group, n, first, shared)]
+    rows = [
+        row
+        for group, n, first in zip(groups, numbers, first_responses, strict=True)
+        for row in _rows(group, n, first, shared)
+    ]
     width = max(row.length for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     positions = torch.arange(width).repeat(len(rows), 1)

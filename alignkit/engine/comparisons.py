@@ -18,8 +18,8 @@ def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:
         scores: of their responses.
 
     Returns:
-        {"accuracy": {"overall" | rating: {mean, low, high, n, ties}}, "ties", "histogram", "eval_pairs"}; empty where no
-        pair is scored.
+        {"accuracy": {"overall" | rating: {mean, low, high, n, ties}}, "ties", "histogram", "eval_pairs"}; empty where
+        no pair is scored.
     """
     flat = [value for row in scores.values for value in row]
     pairs = pairs_of(groups)

@@ -38,7 +38,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     """
     for name in options:
         if name in OURS:
-            raise ConfigError(f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}")
+            raise ConfigError(
+                f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}"
+            )
 
 
 @contextlib.contextmanager

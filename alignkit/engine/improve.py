@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,7 +81,9 @@ class Rollouts:
     tick: Callable[[str], None] = log.debug
 
     sampled: list[Groups] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: {"generated_tokens": 0, "reward_calls": 0, "trained_tokens": 0})
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"generated_tokens": 0, "reward_calls": 0, "trained_tokens": 0}
+    )
 
     def __post_init__(self) -> None:
         self.rounds = self.optimizer.rounds
@@ -98,7 +99,7 @@ class Rollouts:
                 remedy="use a sampler without truncation",
             )
 
-    # -- the engine's side ------------------------------------------------------------------------------------------
+    # -- the engine's side ---------------------------------------------------------------------------------------------
 
     def round_metrics(self) -> Mapping[str, float]:
         return self._metrics
@@ -114,7 +115,9 @@ class Rollouts:
         known = self._known(data, plan, names)
         data.tensors = {k: known[k] for k in TOKEN_TENSORS if k in known}
         self._metrics = self._describe(groups, data)
-        batch = self._prepare(groups, index, {k: v for k, v in known.items() if k in names} | self._asked(groups, data, names))
+        batch = self._prepare(
+            groups, index, {k: v for k, v in known.items() if k in names} | self._asked(groups, data, names)
+        )
         data, plan = self._settle(batch, groups, data, plan, index)
         self._metrics |= dict(batch.metrics)
         self._say_round(index, data, plan)
@@ -124,13 +127,13 @@ class Rollouts:
         self.state = dict(self.optimizer.update(self.state, metrics))
         return self._held_out(index)
 
-    # -- sampling and scoring ---------------------------------------------------------------------------------------
+    # -- sampling and scoring ------------------------------------------------------------------------------------------
 
     def _round_prompts(self, index: int) -> Groups:
         size = self.optimizer.prompts_per_round
         if not size or size >= len(self.prompts):
             return self.prompts
-        wanted, order = [], []
+        wanted: list[int] = []
         position = index * size
         while len(wanted) < size:
             lap = position // len(self.prompts)
@@ -163,7 +166,11 @@ class Rollouts:
         rank, world = self.world
         mine = prompts.select(range(rank, len(prompts), world)) if world > 1 else prompts
         groups = self.sampler.sample(
-            self.behaviour, mine, n, seed=(*self.seed, index, attempt), name=self.seed[-1] if self.seed else "policy",  # type: ignore[arg-type]
+            self.behaviour,
+            mine,
+            n,
+            seed=(*self.seed, index, attempt),
+            name=self.seed[-1] if self.seed else "policy",  # type: ignore[arg-type]
             progress=self._progress(f"round {index + 1}/{self.rounds} sampling"),
         )
         if world > 1:
@@ -187,7 +194,9 @@ class Rollouts:
         _, present = groups.rewards(self.reward.name)
         missing = sum(not p for row in present for p in row) / max(groups.num_responses, 1)
         if missing > self.max_missing:
-            reasons = [r for row in groups for e in row["rewards"] if e["name"] == self.reward.name for r in e["reasons"] if r]
+            reasons = [
+                r for row in groups for e in row["rewards"] if e["name"] == self.reward.name for r in e["reasons"] if r
+            ]
             raise DataError(
                 f"{missing:.0%} of the rewards are missing; the first reason: {reasons[0]}",
                 where=f"reward {self.reward.name}",
@@ -203,7 +212,7 @@ class Rollouts:
             self._history_scored = self._score(self.history) if scored else self.history
         return self._history_scored
 
-    # -- preparing --------------------------------------------------------------------------------------------------
+    # -- preparing -----------------------------------------------------------------------------------------------------
 
     def _round(self, groups: Groups) -> Round:
         encoded, problems = encode_groups(
@@ -230,7 +239,8 @@ class Rollouts:
     def _forward(
         self, data: Round, plan: Sequence[Step], asked: set[str], temperature: float | None = None
     ) -> dict[str, Tensor]:
-        """[R, T] each, without gradients. The same micro-batches as the first epoch, so the same bits as its forward."""
+        """[R, T] each, without gradients. The same micro-batches as the first epoch, so the same bits as its
+        forward."""
         if not asked:
             return {}
         temperature = temperature or self.optimizer.logprob_temperature
@@ -298,7 +308,9 @@ class Rollouts:
     def _prepare(self, groups: Groups, index: int, asked: Mapping[str, Any]) -> Batch:
         batch = self.optimizer.prepare(groups, self.state, **asked)
         if not len(batch.groups):
-            raise DataError("prepare kept nothing to learn from", where=f"{type(self.optimizer).__name__}, round {index}")
+            raise DataError(
+                "prepare kept nothing to learn from", where=f"{type(self.optimizer).__name__}, round {index}"
+            )
         if batch.state is not None:
             self.state = dict(batch.state)
         return batch
@@ -323,7 +335,7 @@ class Rollouts:
         self.counts["trained_tokens"] += learned * self.optimizer.epochs
         return data, plan
 
-    # -- what is said of a round ------------------------------------------------------------------------------------
+    # -- what is said of a round ---------------------------------------------------------------------------------------
 
     def _describe(self, groups: Groups, data: Round) -> dict[str, float]:
         out: dict[str, float] = {}
@@ -332,7 +344,9 @@ class Rollouts:
         out["eos_rate"] = float(ends_with(data, self.policy.chat.end_ids).float().mean())
         for name in groups.reward_names():
             values, present = groups.rewards(name)
-            kept = torch.tensor([v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p])
+            kept = torch.tensor(
+                [v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p]
+            )
             label = "reward" if self.reward is not None and name == self.reward.name else f"reward_{name}"
             if len(kept):
                 out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}
@@ -354,7 +368,10 @@ class Rollouts:
                 found = self._forward_behaviour(probe, steps)
             mask = response_mask(probe)
             difference = (found["logprobs"] - found["ref_logprobs"]) * mask
-        return {"kl_per_token": float(masked_mean(difference, mask)), "kl_per_sequence": float(difference.sum(-1).mean())}
+        return {
+            "kl_per_token": float(masked_mean(difference, mask)),
+            "kl_per_sequence": float(difference.sum(-1).mean()),
+        }
 
     def _forward_behaviour(self, probe: Round, steps: Sequence[Step]) -> dict[str, Tensor]:
         """Log-probs of the sampling policy and of the reference, both at the temperature of sampling."""
@@ -368,12 +385,15 @@ class Rollouts:
         return found
 
     def _say_round(self, index: int, data: Round, plan: Sequence[Step]) -> None:
-        parts = [f"{k} {v:.3g}" for k, v in self._metrics.items() if k in ("reward_mean", "kl_per_sequence", "eos_rate")]
+        parts = [
+            f"{k} {v:.3g}" for k, v in self._metrics.items() if k in ("reward_mean", "kl_per_sequence", "eos_rate")
+        ]
         self.say(
-            f"round {index + 1}/{self.rounds}: learning from {len(data.groups)} prompts in {len(plan)} steps; {', '.join(parts)}"
+            f"round {index + 1}/{self.rounds}: learning from {len(data.groups)} prompts in "
+            f"{len(plan)} steps; {', '.join(parts)}"
         )
 
-    # -- early stopping ---------------------------------------------------------------------------------------------
+    # -- early stopping ------------------------------------------------------------------------------------------------
 
     def _held_out(self, index: int) -> bool:
         """Score one response per held-out prompt; keep the best round's weights; say whether patience is over."""
@@ -420,5 +440,3 @@ def gather_groups(mine: Groups, world: int) -> Groups:
     dist.all_gather_object(parts, mine.rows)
     total = sum(len(part) for part in parts)
     return Groups.from_rows([parts[i % world][i // world] for i in range(total)])
-
-

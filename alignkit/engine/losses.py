@@ -47,5 +47,7 @@ def call_loss(loss: BoundLoss, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     terms = value if isinstance(value, dict) else {"loss": value}
     wrong = {name: type(term).__name__ for name, term in terms.items() if not isinstance(term, Tensor)}
     if wrong:
-        raise ConfigError(f"the loss returned {wrong}", where=f"loss {loss.name}", remedy="return a tensor or a dict of them")
+        raise ConfigError(
+            f"the loss returned {wrong}", where=f"loss {loss.name}", remedy="return a tensor or a dict of them"
+        )
     return terms

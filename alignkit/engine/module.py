@@ -131,7 +131,7 @@ def _policy_tensors(
 def _pair_tensors(
     tensors: Mapping[str, Tensor], scores: Tensor | None, chosen: Tensor, rejected: Tensor, batch: MicroBatch
 ) -> dict[str, Tensor]:
-    out = {}
+    out: dict[str, Tensor] = {}
     mask = batch.response_mask
     for prefix, name in (("", "logprobs"), ("ref_", "ref_logprobs")):
         if name in tensors:
@@ -147,8 +147,8 @@ def _pair_tensors(
 class Learner(L.LightningModule):
     """Takes the optimizer steps of a verb.
 
-    One Lightning epoch is one round; one item of its data is one optimizer step. Accumulation over micro-batches, counts,
-    clipping and the learning rate are done here, because they need the counts of the whole step.
+    One Lightning epoch is one round; one item of its data is one optimizer step. Accumulation over micro-batches,
+    counts, clipping and the learning rate are done here, because they need the counts of the whole step.
 
     Args:
         model: what is trained.
@@ -185,7 +185,7 @@ class Learner(L.LightningModule):
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    # -- Lightning's hooks ------------------------------------------------------------------------------------------
+    # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         config = self.training_config
@@ -221,7 +221,7 @@ class Learner(L.LightningModule):
         if self.source.finish(self.round_index, {**means, **self.source.round_metrics()}):
             self.trainer.should_stop = True
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+    # -- one step ------------------------------------------------------------------------------------------------------
 
     def _accumulate(self, step: Step) -> dict[str, float]:
         """Backward through this process's micro-batches; returns the terms over all processes."""

@@ -1,7 +1,7 @@
 """From unreduced values to numbers, with counts over the whole optimizer step.
 
-A mean of micro-means is not the mean: with 4 and 1 tokens it gives the lone token four times the weight. So every sum is
-divided by a count taken over all micro-batches and processes of the step, and the parts simply add up.
+A mean of micro-means is not the mean: with 4 and 1 tokens it gives the lone token four times the weight. So every sum
+is divided by a count taken over all micro-batches and processes of the step, and the parts simply add up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Layout:
 
 
 def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
-    """What one element of a term is: "token", "pair", "group" or "response". Told by the loss's signature, not by sizes."""
+    """What one element of a term is: "token", "pair", "group" or "response". Told by the loss's signature, not by
+    sizes."""
     if term.ndim == 2:
         return "token"
     if PAIR_TENSORS & set(tensor_names):
@@ -102,8 +103,8 @@ def denominator(how: Term, level: str, count: Callable[[str, str | None], float]
     Args:
         how: the term's reduction.
         level: its level.
-        count: gives the step's number of "token" (under a mask), "sequence" (responses with tokens), "response", "pair",
-            "group" or "pair_group" (groups with a pair).
+        count: gives the step's number of "token" (under a mask), "sequence" (responses with tokens), "response",
+            "pair", "group" or "pair_group" (groups with a pair).
     """
     if how.reduction == "constant":
         return how.constant

@@ -1,4 +1,5 @@
-"""What one round learns from: encoded groups, tensors aligned with their responses, pairs, and the steps through them."""
+"""What one round learns from: encoded groups, tensors aligned with their responses, pairs, and the steps through
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Pairs:
         chosen: [P] response numbers.
         rejected: [P].
         group: [P] group numbers.
-        tensors: [P] each: rating (0..3, -1 unknown), margin, preference_prob, chosen_safe, rejected_safe (1, 0, -1 unknown).
+        tensors: [P] each: rating (0..3, -1 unknown), margin, preference_prob, chosen_safe, rejected_safe (1, 0, -1
+            unknown).
     """
 
     chosen: Tensor
@@ -45,7 +47,17 @@ def pairs_of(groups: Groups) -> Pairs:
     `meta["margin"]` gives explicit margins, `meta["safe"]` (one flag per response) the safety labels.
     """
     columns: dict[str, list[float]] = {
-        name: [] for name in ("chosen", "rejected", "group", "rating", "margin", "preference_prob", "chosen_safe", "rejected_safe")
+        name: []
+        for name in (
+            "chosen",
+            "rejected",
+            "group",
+            "rating",
+            "margin",
+            "preference_prob",
+            "chosen_safe",
+            "rejected_safe",
+        )
     }
     first = 0
     for number, row in enumerate(groups):
@@ -206,7 +218,8 @@ class Round:
         return out
 
     def local_pairs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Pairs of a micro-batch's groups: (chosen, rejected) as places in its responses, their group, their tensors."""
+        """Pairs of a micro-batch's groups: (chosen, rejected) as places in its responses, their group, their
+        tensors."""
         place = {int(number): place for place, number in enumerate(batch.responses)}
         numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
         taken = [p for group in numbers for p in self._pairs_by_group.get(group, [])]

@@ -45,7 +45,8 @@ class Scorer:
         values: list[list[float | None]] = [[None] * len(row["responses"]) for row in groups]
         reasons: list[list[str | None]] = [["not encoded"] * len(row["responses"]) for row in groups]
         for problem in problems:
-            reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
+            if problem.row is not None:
+                reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
         data = Round(groups, list(encoded), shared=self.model.shares_prompts, pad_id=self.model.chat.pad_id)
         with self.model.scoring():
             for numbers in data.micro_batches(list(range(len(encoded))), self.max_tokens):

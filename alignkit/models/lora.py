@@ -1,4 +1,5 @@
-"""Low-rank adapters through peft: what is adapted, and switching between named adapters without touching what trains."""
+"""Low-rank adapters through peft: what is adapted, and switching between named adapters without touching what
+trains."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def active_adapter(model: Any, name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """Run with the active adapter folded into the weights, as generation wants it; afterwards the very same tensors are back."""
+    """Run with the active adapter folded into the weights, as generation wants it; afterwards the very same tensors
+    are back."""
     layers = lora_layers(model)
     kept = []
     for layer in layers:

@@ -45,7 +45,7 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(config, name, 0.0)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 class ValueHead(nn.Module):
@@ -73,7 +73,9 @@ def portable(base: str | Path, folder: Path) -> str:
         ConfigError: the base is no folder (a hub name, a GGUF file, "tiny"), which an adapter could not find again.
     """
     if not Path(base).is_dir():
-        raise ConfigError(f"an adapter needs a base folder, not {str(base)!r}", where=str(folder), remedy="export the base first")
+        raise ConfigError(
+            f"an adapter needs a base folder, not {str(base)!r}", where=str(folder), remedy="export the base first"
+        )
     relative = os.path.relpath(Path(base).resolve(), folder.resolve())
     return relative if relative.count("..") <= 3 else str(Path(base).resolve())
 
@@ -112,7 +114,7 @@ class Policy(nn.Module):
         self._states: dict[str, str | None] = {}
         self._shares: bool | None = None
 
-    # -- where it comes from and goes to ----------------------------------------------------------------------------
+    # -- where it comes from and goes to -------------------------------------------------------------------------------
 
     @classmethod
     def load(
@@ -161,7 +163,9 @@ class Policy(nn.Module):
         from peft import PeftModel, get_peft_model
 
         if folder is not None:
-            self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+            self.model = PeftModel.from_pretrained(
+                self.model, str(folder), adapter_name=TRAINED, is_trainable=trainable
+            )
         else:
             assert lora is not None
             self.model = get_peft_model(self.model, lora.config(), adapter_name=TRAINED)
@@ -223,7 +227,7 @@ class Policy(nn.Module):
         plain.generation_config = inner.generation_config
         save_plain(plain.to(next(inner.parameters()).dtype), self.tokenizer, path)
 
-    # -- states ----------------------------------------------------------------------------------------------------
+    # -- states --------------------------------------------------------------------------------------------------------
 
     def add_state(self, name: str, folder: str | Path) -> bool:
         """Name a frozen state of these weights: the base folder itself, or an adapter trained on the same base.
@@ -265,7 +269,7 @@ class Policy(nn.Module):
         with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
             yield forward.bare(self.model)
 
-    # -- the forward ------------------------------------------------------------------------------------------------
+    # -- the forward ---------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> Any:
@@ -305,7 +309,7 @@ class Policy(nn.Module):
         mask = batch.response_mask
         out: dict[str, Tensor] = {}
         if "logprobs" in wanted or "entropy" in wanted:
-            head = forward.bare(self.model).get_output_embeddings()  # type: ignore[operator]
+            head = forward.bare(self.model).get_output_embeddings()
             flat, entropy = token_logprobs(
                 _scaled_head(forward.bare(self.model), head),
                 hidden[mask],

@@ -24,9 +24,10 @@ HEAD = "score_head.safetensors"
 class RewardModel(nn.Module):
     """A sequence classifier with one output.
 
-    Causal families started from a policy are pooled here, at the last token of each response as the batch lays it out: right
-    whatever the pad id is (transformers looks for the last token that is not the pad id, one too early when pad is EOS).
-    Any other classifier is used through its own forward, one padded row per response.
+    Causal families started from a policy are pooled here, at the last token of each response as the batch lays it
+    out: right whatever the pad id is (transformers looks for the last token that is not the pad id, one too early
+        when pad is
+    EOS). Any other classifier is used through its own forward, one padded row per response.
 
     Args:
         model: a transformers sequence classifier with `num_labels` 1.
@@ -107,7 +108,11 @@ class RewardModel(nn.Module):
             Policy._check_base(folder, policy.base_digest)
         policy.fold()
         reward_model = cls(
-            _classifier_from(policy.model), policy.tokenizer, base=policy.base, base_digest=policy.base_digest, init=init
+            _classifier_from(policy.model),
+            policy.tokenizer,
+            base=policy.base,
+            base_digest=policy.base_digest,
+            init=init,
         )
         body = PeftModel.from_pretrained(reward_model.body, str(folder), adapter_name=TRAINED, is_trainable=trainable)
         reward_model._replace_body(body)
@@ -178,9 +183,9 @@ class RewardModel(nn.Module):
     def scores(self, batch: MicroBatch) -> Tensor:
         """Raw scores [R] (float32) of a batch on the model's device."""
         if not self.pools_here:
-            return self.model(
-                input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()
-            ).logits[:, 0].float()
+            return (
+                self.model(input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()).logits[:, 0].float()
+            )
         hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 

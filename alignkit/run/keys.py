@@ -71,7 +71,9 @@ def function_key(function: Callable[..., Any], version: str | None = None) -> di
         source = textwrap.dedent(inspect.getsource(function if inspect.isroutine(function) else type(function)))
     except (OSError, TypeError):
         raise ConfigError(
-            f"the source of {name} cannot be read", where="Run", remedy="give it a version=, changed by hand when it changes"
+            f"the source of {name} cannot be read",
+            where="Run",
+            remedy="give it a version=, changed by hand when it changes",
         ) from None
     defaults = {
         p.name: plain(p.default) for p in inspect.signature(function).parameters.values() if p.default is not p.empty

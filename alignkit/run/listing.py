@@ -23,7 +23,9 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
         stages = [path.parent / "stages" / name / STAGE for name in run["stages"]]
         seconds = sum(read_json(stage)["seconds"] for stage in stages if stage.is_file())
         listed = {k: run[k] for k in ("name", "status", "created", "seed")}
-        rows.append({**listed, "stages": len(stages), "seconds": seconds, "bytes": _size(path.parent), "path": str(path.parent)})
+        rows.append(
+            {**listed, "stages": len(stages), "seconds": seconds, "bytes": _size(path.parent), "path": str(path.parent)}
+        )
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
 

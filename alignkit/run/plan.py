@@ -77,14 +77,17 @@ def measured_flops(seconds: float = 0.2) -> float:
 def table(rows: Sequence[Planned], precision: str) -> str:
     """The plan as text: stages, cached or not, tokens, memory, disk and time."""
     rate = measured_flops() * 0.4  # the share of the peak that small models reach: 0.3 to 0.6 measured on two CPU cores
-    head = f"{'stage':<32} {'verb':<13} {'state':<8} {'sampled':>9} {'trained':>9} {'memory':>8} {'disk':>8} {'time':>7}"
+    head = (
+        f"{'stage':<32} {'verb':<13} {'state':<8} {'sampled':>9} {'trained':>9} {'memory':>8} {'disk':>8} {'time':>7}"
+    )
     lines, total = [head, "-" * len(head)], 0.0
     for row in rows:
         seconds = 0.0 if row.cached else row.cost.flops() / rate
         total += seconds
         lines.append(
             f"{row.name:<32} {row.verb:<13} {'cached' if row.cached else 'to do':<8} {row.cost.generated:>9,} "
-            f"{row.cost.trained:>9,} {_bytes(row.cost.memory(precision)):>8} {_bytes(row.cost.disk):>8} {_time(seconds):>7}"
+            f"{row.cost.trained:>9,} {_bytes(row.cost.memory(precision)):>8} "
+            f"{_bytes(row.cost.disk):>8} {_time(seconds):>7}"
         )
         lines += [f"    changed: {line}" for line in row.changed]
     lines.append(f"{'in all, at most':<32} {'':<13} {'':<8} {'':>9} {'':>9} {'':>8} {'':>8} {_time(total):>7}")

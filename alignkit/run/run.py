@@ -1,4 +1,5 @@
-"""`Run`: a durable pipeline. Each verb is a stage with a folder of its own, found again by the digest of what made it."""
+"""`Run`: a durable pipeline. Each verb is a stage with a folder of its own, found again by the digest of what made
+it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,8 +28,8 @@ Work = Callable[[Path], Mapping[str, Any]]
 class Run:
     """A pipeline in a folder.
 
-    Running the same script again skips the stages that are there; a changed argument makes a new stage, says what changed,
-    and keeps the old one.
+    Running the same script again skips the stages that are there; a changed argument makes a new stage, says what
+    changed, and keeps the old one.
 
     Args:
         folder: of the run.
@@ -78,10 +78,11 @@ class Run:
             self.store.lock()
         processes.join_processes(self.world)
 
-    # -- the verbs --------------------------------------------------------------------------------------------------
+    # -- the verbs -----------------------------------------------------------------------------------------------------
 
     def policy(self, spec: str | Path, *, lora: Any = "default", name: str = "policy") -> PolicyHandle:
-        """Bring a model into the run: a folder, a hub name, a GGUF file, "package:NAME", "tiny", or a policy of another run.
+        """Bring a model into the run: a folder, a hub name, a GGUF file, "package:NAME", "tiny", or a policy of
+        another run.
 
         Args:
             spec: see `alignkit.models.loading.resolve_source`.
@@ -89,9 +90,8 @@ class Run:
             name: of the stage.
         """
         from alignkit.models import LoRA
-        from alignkit.models.loading import folder_digest
+        from alignkit.models.loading import folder_digest, resolve_source
         from alignkit.models.policy import CARD, adapter_base
-        from alignkit.models.loading import resolve_source
 
         lora = LoRA() if lora == "default" else lora
         if adapter_base(spec) is not None:
@@ -99,7 +99,11 @@ class Run:
         else:
             identity = resolve_source(str(spec)).digest()
         stage = self._stage(
-            "policy", name, {"spec": _label(spec), "identity": identity}, {}, lambda work: verbs.import_policy(str(spec), work)
+            "policy",
+            name,
+            {"spec": _label(spec), "identity": identity},
+            {},
+            lambda work: verbs.import_policy(str(spec), work),
         )
         where = stage.result.get("model") if stage else None
         path = (Path(where) if where else stage.folder / "model") if stage else None
@@ -133,7 +137,8 @@ class Run:
             demonstrations: groups with one response each.
             loss: a token-level loss.
             train: "last": the response; "all": every assistant turn of the conversation too.
-            epochs, batch_size, learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: see `PolicyOptimizer`.
+            epochs, batch_size, learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: see
+                `PolicyOptimizer`.
             max_length: tokens of a prompt and of a response, each.
             heldout_fraction: share of the rows kept back, on which the loss is measured afterwards.
             drop_bad: leave out useless rows rather than refuse them.
@@ -169,7 +174,9 @@ class Run:
             {"policy": policy, "demonstrations": demonstrations},
             lambda work: verbs.sft(self, work, policy, _groups(demonstrations), bound, config, training, name),
             plugins=[record.distribution],
-            cost=planning.Cost(trained=tokens, parameters=policy.parameters, trainable=True, disk=_adapter_bytes(policy)),
+            cost=planning.Cost(
+                trained=tokens, parameters=policy.parameters, trainable=True, disk=_adapter_bytes(policy)
+            ),
         )
         return self._trained(stage, name, policy)
 
@@ -196,7 +203,8 @@ class Run:
             name: of the stage.
         """
         policies = [policy] if isinstance(policy, PolicyHandle) else list(policy)
-        temperatures = list(temperature) if isinstance(temperature, (list, tuple)) else [temperature]
+        several = isinstance(temperature, (list, tuple))
+        temperatures: list[float | None] = list(temperature) if several else [temperature]  # type: ignore[arg-type,list-item]
         record = self.host.resolve("sampler", sampler)
         samplers = [self._sampler(sampler, t, max_new_tokens) for t in temperatures]
         config = {"n": n, "samplers": plain(samplers), "sampler": record.qualified}
@@ -235,7 +243,9 @@ class Run:
             plugins=[distribution],
         )
         common = self._common(stage, name)
-        return {d: GroupsHandle(**common, part=f"groups-{d}", expected=len(groups), responses=2) for d in built.dimensions}
+        return {
+            d: GroupsHandle(**common, part=f"groups-{d}", expected=len(groups), responses=2) for d in built.dimensions
+        }
 
     def train_reward(
         self,
@@ -267,7 +277,8 @@ class Run:
             loss: a registered ranking loss.
             replay: earlier comparisons, learned from beside the new ones.
             replay_fraction: share of their rows that is drawn.
-            epochs, batch_size, learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: see `PolicyOptimizer`.
+            epochs, batch_size, learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: see
+                `PolicyOptimizer`.
             max_length: tokens of a prompt and of a response, each.
             heldout_fraction: share of the *prompts* kept back, on which accuracy is reported.
             drop_bad: leave out useless rows rather than refuse them.
@@ -312,7 +323,15 @@ class Run:
             config,
             inputs,
             lambda work: verbs.train_reward(
-                self, work, init, [_groups(p) for p in parts], [_groups(p) for p in replay], bound, config, training, name
+                self,
+                work,
+                init,
+                [_groups(p) for p in parts],
+                [_groups(p) for p in replay],
+                bound,
+                config,
+                training,
+                name,
             ),
             plugins=[record.distribution],
             cost=planning.Cost(trained=tokens, parameters=parameters, trainable=True, disk=2_000_000),
@@ -372,7 +391,8 @@ class Run:
             sampler: a registered sampler; its temperature is the optimizer's.
             max_new_tokens: default the sampler's own.
             max_missing: the largest share of missing rewards a round may have.
-            value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the policy.
+            value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the
+                policy.
             checkpointing: gradient checkpointing.
             iteration: number of the version, kept with the samples.
             name: of the stage.
@@ -441,12 +461,20 @@ class Run:
         state = stage.result.get("state", {}) if stage else {}
         return Improved(trained, rollouts, state, stage.result if stage else {})
 
-    def transform(self, groups: Groups | GroupsHandle, transform: Any, *, policy: PolicyHandle | None = None, name: str = "transform") -> GroupsHandle:
+    def transform(
+        self,
+        groups: Groups | GroupsHandle,
+        transform: Any,
+        *,
+        policy: PolicyHandle | None = None,
+        name: str = "transform",
+    ) -> GroupsHandle:
         """Map groups to groups.
 
         Args:
             groups: what is changed.
-            transform: a registered transform or a function `(groups, ctx)`; `ctx.sample(prompts, n, …)` samples from `policy`.
+            transform: a registered transform or a function `(groups, ctx)`; `ctx.sample(prompts, n, …)` samples from
+                `policy`.
             policy: whom the transform may sample from.
             name: of the stage.
         """
@@ -509,7 +537,9 @@ class Run:
             name,
             config,
             {k: v for k, v in inputs.items() if v is not None},
-            lambda work: verbs.evaluate(self, work, policy, _groups(prompts), rewards, config, reference, baseline, name),
+            lambda work: verbs.evaluate(
+                self, work, policy, _groups(prompts), rewards, config, reference, baseline, name
+            ),
             cost=planning.Cost(
                 generated=len(prompts) * n * max_new_tokens,
                 forwarded=len(prompts) * n * max_new_tokens * (len(rewards) + 1),
@@ -533,7 +563,8 @@ class Run:
         return path
 
     def export(self, policy: PolicyHandle, *, name: str = "export") -> Path | None:
-        """Write a plain Hugging Face folder, adapter merged, with a model card that tells the lineage; returns where."""
+        """Write a plain Hugging Face folder, adapter merged, with a model card that tells the lineage; returns
+        where."""
         stage = self._stage(
             "export",
             name,
@@ -544,14 +575,14 @@ class Run:
         )
         return stage.folder / "model" if stage else None
 
-    # -- entering midway --------------------------------------------------------------------------------------------
+    # -- entering midway -----------------------------------------------------------------------------------------------
 
     def groups(self, groups: Groups, *, name: str = "groups") -> GroupsHandle:
         """Bring data that exists already (annotations, rollouts) into the run as a stage."""
         stage = self._stage("groups", name, {}, {"groups": groups}, lambda work: verbs.keep_groups(work, groups))
         return GroupsHandle(**self._common(stage, name), expected=len(groups), responses=1)
 
-    # -- the end ----------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def plan_table(self) -> str:
         """The plan as text."""
@@ -571,10 +602,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close("complete" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed")
 
-    # -- stages -----------------------------------------------------------------------------------------------------
+    # -- stages --------------------------------------------------------------------------------------------------------
 
     def _stage(
         self,
@@ -596,7 +629,9 @@ class Run:
         stage = self.store.find(key)
         if self.planning:
             self.planned.append(
-                planning.Planned(name, verb, stage is not None, cost or planning.Cost(), self._changed(name, verb, identity, stage))
+                planning.Planned(
+                    name, verb, stage is not None, cost or planning.Cost(), self._changed(name, verb, identity, stage)
+                )
             )
             return stage
         if processes.agree(stage is not None, self.world):
@@ -614,8 +649,12 @@ class Run:
     ) -> dict[str, Any]:
         code: dict[str, str] = {}
         for distribution in sorted({"alignkit", *plugins}):
-            code |= {k if k != "source" else f"{distribution} source": v for k, v in distribution_key(distribution).items()}
-        devices = {k: str(v) for k, v in self.trainer.items() if k in ("accelerator", "devices", "strategy", "num_nodes")}
+            code |= {
+                k if k != "source" else f"{distribution} source": v for k, v in distribution_key(distribution).items()
+            }
+        devices = {
+            k: str(v) for k, v in self.trainer.items() if k in ("accelerator", "devices", "strategy", "num_nodes")
+        }
         return {
             "verb": verb,
             "name": name,
@@ -650,7 +689,7 @@ class Run:
             "identity": identity,
             "status": "complete",
             "config": identity["config"],
-            "inputs": {label: value for label, value in identity["inputs"].items()},
+            "inputs": dict(identity["inputs"]),
             "seconds": round(time.monotonic() - clock, 3),
             "started": started,
             "cached": False,

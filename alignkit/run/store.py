@@ -94,7 +94,9 @@ class Store:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise AlignkitError(
-                f"{holder} is at work in this run", where=str(self.folder), remedy="wait for it, end it, or use another folder"
+                f"{holder} is at work in this run",
+                where=str(self.folder),
+                remedy="wait for it, end it, or use another folder",
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, started {now()}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from alignkit.sampling import Sampler
 
 
-# -- models -------------------------------------------------------------------------------------------------------------
+# -- models ------------------------------------------------------------------------------------------------------------
 
 
 def import_policy(spec: str, work: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def export(run: Run, work: Path, policy: PolicyHandle) -> dict[str, Any]:
     return {"parameters": policy.parameters}
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------
 
 
 def keep_groups(work: Path, groups: Groups) -> dict[str, Any]:
@@ -96,7 +96,13 @@ def keep_groups(work: Path, groups: Groups) -> dict[str, Any]:
 
 
 def sample(
-    run: Run, work: Path, policies: Sequence[PolicyHandle], prompts: Groups, n: int, samplers: Sequence[Sampler], name: str
+    run: Run,
+    work: Path,
+    policies: Sequence[PolicyHandle],
+    prompts: Groups,
+    n: int,
+    samplers: Sequence[Sampler],
+    name: str,
 ) -> dict[str, Any]:
     """Each policy at each temperature, side by side. Only the first process samples."""
     from alignkit.engine.scoring import dtype_of
@@ -109,7 +115,9 @@ def sample(
         policy = handle.load(dtype=dtype_of(run.precision))
         for place, sampler in enumerate(samplers):
             seed = (run.seed, name, index, place)
-            parts.append(sampler.sample(policy, prompts, n, seed=seed, name=handle.key[:16], progress=_progress(run, name)))
+            parts.append(
+                sampler.sample(policy, prompts, n, seed=seed, name=handle.key[:16], progress=_progress(run, name))
+            )
     groups = sample_side_by_side(parts)
     tokens = sum(len(ids) for row in groups for ids in row["response_ids"] or [])
     return {**keep_groups(work, groups), "generated_tokens": tokens}
@@ -118,7 +126,9 @@ def sample(
 def _progress(run: Run, name: str) -> Callable[[int, int, int, float], None]:
     def tell(done: int, total: int, tokens: int, seconds: float) -> None:
         left = seconds / max(done, 1) * (total - done)
-        run.console.tick(f"{name}: {done}/{total} responses, {tokens / max(seconds, 1e-6):.0f} tokens/s, {left:.0f} s left")
+        run.console.tick(
+            f"{name}: {done}/{total} responses, {tokens / max(seconds, 1e-6):.0f} tokens/s, {left:.0f} s left"
+        )
 
     return tell
 
@@ -136,7 +146,10 @@ def annotate(run: Run, work: Path, groups: Groups, annotator: Annotator, name: s
     for dimension, part in found.items():
         part.save(work / f"groups-{dimension}")
         ratings = [row["rating"] for row in part]
-        result[dimension] = {"rows": len(part), "ratings": {r: ratings.count(r) for r in sorted({r for r in ratings if r})}}
+        result[dimension] = {
+            "rows": len(part),
+            "ratings": {r: ratings.count(r) for r in sorted({r for r in ratings if r})},
+        }
     return result
 
 
@@ -175,7 +188,7 @@ def transform(
     return keep_groups(work, built(groups, TransformContext(draw, derived_seed(run.seed, name), live)))
 
 
-# -- training -----------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -241,7 +254,9 @@ def _split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[
     prompts = sorted({row["prompt_id"] for row in groups})
     order = permutation(len(prompts), *seed)
     kept_back = {prompts[i] for i in order[: int(len(prompts) * fraction)]}
-    return groups.filter(lambda r: r["prompt_id"] not in kept_back), groups.filter(lambda r: r["prompt_id"] in kept_back)
+    return groups.filter(lambda r: r["prompt_id"] not in kept_back), groups.filter(
+        lambda r: r["prompt_id"] in kept_back
+    )
 
 
 def _drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups:
@@ -253,7 +268,7 @@ def _drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups
     return groups.select(sorted(permutation(len(groups), *seed)[: round(len(groups) * fraction)]))
 
 
-def _checked_round(groups: Groups, model: Any, kind: str, config: Mapping[str, Any], train: str, where: str) -> Any:
+def _checked_round(groups: Groups, model: Any, kind: Any, config: Mapping[str, Any], train: Any, where: str) -> Any:
     """Check, refuse or drop, encode."""
     from alignkit.data import check_groups, encode_groups, refuse_or_drop
     from alignkit.engine.rounds import Round
@@ -302,9 +317,11 @@ def sft(
         },
         config["checkpointing"],
     )
-    result = {"steps": learner.steps_done, "rows": len(data.groups), "parameters": start.parameters}
+    result: dict[str, Any] = {"steps": learner.steps_done, "rows": len(data.groups), "parameters": start.parameters}
     if len(heldout):
-        result["heldout_loss"] = _mean_nll(policy, _checked_round(heldout, policy, "demonstrations", config, config["train"], name), run.max_tokens)
+        result["heldout_loss"] = _mean_nll(
+            policy, _checked_round(heldout, policy, "demonstrations", config, config["train"], name), run.max_tokens
+        )
     if not run.rank:
         policy.save(work / "model")
     return result
@@ -359,17 +376,28 @@ def train_reward(
     else:
         seed = derived_seed(run.seed, name, "init")
         model = RewardModel.from_policy(init.model_folder, lora=init.lora, dtype=dtype, seed=seed)
-    groups = Groups.concat([*parts, _drawn(Groups.concat(list(replay)), config["replay_fraction"], (run.seed, name, "replay"))])
-    # The split depends on prompts alone, not on the stage, so that a model trained on later has never seen what is kept back.
+    groups = Groups.concat(
+        [*parts, _drawn(Groups.concat(list(replay)), config["replay_fraction"], (run.seed, name, "replay"))]
+    )
+    # The split depends on prompts alone, not on the stage, so that a model trained on later has never seen what is
+    # kept back.
     learn, heldout = _split(groups, config["heldout_fraction"], (run.seed, "reward split"))
     data = _checked_round(learn, model, "comparisons", config, "last", name)
     steps = data.steps(config["batch_size"], config["epochs"], run.max_tokens, (run.seed, name, "order"), run.world)
-    terms = {"loss": Term(reduction="group")}  # a prompt with many comparisons weighs no more than one with a single one
+    terms = {
+        "loss": Term(reduction="group")
+    }  # a prompt with many comparisons weighs no more than one with a single one
     learner = _train(
         run,
         work,
         name,
-        {"model": model, "loss": loss, "terms": terms, "training": _training(training), "source": OneRound(data, steps)},
+        {
+            "model": model,
+            "loss": loss,
+            "terms": terms,
+            "training": _training(training),
+            "source": OneRound(data, steps),
+        },
         config["checkpointing"],
     )
     result: dict[str, Any] = {"steps": learner.steps_done, "pairs": len(data.pairs.group), "parameters": _count(model)}
@@ -502,7 +530,7 @@ def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:
     return separate
 
 
-# -- evaluation ---------------------------------------------------------------------------------------------------------
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -530,7 +558,9 @@ def evaluate(
         temperature=config["temperature"], greedy=config["greedy"], max_new_tokens=config["max_new_tokens"]
     )
     # The same random numbers for every version: what differs is the policy.
-    groups = sampler.sample(policy, prompts, config["n"], seed=(run.seed, "evaluate"), name=handle.key[:16], progress=_progress(run, name))
+    groups = sampler.sample(
+        policy, prompts, config["n"], seed=(run.seed, "evaluate"), name=handle.key[:16], progress=_progress(run, name)
+    )
     kl = None
     if reference is not None:
         second, state = (None, None) if reference.key == handle.key else _reference(reference, policy, dtype)
@@ -574,7 +604,7 @@ def _evaluation_rows(groups: Groups, kl: list[list[float]] | None) -> list[dict[
     return rows
 
 
-# -- what is said -------------------------------------------------------------------------------------------------------
+# -- what is said ------------------------------------------------------------------------------------------------------
 
 
 def command() -> str:

@@ -120,7 +120,12 @@ def decode(
     cache = DynamicCache(config=model.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
     repeats = len(sequences) // len(prompts)
     logits = out.logits[:, -1].repeat_interleave(repeats, 0)
@@ -156,7 +161,12 @@ def decode(
 
 
 def _record(
-    sequences: Sequence[Sequence_], live: list[int], chosen: Tensor, logprobs: Tensor, after: Tensor | None, over: Tensor
+    sequences: Sequence[Sequence_],
+    live: list[int],
+    chosen: Tensor,
+    logprobs: Tensor,
+    after: Tensor | None,
+    over: Tensor,
 ) -> None:
     after_list = after.tolist() if after is not None else [None] * len(live)
     rows = zip(live, chosen.tolist(), logprobs.tolist(), after_list, over.tolist(), strict=True)

@@ -43,7 +43,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true")
+            raise ConfigError(
+                f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true"
+            )
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise ConfigError("max_new_tokens and batch_size must be at least 1", where="Sampler")
 
@@ -68,8 +70,8 @@ class Sampler:
     ) -> Groups:
         """Sample `n` responses for each prompt.
 
-        The random numbers depend on (seed, prompt, occurrence of that prompt, sample, position) alone: another batch size,
-        other prompts beside it, or a larger `n` leave a sample as it was.
+        The random numbers depend on (seed, prompt, occurrence of that prompt, sample, position) alone: another batch
+        size, other prompts beside it, or a larger `n` leave a sample as it was.
 
         Args:
             policy: what to sample from.
@@ -119,9 +121,7 @@ class Sampler:
                     done[i] = sequences[j * n : (j + 1) * n]
                 if progress:
                     progress(len(done) * n, len(order) * n, tokens, time.monotonic() - started)
-        return Groups.from_rows(
-            [self._row(row, done[i], policy, name) for i, row in enumerate(prompts)]
-        )
+        return Groups.from_rows([self._row(row, done[i], policy, name) for i, row in enumerate(prompts)])
 
     def _keys(self, prompts: Groups, n: int, seed: Sequence[int | str]) -> list[list[int]]:
         seen: Counter[str] = Counter()

@@ -21,9 +21,9 @@ SAFE_FROM = 0.5
 def applies(row: Mapping[str, Any], dimension: str) -> bool:
     """Whether a prompt is rated along a dimension.
 
-    As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones, safety on
-    the tagged ones. A quarter of the ordinary ones is rated for safety too, so that the safety model has seen safe answers and
-    its score means something where the piecewise rule compares it with the threshold.
+    As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones,
+    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, so that the safety model has
+    seen safe answers and its score means something where the piecewise rule compares it with the threshold.
     """
     tagged = "safety" in row["tags"]
     return not tagged if dimension == "helpfulness" else tagged or int(row["prompt_id"], 16) % 4 == 0
@@ -64,7 +64,16 @@ class VerifiableAnnotator(Annotator):
         draws = uniforms(
             np.full(3, stream_key(seed, row["prompt_id"], index, dimension), dtype=np.uint64), np.arange(3)
         )
-        better, rating = task.rate(meta, *row["responses"], *finished, dimension, self.noise, float(draws[0]))  # type: ignore[arg-type]
+        better, rating = task.rate(
+            meta,
+            row["responses"][0],
+            row["responses"][1],
+            finished[0],
+            finished[1],
+            "helpfulness" if dimension == "helpfulness" else "safety",
+            self.noise,
+            float(draws[0]),
+        )
         labelled = dict(row) | {
             "ranks": [1, 2] if better == 0 else [2, 1],
             "rating": rating,

@@ -1,7 +1,8 @@
 """Llama 2's loop (Touvron et al. 2023, arXiv 2307.09288, section 3.2): annotate, retrain both reward models, improve.
 
-V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh prompt
-at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward models on all
+V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh
+prompt at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward
+models on all
 ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on top of it last.
 """
 
@@ -99,7 +100,8 @@ class Sizes:
 
 SIZES = {"small": Sizes(88, 208, 40, 5e-4, 3, 16, 0.8), "tiny": Sizes(48, 96, 16, 3e-3, 3, 8, 1.0)}
 TAGGED = 4
-"""One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are scarce."""
+"""One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are
+scarce."""
 
 
 def main(
@@ -220,7 +222,7 @@ def _prompts(kind: str, file: str | None, versions: int, count: int, heldout: in
     return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
 
 
-def _more_tagged(make: Callable[[str, int], list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
+def _more_tagged(make: Callable[..., list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
     """`count` training prompts of which every `TAGGED`-th is tagged."""
     longer = make("train", count * task.UNSAFE_EVERY // TAGGED + task.UNSAFE_EVERY)
     tagged = iter([p for p in longer if p["tags"]])

@@ -1,0 +1,128 @@
+"""Rewards: raw scores, missing ones with their reason, and the piecewise rule on the raw scale."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from alignkit.errors import ConfigError, DataError
+from alignkit.rewards import FunctionReward, Piecewise, Reward, Scores, WeightedSum, pick_threshold, score_groups
+from alignkit.types import Groups
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+class Given(Reward):
+    """Scores as told, in order."""
+
+    def __init__(self, name, values):
+        self.name, self.values, self.calls = name, values, 0
+
+    def score(self, groups):
+        self.calls += 1
+        flat = iter(self.values)
+        values = [[next(flat) for _ in row["responses"]] for row in groups]
+        return Scores(values, [[None if v is not None else f"{self.name} is silent" for v in row] for row in values])
+
+    def key(self):
+        return self.name
+
+
+def four(tags=(True, False, False, True)):
+    return Groups.from_rows({"prompt": f"p{i}", "responses": ["r"], "tags": ["safety"] if t else []} for i, t in enumerate(tags))
+
+
+def test_piecewise_golden():
+    """R_s = [.9 .1 .9 .1], R_h = [.3 .8 .6 .2], tagged [T F F T] -> [.9 .1 .6 .1], on raw scores."""
+    safe, helpful = [0.9, 0.1, 0.9, 0.1], [0.3, 0.8, 0.6, 0.2]
+    reward = Piecewise(Given("s", [logit(p) for p in safe]), Given("h", [logit(p) for p in helpful]))
+    values, _ = score_groups(four(), reward).rewards("piecewise")
+    assert [v[0] for v in values] == pytest.approx([logit(p) for p in (0.9, 0.1, 0.6, 0.1)])
+    assert reward.raw_threshold == pytest.approx(-1.7346010553881064)
+
+
+def test_threshold_is_compared_on_the_raw_scale():
+    """A raw safety score of 0.1 is a probability of 0.52: safe, so helpfulness counts."""
+    reward = Piecewise(Given("s", [0.1, -1.74]), Given("h", [5.0, 5.0]))
+    values, _ = score_groups(four((False, False)), reward).rewards("piecewise")
+    assert [v[0] for v in values] == [5.0, -1.74]
+
+
+def test_saturated_scores_stay_finite_and_apart():
+    reward = Piecewise(Given("s", [40.0, 41.0]), Given("h", [0.0, 0.0]))
+    values, _ = score_groups(four((True, True)), reward).rewards("piecewise")
+    assert [v[0] for v in values] == [40.0, 41.0]
+
+
+def test_parts_are_logged_and_asked_once():
+    safe, helpful = Given("s", [1.0] * 4), Given("h", [2.0] * 4)
+    groups = score_groups(four(), Piecewise(safe, helpful))
+    assert groups.reward_names() == ["h", "piecewise", "s"]
+    assert safe.calls == helpful.calls == 1
+    assert score_groups(groups, Piecewise(safe, helpful)).reward_names() == ["h", "piecewise", "s"]
+
+
+def test_missing_part_is_missing_with_its_reason():
+    groups = score_groups(four((True,)), Piecewise(Given("s", [None]), Given("h", [2.0])))
+    values, present = groups.rewards("piecewise")
+    assert (values, present) == ([[0.0]], [[False]])
+    assert next(r for r in groups[0]["rewards"] if r["name"] == "piecewise")["reasons"] == ["s is silent"]
+
+
+def test_weighted_sum():
+    reward = WeightedSum((Given("a", [1.0, None]), Given("b", [10.0, 1.0])), (2.0, -0.5))
+    values, present = score_groups(four((False, False)), reward).rewards("weighted_sum")
+    assert values[0] == [-3.0]
+    assert present == [[True], [False]]
+    with pytest.raises(ConfigError, match="weights"):
+        WeightedSum((Given("a", []),), (1.0, 2.0))
+    with pytest.raises(ConfigError, match="share a name"):
+        score_groups(four(), WeightedSum((Given("a", [0.0] * 4), Given("a", [0.0] * 4)), (1.0, 1.0)))
+
+
+def test_functions_get_what_they_name():
+    rows = [{"prompt": "hello", "responses": ["ab", "abc"], "tags": ["t"], "meta": {"k": 1}, "finished": [True, False]}]
+
+    def reward(prompt, response, finished, tags, meta):
+        return len(prompt) + len(response) + 100 * finished + len(tags) + meta["k"]
+
+    assert FunctionReward(reward).score(Groups.from_rows(rows)).values == [[109.0, 10.0]]
+
+    def odd(respones):
+        return 0.0
+
+    with pytest.raises(ConfigError, match="respones"):
+        FunctionReward(odd)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_no_number_for_a_failure(value):
+    def broken(response):
+        return value
+
+    scores = FunctionReward(broken).score(four((True,)))
+    assert scores.values == [[None]]
+    assert scores.reasons[0][0]
+    assert scores.missing() == 1
+
+
+def test_unknown_reward_name_is_refused():
+    with pytest.raises(DataError, match="no reward"):
+        four().rewards("gold")
+
+
+def test_threshold_is_picked_with_precision_and_recall():
+    scores = [-3.0, -2.5, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
+    safe = [False, False, True, False, True, True, False, True]
+    choice = pick_threshold(scores, safe, min_precision=0.75)
+    assert choice.precision == pytest.approx(0.75)
+    assert choice.recall == pytest.approx(0.75)
+    assert choice.threshold == pytest.approx(1 / (1 + math.exp(0.5)))
+    strict = pick_threshold(scores, safe, min_precision=0.9)
+    assert (strict.precision, strict.recall) == (1.0, 0.5)
+    assert len(choice.table) == 8
+    with pytest.raises(ConfigError, match="unsafe"):
+        pick_threshold([1.0], [True])
