@@ -85,7 +85,7 @@ class Sizes:
         max_new_tokens: longest answer.
         learning_rate: of the reward models.
         epochs: of the reward models.
-        lora: rank.
+        lora: rank; 0 trains all weights.
         temperature: of sampling, for improvement and evaluation.
     """
 
@@ -98,7 +98,7 @@ class Sizes:
     temperature: float
 
 
-SIZES = {"small": Sizes(88, 208, 40, 5e-4, 3, 16, 0.8), "tiny": Sizes(48, 96, 16, 3e-3, 3, 8, 1.0)}
+SIZES = {"small": Sizes(88, 208, 40, 5e-4, 3, 16, 0.8), "tiny": Sizes(64, 208, 16, 2e-3, 6, 0, 1.0)}
 TAGGED = 4
 """One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are
 scarce."""
@@ -110,6 +110,7 @@ def main(
     algorithms: str = "rejection_sampling,rejection_sampling,ppo",
     preferences: Preferences = Preferences(),  # noqa: B008
     prompts: str | None = None,
+    comparisons_per_version: int | None = None,
     demonstrations: str | None = None,
     prompts_per_version: int | None = None,
     heldout: int | None = None,
@@ -130,6 +131,7 @@ def main(
         algorithms: which registered optimizer makes which version, separated by commas.
         preferences: human comparisons instead of the embedded annotator.
         prompts: file of prompts instead of the embedded ones.
+        comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
         prompts_per_version: fresh prompts for each version.
         heldout: held-out prompts for the evaluation.
@@ -149,7 +151,7 @@ def main(
     tokens = max_new_tokens or sizes.max_new_tokens
     fresh, held_out = _prompts(kind, prompts, len(steps), count, heldout or sizes.heldout)
 
-    v0 = run.policy(policy, lora=LoRA(r=sizes.lora))
+    v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
     annotator = VerifiableAnnotator(noise=noise)
@@ -161,7 +163,7 @@ def main(
     for i, algorithm in enumerate(steps, start=1):
         current = versions[-1]
         if human:
-            pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps)) for d, g in human.items()}
+            pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             answers = run.sample(
                 current, fresh[i - 1], 1, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
@@ -230,9 +232,9 @@ def _more_tagged(make: Callable[..., list[dict[str, Any]]], count: int) -> list[
     return [next(tagged if i % TAGGED == TAGGED - 1 else plain) for i in range(count)]
 
 
-def _slice(groups: Groups, part: int, parts: int) -> Groups:
+def _slice(groups: Groups, part: int, parts: int, most: int | None) -> Groups:
     """One of `parts` shares of the human comparisons: a version sees those that came in so far."""
-    return groups.select(range(part, len(groups), parts))
+    return groups.select(list(range(part, len(groups), parts))[:most])
 
 
 def _reward_model(
@@ -258,6 +260,7 @@ def _reward_model(
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else sizes.epochs,
         learning_rate=sizes.learning_rate * (0.5 if goes_on else 1.0),
+        heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,
         name=f"v{version}/{dimension}",
