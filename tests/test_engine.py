@@ -661,3 +661,80 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
     ids = torch.tensor([data.encoded[0].prompt_ids + data.encoded[0].responses[1]])
     with torch.no_grad():
         torch.testing.assert_close(model.scores(batch)[1], model.model(ids).logits[0, 0], rtol=0, atol=1e-5)
+
+
+# -- precision, checkpointing, value models ------------------------------------------------------------------------------
+
+
+def peeked(policy, optimizer, precision="32-true", checkpointing=False, value_model=None):
+    """Whether the first step of each round saw a ratio of exactly 1."""
+    seen = []
+
+    class Peeking(Learner):
+        def _micro(self, step, batch):
+            tensors, _ = assemble(
+                self.model, self.data, batch, self.wanted, temperature=self.temperature, value_model=self.value_model
+            )
+            if step is self.steps[0]:
+                seen.append(torch.equal(tensors["logprobs"], tensors["old_logprobs"] * batch.response_mask))
+            return super()._micro(step, batch)
+
+    source = rollouts(policy, optimizer, value_model=value_model)
+    learner = Peeking(
+        policy, source.loss, optimizer.terms(), Training(learning_rate=1e-2), source, value_model=value_model
+    )
+    fit(learner, precision=precision, trainer={"accelerator": "cpu"}, checkpointing=checkpointing)
+    return seen
+
+
+def test_ratio_is_one_under_mixed_precision():
+    assert all(peeked(tiny(), Plain(rounds=2), precision="bf16-mixed"))
+
+
+def test_ratio_is_one_and_gradient_the_same_with_gradient_checkpointing():
+    assert all(peeked(tiny(), Plain(rounds=2), checkpointing=True))
+
+    def gradients(checkpointing):
+        policy = tiny()
+        data = make_round(policy, DEMOS)
+        steps = data.steps(0, 1, 10**6, (0, "order"))
+        learner = Watched(policy, bound(nll), {"loss": Term()}, Training(), OneRound(data, steps))
+        fit(learner, precision="32-true", trainer={"accelerator": "cpu"}, checkpointing=checkpointing)
+        return learner.gradients
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def valued(logprobs, old_logprobs, advantages, values, old_values):
+    return {"loss": -(logprobs - old_logprobs).exp() * advantages, "value_loss": (values - 1.0 - 0 * old_values) ** 2}
+
+
+@dataclass(frozen=True)
+class Valued(Plain):
+    """With a value to learn: 1 everywhere."""
+
+    loss: object = field(default=valued)
+
+    def terms(self):
+        return {"loss": Term(reduction="token"), "value_loss": Term(reduction="token")}
+
+
+@pytest.mark.parametrize("kind", ["head", "separate"])
+def test_value_model_learns_on_the_trunk_or_on_its_own(kind):
+    policy, rows = tiny(), []
+    optimizer = Valued(rounds=3, value_learning_rate=3e-2)
+    value_model = None
+    if kind == "head":
+        policy.add_value_head()
+    else:
+        value_model = tiny()
+        value_model.add_value_head()
+    source = rollouts(policy, optimizer, value_model=value_model)
+    training = Training(learning_rate=1e-3, value_learning_rate=3e-2)
+    learner = Learner(
+        policy, source.loss, optimizer.terms(), training, source, record=rows.append, value_model=value_model
+    )
+    fit(learner, precision="32-true", trainer={"accelerator": "cpu"})
+    assert rows[0]["value_loss"] == pytest.approx(1.0)  # the head starts at zero
+    assert rows[-1]["value_loss"] < 0.5

@@ -32,7 +32,9 @@ class Given(Reward):
 
 
 def four(tags=(True, False, False, True)):
-    return Groups.from_rows({"prompt": f"p{i}", "responses": ["r"], "tags": ["safety"] if t else []} for i, t in enumerate(tags))
+    return Groups.from_rows(
+        {"prompt": f"p{i}", "responses": ["r"], "tags": ["safety"] if t else []} for i, t in enumerate(tags)
+    )
 
 
 def test_piecewise_golden():

@@ -196,7 +196,8 @@ class Learner(L.LightningModule):
         """Begin the next round: sample, score, prepare; its steps are the data."""
         self.round_index += 1
         self._skip, self._sums, self._count = False, {}, 0
-        with torch.no_grad():
+        # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             self.data, self.steps = self.source.start(self.round_index)
         return StepLoader(self.steps)
 

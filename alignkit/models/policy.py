@@ -266,8 +266,13 @@ class Policy(nn.Module):
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
         """The bare transformers model with the adapter folded in, without gradients."""
-        with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
-            yield forward.bare(self.model)
+        training = self.model.training
+        self.model.eval()  # gradient checkpointing, which works in training mode, would refuse the cache
+        try:
+            with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
+                yield forward.bare(self.model)
+        finally:
+            self.model.train(training)
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 

@@ -44,15 +44,15 @@ class Stage:
 
     @property
     def result(self) -> Row:
-        return _mapping(self.info.get("result"))
+        return mapping(self.info.get("result"))
 
     @property
     def config(self) -> Row:
-        return _mapping(self.info.get("config"))
+        return mapping(self.info.get("config"))
 
     @property
     def inputs(self) -> Row:
-        return _mapping(self.info.get("inputs"))
+        return mapping(self.info.get("inputs"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Version:
 
     @property
     def best_of_n(self) -> Row:
-        return _mapping(self.stage.result.get("best_of_n"))
+        return mapping(self.stage.result.get("best_of_n"))
 
     @property
     def kl_per_token(self) -> float | None:
@@ -145,7 +145,7 @@ def _stages(folder: Path, names: Any, problems: list[str]) -> list[Stage]:
         except (ValueError, OSError) as error:
             problems.append(f"stages/{name}/stage.json cannot be read: {error}")
             info = {"name": name, "status": "unreadable"}
-        stages.append(Stage(name, _mapping(info), _json_lines(path / "metrics.jsonl", problems)))
+        stages.append(Stage(name, mapping(info), _json_lines(path / "metrics.jsonl", problems)))
     return stages
 
 
@@ -163,10 +163,10 @@ def _versions(folder: Path, stages: list[Stage], problems: list[str]) -> list[Ve
 
 
 def _version(label: str, stage: Stage, rows: list[Row], first: Version | None) -> Version:
-    given = _mapping(stage.result.get("metrics")) or summarise_evaluation(rows)["metrics"]
-    metrics = {name: _mapping(value) for name, value in given.items()}
+    given = mapping(stage.result.get("metrics")) or summarise_evaluation(rows)["metrics"]
+    metrics = {name: mapping(value) for name, value in given.items()}
     scores = _score_order(metrics, rows)
-    paired = _mapping(stage.result.get("paired_to_first"))
+    paired = mapping(stage.result.get("paired_to_first"))
     if first is not None and not paired:
         sides = {name: (per_prompt_scores(rows, name), per_prompt_scores(first.rows, name)) for name in scores}
         pairs = {name: paired_by_prompt(*both) for name, both in sides.items()}
@@ -185,7 +185,7 @@ def _evaluation_rows(path: Path, problems: list[str]) -> list[Row]:
     rows = [row for row in _json_lines(path, problems) if isinstance(row.get("prompt_id"), str)]
     bad = 0
     for row in rows:
-        scores = _mapping(row.get("scores"))
+        scores = mapping(row.get("scores"))
         row["scores"] = {name: value if is_number(value) else None for name, value in scores.items()}
         bad += sum(value is not None and not is_number(value) for value in scores.values())
         row |= {name: None for name in BESIDES if not isinstance(row.get(name), bool) and not is_number(row.get(name))}
@@ -224,7 +224,7 @@ def _order(stage: Stage) -> float:
     return float(order) if isinstance(order, (int, float)) else float("inf")
 
 
-def _mapping(value: Any) -> Row:
+def mapping(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 
 

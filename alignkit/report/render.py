@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from alignkit.report import charts, text
 from alignkit.report.choose import choose_prompts
-from alignkit.report.collect import RunView, Stage, Version, collect, is_number, numeric_names
+from alignkit.report.collect import RunView, Stage, Version, collect, is_number, mapping, numeric_names
 from alignkit.types import RATINGS
 
 PAGE = "report.html"
@@ -235,15 +235,17 @@ def _histogram(found: Any) -> Markup | None:
 
 
 def _best_of_n(view: RunView) -> dict[str, Any] | None:
-    """One panel per version, on a common scale."""
-    curves = [(version, _best_points(version.best_of_n)) for version in view.versions]
-    curves = [(version, points) for version, points in curves if len(points) > 1]
-    values = [v for _, points in curves for point in points.values() for v in point.values() if is_number(v)]
-    if not values:
-        return None
-    panels = [{"title": v.label, "svg": charts.best_of_n(points, min(values), max(values))} for v, points in curves]
-    score = curves[0][0].stage.result.get("best_of_n_score") or view.scores[0]
-    return {"score": score, "panels": panels}
+    """One panel per evaluated version and per stage that sampled several responses, each by the score it names."""
+    found = [(version.label, version.stage.result) for version in view.versions]
+    found += [(stage.name, stage.result) for stage in view.stages if stage.verb == "improve"]
+    curves = [(label, result, _best_points(mapping(result.get("best_of_n")))) for label, result in found]
+    panels = []
+    for label, result, points in curves:
+        values = [v for point in points.values() for v in point.values() if is_number(v)]
+        if len(points) > 1 and values:
+            score = str(result.get("best_of_n_score") or "score")
+            panels.append({"title": f"{label}: {score}", "svg": charts.best_of_n(points, min(values), max(values))})
+    return {"panels": panels} if panels else None
 
 
 def _best_points(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

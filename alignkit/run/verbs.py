@@ -504,7 +504,20 @@ def _keep_improved(
         "budget": {**source.counts, "optimizer_steps": learner.steps_done},
         "last": dict(source.round_metrics()),
     }
+    if request.reward is not None and request.optimizer.samples_per_prompt > 1:
+        result |= _best_of_n(sampled, request.reward.name)
     return result | ({"best_round": best} if best is not None else {})
+
+
+def _best_of_n(sampled: Groups, name: str) -> dict[str, Any]:
+    """Maximum and median reward among n of the samples of a prompt, over the prompts whose samples all have a reward."""
+    from alignkit.evaluation import best_of_n_curve
+
+    values, present = sampled.rewards(name)
+    whole = [row for row, there in zip(values, present, strict=True) if all(there)]
+    if not whole:
+        return {}
+    return {"best_of_n": {str(n): point for n, point in best_of_n_curve(whole).items()}, "best_of_n_score": name}
 
 
 def _open(value: Groups | GroupsHandle) -> Groups:
