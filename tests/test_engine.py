@@ -663,7 +663,7 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
         torch.testing.assert_close(model.scores(batch)[1], model.model(ids).logits[0, 0], rtol=0, atol=1e-5)
 
 
-# -- precision, checkpointing, value models ------------------------------------------------------------------------------
+# -- precision, checkpointing, value models ----------------------------------------------------------------------------
 
 
 def peeked(policy, optimizer, precision="32-true", checkpointing=False, value_model=None):

@@ -510,7 +510,7 @@ def _keep_improved(
 
 
 def _best_of_n(sampled: Groups, name: str) -> dict[str, Any]:
-    """Maximum and median reward among n of the samples of a prompt, over the prompts whose samples all have a reward."""
+    """Maximum and median reward among n samples of a prompt, over the prompts whose samples all have a reward."""
     from alignkit.evaluation import best_of_n_curve
 
     values, present = sampled.rewards(name)

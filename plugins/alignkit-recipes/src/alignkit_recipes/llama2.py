@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit import Groups, LoRA, Piecewise, Run, read_groups
+from alignkit import Groups, LoRA, Piecewise, Run, Sampler, read_groups
+from alignkit.data import check_groups, refuse_or_drop
 from alignkit.plugins.grammar import Component, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit_recipes import task
@@ -149,9 +150,9 @@ def main(
     sizes, steps = SIZES[kind], parse_list(algorithms)
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
-    fresh, held_out = _prompts(kind, prompts, len(steps), count, heldout or sizes.heldout)
-
     v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
+    given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
+    fresh, held_out = _prompts(kind, given, len(steps), count, heldout or sizes.heldout)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
     annotator = VerifiableAnnotator(noise=noise)
@@ -209,17 +210,28 @@ def main(
         run.export(versions[-1])
 
 
-def _prompts(kind: str, file: str | None, versions: int, count: int, heldout: int) -> tuple[list[Groups], Groups]:
+def _fitting(run: Run, v0: PolicyHandle, prompts: Groups) -> Groups:
+    """The prompts that the policy can take; the others are reported and left out before any work."""
+    kept = run.transform(prompts.without_responses(), keep_usable_prompts, policy=v0, name="prompts")
+    return prompts.without_responses() if kept.folder is None else kept.groups
+
+
+def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
+    """A transform: prompts that the policy's chat template and length limit accept."""
+    problems = check_groups(groups, "prompts", ctx.policy.chat, max_prompt_tokens=Sampler().max_prompt_tokens)
+    return refuse_or_drop(groups, problems, True, "prompts")
+
+
+def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout: int) -> tuple[list[Groups], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
-    if file is None:
+    if given is None:
         make = task.tiny_prompts if kind == "tiny" else task.prompts
         held = Groups.from_prompts(make("heldout", heldout))
         train = Groups.from_prompts(_more_tagged(make, versions * count))
     else:
-        everything = read_groups(Path(file)).without_responses()
-        unique = list({row["prompt_id"]: i for i, row in enumerate(everything)}.values())
+        unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
         heldout = min(heldout, len(unique) // 4)
-        held, train = everything.select(unique[:heldout]), everything.select(unique[heldout:])
+        held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
         count = min(count, len(train) // versions)
     return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
 
