@@ -1,0 +1,92 @@
+"""The work of evaluate: answers, scores and the KL, one row per prompt and sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.run.handles import EvaluationHandle, PolicyHandle
+from alignkit.run.verbs.data import show_progress
+from alignkit.run.verbs.improve import open_reference
+from alignkit.types import Groups
+
+if TYPE_CHECKING:
+    from alignkit.run.run import Run
+
+
+def evaluate(
+    run: Run,
+    work: Path,
+    handle: PolicyHandle,
+    prompts: Groups,
+    rewards: Mapping[str, Any],
+    config: Mapping[str, Any],
+    reference: PolicyHandle | None,
+    baseline: EvaluationHandle | None,
+    name: str,
+) -> dict[str, Any]:
+    """Sample, score, measure the KL; one row per prompt and sample."""
+    from alignkit.engine.measure import kl_per_response
+    from alignkit.engine.scoring import dtype_of, release
+    from alignkit.evaluation import summarise_evaluation
+    from alignkit.sampling import Sampler
+
+    if run.rank:
+        return {}
+    dtype = dtype_of(run.precision)
+    policy = handle.load(dtype=dtype)
+    sampler = Sampler(
+        temperature=config["temperature"], greedy=config["greedy"], max_new_tokens=config["max_new_tokens"]
+    )
+    # The same random numbers for every version: what differs is the policy.
+    groups = sampler.sample(
+        policy,
+        prompts,
+        config["n"],
+        seed=(run.seed, "evaluate"),
+        name=handle.key[:16],
+        progress=show_progress(run, name),
+    )
+    kl = None
+    if reference is not None:
+        second, state = (None, None) if reference.key == handle.key else open_reference(reference, policy, dtype)
+        kl = kl_per_response(policy, groups, second, state, config["temperature"], run.max_tokens)
+    for label, reward in rewards.items():
+        scores = reward.score(groups)
+        groups = groups.with_rewards(label, scores.values, scores.reasons)
+        release(reward)
+    rows = _evaluation_rows(groups, kl)
+    with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, sort_keys=True) + "\n")
+    first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
+    return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _evaluation_rows(groups: Groups, kl: list[list[float]] | None) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in enumerate(groups):
+        for k, response in enumerate(row["responses"]):
+            scores = {r["name"]: r["values"][k] for r in row["rewards"] or []}
+            rows.append(
+                {
+                    "prompt_id": row["prompt_id"],
+                    "prompt": [{"role": m["role"], "content": m["content"]} for m in row["prompt"]],
+                    "tags": row["tags"],
+                    "sample": k,
+                    "response": response,
+                    "finished": row["finished"][k],
+                    "scores": scores,
+                    "length": len(row["response_ids"][k]),
+                    "kl": kl[number][k] if kl else None,
+                }
+            )
+    return rows

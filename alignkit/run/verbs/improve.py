@@ -1,0 +1,154 @@
+"""The work of improve: rollouts, learning, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.run.handles import GroupsHandle, PolicyHandle
+from alignkit.run.verbs.training import fit_learner, trainable
+from alignkit.types import Groups
+
+if TYPE_CHECKING:
+    from alignkit.engine.module import Learner
+    from alignkit.optimizers import PolicyOptimizer
+    from alignkit.rewards import Reward
+    from alignkit.run.run import Run
+    from alignkit.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class ImproveRequest:
+    """The arguments of `Run.improve`, resolved."""
+
+    policy: PolicyHandle
+    prompts: Groups | GroupsHandle
+    optimizer: PolicyOptimizer
+    loss: Any
+    sampler: Sampler
+    reward: Reward | None
+    reference: PolicyHandle | None
+    init: PolicyHandle
+    history: Sequence[GroupsHandle | Groups]
+    heldout: Groups | None
+    patience: int
+    max_missing: float
+    value_model: str
+    checkpointing: bool
+    iteration: int | None
+    name: str
+
+
+def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
+    """Sample, score, learn, round by round."""
+    from alignkit.engine.improve import Rollouts
+    from alignkit.engine.module import Training
+    from alignkit.engine.scoring import dtype_of, release
+
+    opt, dtype = request.optimizer, dtype_of(run.precision)
+    loss = run.host.build("loss", request.loss)
+    policy = trainable(run, request.init, request.name)
+    behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype)
+    reference, state_name = open_reference(request.reference, policy, dtype)
+    values = bool({"values", "old_values"} & {*loss.tensor_names, *opt.prepare_arguments()})
+    value_model = _value_model(run, request, policy) if values else None
+    source = Rollouts(
+        policy=policy,
+        behaviour=behaviour,
+        reference=reference,
+        reference_state=state_name,
+        optimizer=opt,
+        loss=loss,
+        sampler=request.sampler,
+        reward=request.reward,
+        prompts=_open(request.prompts),
+        history=Groups.concat([_open(h) for h in request.history]),
+        seed=(run.seed, request.name),
+        max_tokens=run.max_tokens,
+        max_response_tokens=max(request.sampler.max_new_tokens, 1024),
+        state=opt.initial_state(),
+        heldout=request.heldout,
+        patience=request.patience,
+        max_missing=request.max_missing,
+        value_model=value_model,
+        world=(run.rank, run.world),
+        say=lambda text: run.console.say(f"{request.name}: {text}"),
+        tick=lambda text: run.console.tick(f"{request.name}: {text}"),
+    )
+    config = Training(**{f: getattr(opt, f) for f in Training.__dataclass_fields__})
+    learner = fit_learner(
+        run,
+        work,
+        request.name,
+        {
+            "model": policy,
+            "loss": loss,
+            "terms": opt.terms(),
+            "training": config,
+            "source": source,
+            "temperature": opt.logprob_temperature,
+            "value_model": value_model,
+        },
+        request.checkpointing,
+    )
+    best = source.restore_best()
+    release(request.reward)
+    return _keep_improved(run, work, request, source, learner, policy, best)
+
+
+def _keep_improved(
+    run: Run, work: Path, request: ImproveRequest, source: Any, learner: Learner, policy: Any, best: int | None
+) -> dict[str, Any]:
+    sampled = Groups.concat(source.sampled)
+    sampled = sampled.map_rows(lambda row: {"iteration": request.iteration})
+    if not run.rank:
+        sampled.save(work / "groups")
+        policy.save(work / "model")
+        policy.save_value_head(work / "model")
+    result = {
+        "rows": len(sampled),
+        "steps": learner.steps_done,
+        "state": source.state,
+        "parameters": request.init.parameters,
+        "budget": {**source.counts, "optimizer_steps": learner.steps_done},
+        "last": dict(source.round_metrics()),
+    }
+    if request.reward is not None and request.optimizer.samples_per_prompt > 1:
+        result |= _best_of_n(sampled, request.reward.name)
+    return result | ({"best_round": best} if best is not None else {})
+
+
+def _best_of_n(sampled: Groups, name: str) -> dict[str, Any]:
+    """Maximum and median reward among n samples of a prompt, over the prompts whose samples all have a reward."""
+    from alignkit.evaluation import best_of_n_curve
+
+    values, present = sampled.rewards(name)
+    whole = [row for row, there in zip(values, present, strict=True) if all(there)]
+    if not whole:
+        return {}
+    return {"best_of_n": {str(n): point for n, point in best_of_n_curve(whole).items()}, "best_of_n_score": name}
+
+
+def _open(value: Groups | GroupsHandle) -> Groups:
+    return value.groups if isinstance(value, GroupsHandle) else value
+
+
+def open_reference(handle: PolicyHandle | None, policy: Any, dtype: Any) -> tuple[Any, str | None]:
+    """A named state of the policy where it has the same base; else a model of its own, frozen."""
+    if handle is None:
+        return None, None
+    if policy.add_state("reference", handle.model_folder):
+        return None, "reference"
+    return handle.load(dtype=dtype), None
+
+
+def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:
+    """None after putting a head on the policy's trunk, or a model of its own."""
+    if request.value_model == "head":
+        policy.add_value_head(request.init.model_folder)
+        return None
+    separate = trainable(run, request.init, request.name + "/value")
+    separate.add_value_head(request.init.model_folder)
+    return separate
