@@ -98,7 +98,10 @@ def distribution_key(name: str) -> dict[str, str]:
         import alignkit
 
         return {"alignkit": alignkit.__version__}
-    found = importlib.metadata.distribution(name)
+    try:
+        found = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return {name: "registered by hand"}
     direct = json.loads(found.read_text("direct_url.json") or "{}")
     folder = Path(direct.get("url", "").removeprefix("file://"))
     if direct.get("dir_info", {}).get("editable") and folder.is_dir():

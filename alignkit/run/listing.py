@@ -24,7 +24,13 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
         seconds = sum(read_json(stage)["seconds"] for stage in stages if stage.is_file())
         listed = {k: run[k] for k in ("name", "status", "created", "seed")}
         rows.append(
-            {**listed, "stages": len(stages), "seconds": seconds, "bytes": _size(path.parent), "path": str(path.parent)}
+            {
+                **listed,
+                "stages": len(stages),
+                "seconds": round(seconds, 1),
+                "bytes": _size(path.parent),
+                "path": str(path.parent),
+            }
         )
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
@@ -46,12 +52,18 @@ def free_run(folder: str | Path) -> int:
     """Delete the stages of a run that its latest execution did not use; returns the bytes freed.
 
     Raises:
-        ConfigError: not a run folder.
+        ConfigError: not a run folder, or its latest execution did not come to its end (what it would still have
+            used is not known).
     """
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise ConfigError("not a run folder", where=str(folder))
-    used = set(read_json(path / "run.json")["stages"])
+    run = read_json(path / "run.json")
+    if run["status"] != "complete":
+        raise ConfigError(
+            f"the latest execution is {run['status']}", where=str(folder), remedy="run its script to the end first"
+        )
+    used = set(run["stages"])
     freed = 0
     for stage in (path / "stages").iterdir():
         if stage.name not in used:

@@ -22,6 +22,9 @@ from alignkit.run.store import Stage, Store, now, write_json
 from alignkit.run.versions import versions
 from alignkit.types import Groups
 
+COMPARISON_TOKENS = 150
+"""Tokens of a comparison that a plan reckons with."""
+
 Work = Callable[[Path], Mapping[str, Any]]
 
 
@@ -314,7 +317,8 @@ class Run:
         column = column or name.rsplit("/", 1)[-1]
         start = init if isinstance(init, PolicyHandle) else init.handle
         parameters = init.parameters if isinstance(init, PolicyHandle) else int(init.result.get("parameters", 0))
-        tokens = int(sum(map(len, parts)) + replay_fraction * sum(map(len, replay))) * 200 * epochs
+        rows = sum(map(len, parts)) + replay_fraction * sum(map(len, replay))
+        tokens = int(rows * min(2 * max_length, COMPARISON_TOKENS)) * epochs
         inputs: dict[str, Any] = {"init": start, **{f"comparisons{i}": p for i, p in enumerate(parts)}}
         inputs |= {f"replay{i}": p for i, p in enumerate(replay)}
         stage = self._stage(
@@ -500,6 +504,7 @@ class Run:
         greedy: bool = False,
         max_new_tokens: int = 128,
         reference: PolicyHandle | None = None,
+        kl_prompts: int | None = None,
         label: str | None = None,
         baseline: EvaluationHandle | None = None,
         name: str = "evaluate",
@@ -515,6 +520,7 @@ class Run:
             greedy: take the likeliest tokens.
             max_new_tokens: of an answer.
             reference: the policy for the KL (V0).
+            kl_prompts: how many of the prompts the KL is measured on; default all.
             label: of the version, such as "V1".
             baseline: the evaluation to pair with; default the first of this run.
             name: of the stage.
@@ -529,6 +535,7 @@ class Run:
             "max_new_tokens": max_new_tokens,
             "label": label or name,
             "order": self._evaluations,
+            "kl_prompts": kl_prompts,
             "scores": {key: plain(value) for key, value in rewards.items()},
         }
         inputs = {"policy": policy, "prompts": prompts, "reference": reference, "baseline": baseline}

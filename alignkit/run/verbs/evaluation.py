@@ -52,7 +52,8 @@ def evaluate(
     kl = None
     if reference is not None:
         second, state = (None, None) if reference.key == handle.key else open_reference(reference, policy, dtype)
-        kl = kl_per_response(policy, groups, second, state, config["temperature"], run.max_tokens)
+        some = groups.select(range(min(config["kl_prompts"] or len(groups), len(groups))))
+        kl = kl_per_response(policy, some, second, state, config["temperature"], run.max_tokens)
     for label, reward in rewards.items():
         scores = reward.score(groups)
         groups = groups.with_rewards(label, scores.values, scores.reasons)
@@ -86,7 +87,7 @@ def _evaluation_rows(groups: Groups, kl: list[list[float]] | None) -> list[dict[
                     "finished": row["finished"][k],
                     "scores": scores,
                     "length": len(row["response_ids"][k]),
-                    "kl": kl[number][k] if kl else None,
+                    "kl": kl[number][k] if kl and number < len(kl) else None,
                 }
             )
     return rows

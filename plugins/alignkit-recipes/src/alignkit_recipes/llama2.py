@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alignkit import Groups, LoRA, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
+from alignkit.functional import take_responses
 from alignkit.plugins.grammar import Component, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit_recipes import task
@@ -23,14 +26,14 @@ from alignkit_recipes.annotator import VerifiableAnnotator, gold, gold_helpfulne
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "rejection_sampling": {
-            "samples_per_prompt": 8,
+            "samples_per_prompt": 6,
             "batch_size": 16,
             "epochs": 2,
             "learning_rate": 1e-3,
             "weight_decay": 0.0,
         },
         "ppo": {
-            "rounds": 3,
+            "rounds": 2,
             "prompts_per_round": 48,
             "batch_size": 16,
             "epochs": 2,
@@ -99,7 +102,11 @@ class Sizes:
     temperature: float
 
 
-SIZES = {"small": Sizes(88, 208, 40, 5e-4, 3, 16, 0.8), "tiny": Sizes(64, 208, 16, 2e-3, 6, 0, 1.0)}
+SIZES = {"small": Sizes(56, 208, 36, 5e-4, 3, 16, 0.8), "tiny": Sizes(64, 208, 16, 2e-3, 6, 0, 1.0)}
+KL_PROMPTS = 64
+"""Held-out prompts on which the KL is measured: it varies far less than the scores do."""
+POOL = 2
+"""Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
 TAGGED = 4
 """One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are
 scarce."""
@@ -121,7 +128,7 @@ def main(
     noise: float = 0.1,
     threshold: float = 0.15,
     rewards: str = "continue",
-    replay: float = 1.0,
+    replay: float = 0.5,
     restart: bool = False,
     export: bool = False,
 ) -> None:
@@ -147,7 +154,12 @@ def main(
         export: write the last version as a plain Hugging Face folder.
     """
     kind = "tiny" if policy == "tiny" else "small"
-    sizes, steps = SIZES[kind], parse_list(algorithms)
+    if kind == "tiny":
+        torch.set_num_threads(1)  # two threads on so small a model mostly wait for each other
+    sizes = SIZES[kind]
+    steps = [_settings(run, step, kind, temperature or sizes.temperature) for step in parse_list(algorithms)]
+    for step in steps:
+        run.host.build("optimizer", step)  # a misspelled one is refused before any work
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
@@ -176,11 +188,10 @@ def main(
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
-        optimizer = _settings(run, algorithm, kind, temperature or sizes.temperature)
         improved = run.improve(
             current,
-            _learn_from(run, optimizer, fresh[i - 1], pairs, i),
-            optimizer=optimizer,
+            _learn_from(run, algorithm, fresh[i - 1], pairs, i),
+            optimizer=algorithm,
             reward=reward,
             reference=v0,
             init=v0 if restart else None,
@@ -190,7 +201,7 @@ def main(
             name=f"v{i}",
         )
         versions.append(improved.policy)
-        history.append(improved.rollouts)
+        history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
     truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
     scores = dict(models) if human or prompts else truth
@@ -202,6 +213,7 @@ def main(
             temperature=temperature or sizes.temperature,
             max_new_tokens=tokens,
             reference=v0,
+            kl_prompts=KL_PROMPTS,
             label=f"V{i}",
             name=f"v{i}/heldout",
         )
@@ -242,6 +254,27 @@ def _more_tagged(make: Callable[..., list[dict[str, Any]]], count: int) -> list[
     tagged = iter([p for p in longer if p["tags"]])
     plain = iter([p for p in longer if not p["tags"]])
     return [next(tagged if i % TAGGED == TAGGED - 1 else plain) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class BestSamples:
+    """A transform: the n samples of each prompt with the highest reward, in the order they were drawn.
+
+    Args:
+        n: how many.
+    """
+
+    n: int
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        names = groups.reward_names()
+        name = "piecewise" if "piecewise" in names else names[0]
+        values, present = groups.rewards(name)
+        return take_responses(groups, [self._best(*row) for row in zip(values, present, strict=True)])
+
+    def _best(self, values: list[float], present: list[bool]) -> list[int]:
+        ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
+        return sorted(ranked[: self.n])
 
 
 def _slice(groups: Groups, part: int, parts: int, most: int | None) -> Groups:
