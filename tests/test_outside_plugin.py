@@ -301,7 +301,6 @@ def main(run: Run, pairs: int = 4):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="`distribution_key` knows installed distributions only")
 def test_a_recipe_file_uses_hooks_of_its_own(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN_HOOKS, encoding="utf-8")
     typed(site, tmp_path, "-m", "alignkit.cli", "run", "mine.py", "--run-dir", "out")

@@ -88,11 +88,13 @@ def function_key(function: Callable[..., Any], version: str | None = None) -> di
 
 
 @cache
-def distribution_key(name: str) -> dict[str, str]:
+def distribution_key(name: str, path: str = "") -> dict[str, str]:
     """What identifies a plugin's code: the wheel's RECORD, or the source tree of an editable install.
 
     Args:
         name: the distribution.
+        path: for a plugin that was registered by hand, the file it came from; without one (a notebook's cell) its name
+            is all there is to go by.
     """
     if not name or name == "alignkit":
         import alignkit
@@ -101,7 +103,10 @@ def distribution_key(name: str) -> dict[str, str]:
     try:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        return {name: "registered by hand"}
+        file = Path(path)
+        return {
+            name: hashlib.sha256(file.read_bytes()).hexdigest() if path and file.is_file() else "registered by hand"
+        }
     direct = json.loads(found.read_text("direct_url.json") or "{}")
     folder = Path(direct.get("url", "").removeprefix("file://"))
     if direct.get("dir_info", {}).get("editable") and folder.is_dir():

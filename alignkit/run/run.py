@@ -655,9 +655,11 @@ class Run:
         self, verb: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, Any], plugins: Sequence[str]
     ) -> dict[str, Any]:
         code: dict[str, str] = {}
+        paths = {info.distribution: info.path for info in self.host.plugins()}
         for distribution in sorted({"alignkit", *plugins}):
             code |= {
-                k if k != "source" else f"{distribution} source": v for k, v in distribution_key(distribution).items()
+                k if k != "source" else f"{distribution} source": v
+                for k, v in distribution_key(distribution, paths.get(distribution, "")).items()
             }
         devices = {
             k: str(v) for k, v in self.trainer.items() if k in ("accelerator", "devices", "strategy", "num_nodes")
