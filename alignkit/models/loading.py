@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,13 @@ class Source:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes; worked out once while its size and time stay as they are."""
+    seen = path.stat()
+    return _file_digest(path.resolve(), seen.st_size, seen.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: Path, _size: int, _time: int) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -127,12 +134,11 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
 
 
 def _dequantized(model: Any) -> Any:
-    """The same weights in a model that does not think itself quantised, so that it can be saved and trained."""
-    fields = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    plain = type(model)(type(model.config)(**fields)).to(next(model.parameters()).dtype)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    return plain.eval()
+    """The same model, no longer thinking itself quantised: its weights are plain, so it can be saved and trained."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
