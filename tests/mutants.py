@@ -373,8 +373,8 @@ MUTANTS = [
     Mutant(
         "a repeated prompt gets the same samples",
         SAMPLER,
-        'row["prompt_id"], occurrence, k)',
-        'row["prompt_id"], 0, k)',
+        "stream_key(*seed, i, time, k)",
+        "stream_key(*seed, i, 0, k)",
         "tests/test_sampling.py::test_other_seed_and_repeated_prompt_differ",
     ),
     # the engine

@@ -26,6 +26,12 @@ OURS = {
     "limit_train_batches": "limit the data",
     "default_root_dir": "Run(folder)",
     "deterministic": "seed",
+    "fast_dev_run": "fewer rows, rounds or epochs",
+    "overfit_batches": "fewer rows",
+    "max_time": "rounds or epochs",
+    "min_epochs": "rounds or epochs",
+    "min_steps": "rounds or epochs",
+    "barebones": "nothing: it would drop the metrics",
 }
 """Lightning's arguments that would divide by the wrong count or resume inexactly, and what to use instead."""
 

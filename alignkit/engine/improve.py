@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor
 from alignkit.data.encode import encode_groups
 from alignkit.engine.module import assemble
 from alignkit.engine.rounds import Round, Step
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import ConfigError, DataError, NumericError
 from alignkit.functional import masked_mean
 from alignkit.models import Policy
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.plugins.records import BoundLoss
 from alignkit.rewards import Reward, score_groups
-from alignkit.sampling import Sampler
+from alignkit.sampling import Sampler, occurrences
 from alignkit.sampling.counter import permutation, stream_key
 from alignkit.types import Batch, Groups
 
@@ -91,6 +92,13 @@ class Rollouts:
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._history_scored: Groups | None = None
         on_policy = self.optimizer.on_policy or "old_logprobs" in self.loss.tensor_names
+        if on_policy and self.optimizer.samples_per_prompt and self.behaviour is not self.policy:
+            raise ConfigError(
+                "the method learns from its own samples, and init names other weights than the policy's",
+                where="improve",
+                effect="Its ratios would compare two policies of which neither drew the samples.",
+                remedy="leave init out, or improve(init, …)",
+            )
         if on_policy and self.sampler.truncates:
             raise ConfigError(
                 "the method compares with the probabilities of its sampler, and this sampler truncates them",
@@ -165,11 +173,13 @@ class Rollouts:
         n = self.optimizer.samples_per_prompt
         rank, world = self.world
         mine = prompts.select(range(rank, len(prompts), world)) if world > 1 else prompts
+        times = occurrences(prompts)[rank::world]  # counted over all processes, so that they draw what one would
         groups = self.sampler.sample(
             self.behaviour,
             mine,
             n,
             seed=(*self.seed, index, attempt),
+            occurrence=times,
             name=self.seed[-1] if self.seed else "policy",  # type: ignore[arg-type]
             progress=self._progress(f"round {index + 1}/{self.rounds} sampling"),
         )
@@ -246,7 +256,7 @@ class Rollouts:
         temperature = temperature or self.optimizer.logprob_temperature
         total = sum(len(g.responses) for g in data.encoded)
         width = max(max(lengths) for lengths in data.learned_tokens)
-        out = {name: torch.zeros(total, width) for name in asked}
+        out = {name: torch.zeros(total, width, dtype=torch.float32) for name in asked}
         own = frozenset(asked - {"ref_logprobs"})
         bare = replace(data, tensors={})
         for numbers in [m for step in plan if step.epoch == 0 for m in step.micro if m]:
@@ -311,6 +321,11 @@ class Rollouts:
             raise DataError(
                 "prepare kept nothing to learn from", where=f"{type(self.optimizer).__name__}, round {index}"
             )
+        bad = {name: value for name, value in batch.metrics.items() if not math.isfinite(value)}
+        if bad:
+            raise NumericError(
+                f"prepare gave the metrics {bad}", where=f"{type(self.optimizer).__name__}, round {index}"
+            )
         if batch.state is not None:
             self.state = dict(batch.state)
         return batch
@@ -344,9 +359,8 @@ class Rollouts:
         out["eos_rate"] = float(ends_with(data, self.policy.chat.end_ids).float().mean())
         for name in groups.reward_names():
             values, present = groups.rewards(name)
-            kept = torch.tensor(
-                [v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p]
-            )
+            flat = [v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p]
+            kept = torch.tensor(flat, dtype=torch.float32)
             label = "reward" if self.reward is not None and name == self.reward.name else f"reward_{name}"
             if len(kept):
                 out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}
@@ -397,21 +411,23 @@ class Rollouts:
 
     def _held_out(self, index: int) -> bool:
         """Score one response per held-out prompt; keep the best round's weights; say whether patience is over."""
-        if self.heldout is None or self.reward is None or not self.patience:
+        if self.heldout is None or self.reward is None:
             return False
         groups = self.sampler.sample(self.policy, self.heldout, 1, seed=(*self.seed, "heldout"))
         values, present = score_groups(groups, self.reward).rewards(self.reward.name)
         kept = [v[0] for v, p in zip(values, present, strict=True) if p[0]]
-        mean = sum(kept) / max(len(kept), 1)
+        if not kept:
+            raise DataError("every held-out reward is missing", where=f"round {index}", remedy="mend the reward")
+        mean = sum(kept) / len(kept)
         self.say(f"round {index + 1}/{self.rounds}: held-out reward {mean:.3f}")
         if self._best is None or mean > self._best[0]:
             weights = {n: p.detach().clone() for n, p in self.policy.named_parameters() if p.requires_grad}
             self._best = (mean, index, weights)
-        return index - self._best[1] >= self.patience
+        return bool(self.patience) and index - self._best[1] >= self.patience
 
     def restore_best(self) -> int | None:
         """Put the weights of the best held-out round back; returns that round."""
-        if self._best is None:
+        if self._best is None or not self.patience:
             return None
         with torch.no_grad():
             for name, parameter in self.policy.named_parameters():

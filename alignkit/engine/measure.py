@@ -14,7 +14,13 @@ from alignkit.types import Groups
 
 @torch.no_grad()
 def kl_per_response(
-    policy: Policy, groups: Groups, reference: Policy | None, state: str | None, temperature: float, max_tokens: int
+    policy: Policy,
+    groups: Groups,
+    reference: Policy | None,
+    state: str | None,
+    temperature: float,
+    max_tokens: int,
+    max_prompt_tokens: int,
 ) -> list[list[float]]:
     """Sum over the response of log pi - log ref (estimator k1), in nats; its mean over samples estimates the KL.
 
@@ -25,6 +31,7 @@ def kl_per_response(
         state: the named state, or None; without either the policy is its own reference, and the KL is 0.
         temperature: of sampling; both distributions are tempered alike.
         max_tokens: padded cells of a micro-batch.
+        max_prompt_tokens: at which the sampler cut prompts.
 
     Returns:
         [groups][K].
@@ -32,7 +39,7 @@ def kl_per_response(
     if reference is None and state is None:
         return [[0.0] * len(row["responses"]) for row in groups]
     most = max(len(ids) for row in groups for ids in row["response_ids"])
-    encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=10**6, max_response_tokens=most)
+    encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=max_prompt_tokens, max_response_tokens=most)
     data = Round(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
     out = [[0.0] * len(row["responses"]) for row in groups]
     for numbers in data.micro_batches(list(range(len(encoded))), max_tokens):

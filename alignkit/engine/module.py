@@ -238,7 +238,7 @@ class Learner(L.LightningModule):
         if self.trainer.world_size > 1:
             names = sorted(shares)
             summed = self.trainer.strategy.reduce(
-                torch.tensor([shares[n] for n in names], dtype=torch.float64), reduce_op="sum"
+                torch.tensor([shares[n] for n in names], dtype=torch.float64, device=self.device), reduce_op="sum"
             )
             shares = dict(zip(names, summed.tolist(), strict=True))
         return shares
@@ -262,9 +262,11 @@ class Learner(L.LightningModule):
         return total, shares
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
-        progress = (self.round_index + (batch_idx + 1) / len(self.steps)) / max(self.source.rounds, 1)
-        before = (self.round_index + batch_idx / len(self.steps)) / max(self.source.rounds, 1)
-        factor = self.training_config.factor(progress if progress <= self.training_config.warmup_ratio else before)
+        rounds, warmup = max(self.source.rounds, 1), self.training_config.warmup_ratio
+        before = (self.round_index + batch_idx / len(self.steps)) / rounds
+        after = (self.round_index + (batch_idx + 1) / len(self.steps)) / rounds
+        # While warming up a step takes the rate at its end: no step, however few there are, has a rate of 0.
+        factor = self.training_config.factor(before if before >= warmup else min(after, warmup))
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return factor

@@ -34,8 +34,11 @@ class Scorer:
         self.model, self.max_tokens, self.max_length = model, max_tokens, max_length
 
     @classmethod
-    def load(cls, folder: str | Path, max_tokens: int = 4096, precision: str = "32-true") -> Scorer:
-        return cls(RewardModel.load(folder, dtype=dtype_of(precision)), max_tokens)
+    def load(
+        cls, folder: str | Path, max_tokens: int = 4096, precision: str = "32-true", device: str = "cpu"
+    ) -> Scorer:
+        """The scorer of a reward model in a folder."""
+        return cls(RewardModel.load(folder, dtype=dtype_of(precision)).to(device), max_tokens)
 
     def score(self, groups: Groups) -> Scores:
         """Raw scores of all responses; a response that cannot be encoded is missing, with the reason."""

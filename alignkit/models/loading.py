@@ -32,7 +32,7 @@ class Source:
     path: str
 
     def digest(self) -> str:
-        """SHA-256 of what is loaded: file contents; a hub name counts by its name and cached revision."""
+        """SHA-256 of what is loaded: file contents; a hub name counts by its name."""
         if self.kind == "tiny":
             return "tiny"
         if self.kind == "gguf":

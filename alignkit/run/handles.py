@@ -103,10 +103,14 @@ class RewardHandle(Reward):
         name: of its column, such as "helpfulness".
         max_tokens: padded cells of a micro-batch.
         precision: dtype name of the weights.
+        device: where it scores.
     """
 
-    def __init__(self, handle: Handle, name: str, max_tokens: int = 4096, precision: str = "32-true") -> None:
-        self.handle, self.name, self.max_tokens, self.precision = handle, name, max_tokens, precision
+    def __init__(
+        self, handle: Handle, name: str, max_tokens: int = 4096, precision: str = "32-true", device: str = "cpu"
+    ) -> None:
+        self.handle, self.name, self.max_tokens = handle, name, max_tokens
+        self.precision, self.device = precision, device
         self._scorer: Any = None
 
     def key(self) -> Any:
@@ -125,7 +129,7 @@ class RewardHandle(Reward):
         if self._scorer is None:
             from alignkit.engine.scoring import Scorer
 
-            self._scorer = Scorer.load(self.model_folder, self.max_tokens, self.precision)
+            self._scorer = Scorer.load(self.model_folder, self.max_tokens, self.precision, self.device)
         return self._scorer.score(groups)
 
     def release(self) -> None:

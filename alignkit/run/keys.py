@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -44,7 +46,7 @@ def plain(value: Any) -> Any:
         return plain(value.to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **class_code(type(value)), **fields}
     if callable(value):
         return function_key(value)
     raise ConfigError(
@@ -67,6 +69,8 @@ def function_key(function: Callable[..., Any], version: str | None = None) -> di
     name = getattr(function, "__qualname__", type(function).__qualname__)
     if version is not None:
         return {"name": name, "version": version}
+    if isinstance(function, functools.partial):
+        return {"of": function_key(function.func), "args": plain(function.args), "kwargs": plain(function.keywords)}
     try:
         source = textwrap.dedent(inspect.getsource(function if inspect.isroutine(function) else type(function)))
     except (OSError, TypeError):
@@ -79,12 +83,41 @@ def function_key(function: Callable[..., Any], version: str | None = None) -> di
         p.name: plain(p.default) for p in inspect.signature(function).parameters.values() if p.default is not p.empty
     }
     closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    owner = getattr(function, "__self__", None) if inspect.ismethod(function) else function
+    state = {} if inspect.isroutine(owner) or inspect.isclass(owner) else dict(vars(owner))
     return {
         "name": name,
         "source": hashlib.sha256(source.encode()).hexdigest(),
+        "beside": module_code(getattr(function, "__module__", None)),
+        "state": plain(state),
         "defaults": defaults,
         "closure": {k: plain(v) for k, v in closure.items()},
     }
+
+
+def class_code(kind: type) -> dict[str, str]:
+    """What identifies the code of a class of the user's own; the core's counts by its version."""
+    if kind.__module__.split(".")[0] == "alignkit":
+        return {}
+    try:
+        source = hashlib.sha256(textwrap.dedent(inspect.getsource(kind)).encode()).hexdigest()
+    except (OSError, TypeError):
+        source = ""
+    return {"class source": source, "beside": module_code(kind.__module__)}
+
+
+@cache
+def module_code(name: str | None) -> str:
+    """Digest of the package, or of the module, that code stands in: what it calls counts too.
+
+    A script run as a program, a notebook and installed libraries give "": the first two count by the source of what is
+    used itself, the last by their version, which is not looked at here.
+    """
+    top = sys.modules.get((name or "__main__").split(".")[0])
+    file = Path(getattr(top, "__file__", None) or "")
+    if top is None or top.__name__ in ("__main__", "alignkit") or not file.is_file() or "site-packages" in file.parts:
+        return ""
+    return _tree_digest(file.parent) if hasattr(top, "__path__") else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Any
 
 
@@ -14,8 +15,11 @@ def join_processes(world: int) -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        # Long, since the others wait while the first one does what only one need do.
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
 
 
 def agree(value: bool, world: int) -> bool:

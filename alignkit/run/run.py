@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.plugins.grammar import Component
 from alignkit.plugins.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run import processes, verbs
@@ -21,6 +22,9 @@ from alignkit.run.keys import difference, digest, distribution_key, plain
 from alignkit.run.store import Stage, Store, now, write_json
 from alignkit.run.versions import versions
 from alignkit.types import Groups
+
+HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
+"""Trainer arguments that change what is shown, and no result."""
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""
@@ -65,6 +69,12 @@ class Run:
         self.folder, self.seed, self.precision = Path(folder), int(seed), precision
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
+        if precision == "16-mixed":
+            raise ConfigError(
+                "16-mixed scales the loss, and gradients would be clipped before they are scaled back",
+                where="Run",
+                remedy='use precision="bf16-mixed"',
+            )
         self.max_tokens = max_tokens
         self.planning, self.planned = plan, list[planning.Planned]()
         self.host = host or default_host()
@@ -77,6 +87,12 @@ class Run:
         self._first_evaluation: EvaluationHandle | None = None
         self._evaluations = 0
         self._reported = False
+        if self.world == 1 and str(self.trainer.get("devices", 1)) not in ("1", "auto", "[0]"):
+            raise ConfigError(
+                f"devices={self.trainer['devices']} in a run of one process",
+                where="Run",
+                remedy="start the script with torchrun --nproc-per-node=N",
+            )
         if not plan and self.rank == 0:
             self.store.lock()
         processes.join_processes(self.world)
@@ -340,7 +356,9 @@ class Run:
             plugins=[record.distribution],
             cost=planning.Cost(trained=tokens, parameters=parameters, trainable=True, disk=2_000_000),
         )
-        return RewardHandle(Handle(**self._common(stage, name)), column, self.max_tokens, self.precision)
+        return RewardHandle(
+            Handle(**self._common(stage, name)), column, self.max_tokens, self.precision, str(self.device)
+        )
 
     def reward_model(self, spec: str | Path, *, column: str = "reward", name: str = "reward_model") -> RewardHandle:
         """Bring a reward model that exists already: one that a run trained, or any sequence classifier.
@@ -358,7 +376,9 @@ class Run:
             {},
             lambda work: verbs.import_reward_model(str(spec), work),
         )
-        return RewardHandle(Handle(**self._common(stage, name)), column, self.max_tokens, self.precision)
+        return RewardHandle(
+            Handle(**self._common(stage, name)), column, self.max_tokens, self.precision, str(self.device)
+        )
 
     def improve(
         self,
@@ -407,7 +427,7 @@ class Run:
         sampler_built = self._sampler(sampler, built.temperature, max_new_tokens)
         if value_model not in ("head", "separate"):
             raise ConfigError(f"value_model {value_model!r}", where=name, remedy="use head or separate")
-        reward = _as_reward(reward)
+        reward, reward_distribution = self._reward(reward)
         config = {
             "optimizer": {"name": self.host.resolve("optimizer", optimizer).qualified, **plain(built)},
             "loss": loss.qualified,
@@ -448,7 +468,7 @@ class Run:
             config,
             {k: v for k, v in inputs.items() if v is not None},
             lambda work: verbs.improve(self, work, request),
-            plugins=[distribution, loss.distribution, sampler_record.distribution],
+            plugins=[distribution, loss.distribution, sampler_record.distribution, reward_distribution],
             cost=planning.Cost(
                 generated=generated,
                 trained=per_round * built.rounds * built.epochs * sampler_built.max_new_tokens * 2,
@@ -525,16 +545,16 @@ class Run:
             baseline: the evaluation to pair with; default the first of this run.
             name: of the stage.
         """
-        rewards = {key: _as_reward(value, key) for key, value in scores.items()}
+        rewards = {key: self._reward(value, key)[0] for key, value in scores.items()}
         baseline = baseline or self._first_evaluation
         self._evaluations += 1
+        order = self._evaluations
         config = {
             "n": n,
             "temperature": temperature,
             "greedy": greedy,
             "max_new_tokens": max_new_tokens,
             "label": label or name,
-            "order": self._evaluations,
             "kl_prompts": kl_prompts,
             "scores": {key: plain(value) for key, value in rewards.items()},
         }
@@ -545,7 +565,7 @@ class Run:
             config,
             {k: v for k, v in inputs.items() if v is not None},
             lambda work: verbs.evaluate(
-                self, work, policy, _groups(prompts), rewards, config, reference, baseline, name
+                self, work, policy, _groups(prompts), rewards, {**config, "order": order}, reference, baseline, name
             ),
             cost=planning.Cost(
                 generated=len(prompts) * n * max_new_tokens,
@@ -614,6 +634,15 @@ class Run:
     ) -> None:
         self.close("complete" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed")
 
+    @property
+    def device(self) -> Any:
+        """Where models run that Lightning does not place: this process's CUDA device, unless the CPU is asked for."""
+        import torch
+
+        if self.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def _stage(
@@ -661,9 +690,7 @@ class Run:
                 k if k != "source" else f"{distribution} source": v
                 for k, v in distribution_key(distribution, paths.get(distribution, "")).items()
             }
-        devices = {
-            k: str(v) for k, v in self.trainer.items() if k in ("accelerator", "devices", "strategy", "num_nodes")
-        }
+        devices = {k: _trainer_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
         return {
             "verb": verb,
             "name": name,
@@ -750,6 +777,13 @@ class Run:
     def _build(self, kind: str, spec: Any) -> tuple[Any, str]:
         return self.host.build(kind, spec), self.host.resolve(kind, spec).distribution
 
+    def _reward(self, value: Any, name: str | None = None) -> tuple[Any, str]:
+        """A reward and the distribution it comes from: given as one, as a plain function, or by registered name."""
+        if isinstance(value, (str, Component)):
+            built, distribution = self._build("reward", value)
+            return _as_reward(built, name or self.host.resolve("reward", value).name), distribution
+        return _as_reward(value, name), ""
+
     def _sampler(self, spec: Any, temperature: float | None, max_new_tokens: int | None) -> Any:
         import dataclasses
 
@@ -789,6 +823,16 @@ def _as_reward(value: Any, name: str | None = None) -> Any:
 def _label(spec: str | Path) -> str:
     """How a model is named in a key: the last part of a path, since its content counts and not where it lies."""
     return Path(spec).name if os.sep in str(spec) else str(spec)
+
+
+def _trainer_key(value: Any) -> str:
+    """A trainer argument as text that does not change from process to process: objects by class and settings."""
+    if isinstance(value, (list, tuple)):
+        return str([_trainer_key(v) for v in value])
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return str(value)
+    settings = {k: str(v) for k, v in vars(value).items() if isinstance(v, (str, int, float, bool))}
+    return f"{type(value).__name__}({settings})"
 
 
 def _adapter_bytes(policy: PolicyHandle) -> int:

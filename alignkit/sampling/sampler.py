@@ -66,6 +66,7 @@ class Sampler:
         *,
         seed: Sequence[int | str] = (0,),
         name: str = "policy",
+        occurrence: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Groups:
         """Sample `n` responses for each prompt.
@@ -79,6 +80,7 @@ class Sampler:
             n: samples per prompt.
             seed: path of numbers and names: (run seed, stage, round).
             name: recorded in `sampled_by` (a digest or a label of the policy).
+            occurrence: how often each prompt came before, where `prompts` is only a part of them; default counted here.
             progress: called after each chunk.
 
         Returns:
@@ -96,7 +98,9 @@ class Sampler:
         )
         if problems:
             raise DataError(f"{len(problems)} prompts cannot be sampled: {problems[0]}", where="sample")
-        keys = self._keys(prompts, n, seed)
+        times = occurrences(prompts) if occurrence is None else occurrence
+        ids = prompts.dataset["prompt_id"]
+        keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(ids, times, strict=True)]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].prompt_ids), i))
         per_chunk = max(1, self.batch_size // n)
         done: dict[int, list[Sequence_]] = {}
@@ -123,15 +127,6 @@ class Sampler:
                     progress(len(done) * n, len(order) * n, tokens, time.monotonic() - started)
         return Groups.from_rows([self._row(row, done[i], policy, name) for i, row in enumerate(prompts)])
 
-    def _keys(self, prompts: Groups, n: int, seed: Sequence[int | str]) -> list[list[int]]:
-        seen: Counter[str] = Counter()
-        keys = []
-        for row in prompts:
-            occurrence = seen[row["prompt_id"]]
-            seen[row["prompt_id"]] += 1
-            keys.append([stream_key(*seed, row["prompt_id"], occurrence, k) for k in range(n)])
-        return keys
-
     def _row(self, row: dict[str, Any], sequences: list[Sequence_], policy: Policy, name: str) -> dict[str, Any]:
         self._stop(sequences, policy)
         return {
@@ -156,6 +151,16 @@ class Sampler:
                     break
 
 
+def occurrences(prompts: Groups) -> list[int]:
+    """How often the prompt of each row stood in an earlier row."""
+    seen: Counter[str] = Counter()
+    times = []
+    for prompt in prompts.dataset["prompt_id"]:
+        times.append(seen[prompt])
+        seen[prompt] += 1
+    return times
+
+
 def sample_side_by_side(parts: Sequence[Groups]) -> Groups:
     """Join samples of several policies or temperatures for the same prompts: the K of each row add up.
 
@@ -173,6 +178,8 @@ def sample_side_by_side(parts: Sequence[Groups]) -> Groups:
             merged[key] = [value for part in [row, *others] for value in part[key]]
         truncated = [part["sampled_logprobs"] for part in [row, *others]]
         merged["sampled_logprobs"] = None if any(t is None for t in truncated) else [v for t in truncated for v in t]
+        if len({part["tokenizer"] for part in [row, *others]}) > 1:  # ids of one tokenizer mean nothing under another
+            merged |= {"tokenizer": None, "response_ids": None, "logprobs": None, "sampled_logprobs": None}
         rows.append(merged)
     return Groups.from_rows(rows)
 

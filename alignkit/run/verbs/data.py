@@ -39,7 +39,7 @@ def sample(
         return {}
     parts = []
     for index, handle in enumerate(policies):
-        policy = handle.load(dtype=dtype_of(run.precision))
+        policy = handle.load(dtype=dtype_of(run.precision)).to(run.device)
         for place, sampler in enumerate(samplers):
             seed = (run.seed, name, index, place)
             parts.append(
@@ -104,7 +104,7 @@ def transform(
 
     if run.rank:
         return {}
-    live = policy.load() if policy else None
+    live = policy.load().to(run.device) if policy else None
     calls = iter(range(10**9))
 
     def draw(prompts: Groups, n: int = 1, **options: Any) -> Groups:

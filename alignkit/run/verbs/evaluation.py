@@ -36,7 +36,7 @@ def evaluate(
     if run.rank:
         return {}
     dtype = dtype_of(run.precision)
-    policy = handle.load(dtype=dtype)
+    policy = handle.load(dtype=dtype).to(run.device)
     sampler = Sampler(
         temperature=config["temperature"], greedy=config["greedy"], max_new_tokens=config["max_new_tokens"]
     )
@@ -51,9 +51,11 @@ def evaluate(
     )
     kl = None
     if reference is not None:
-        second, state = (None, None) if reference.key == handle.key else open_reference(reference, policy, dtype)
+        second, state = (None, None) if reference.key == handle.key else open_reference(run, reference, policy, dtype)
         some = groups.select(range(min(config["kl_prompts"] or len(groups), len(groups))))
-        kl = kl_per_response(policy, some, second, state, config["temperature"], run.max_tokens)
+        kl = kl_per_response(
+            policy, some, second, state, config["temperature"], run.max_tokens, sampler.max_prompt_tokens
+        )
     for label, reward in rewards.items():
         scores = reward.score(groups)
         groups = groups.with_rewards(label, scores.values, scores.reasons)

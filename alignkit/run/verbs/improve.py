@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.errors import DataError
 from alignkit.run.handles import GroupsHandle, PolicyHandle
 from alignkit.run.verbs.training import fit_learner, trainable
 from alignkit.types import Groups
@@ -50,8 +51,8 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     opt, dtype = request.optimizer, dtype_of(run.precision)
     loss = run.host.build("loss", request.loss)
     policy = trainable(run, request.init, request.name)
-    behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype)
-    reference, state_name = open_reference(request.reference, policy, dtype)
+    behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype).to(run.device)
+    reference, state_name = open_reference(run, request.reference, policy, dtype)
     values = bool({"values", "old_values"} & {*loss.tensor_names, *opt.prepare_arguments()})
     value_model = _value_model(run, request, policy) if values else None
     source = Rollouts(
@@ -135,13 +136,21 @@ def _open(value: Groups | GroupsHandle) -> Groups:
     return value.groups if isinstance(value, GroupsHandle) else value
 
 
-def open_reference(handle: PolicyHandle | None, policy: Any, dtype: Any) -> tuple[Any, str | None]:
+def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: Any) -> tuple[Any, str | None]:
     """A named state of the policy where it has the same base; else a model of its own, frozen."""
     if handle is None:
         return None, None
     if policy.add_state("reference", handle.model_folder):
         return None, "reference"
-    return handle.load(dtype=dtype), None
+    reference = handle.load(dtype=dtype).to(run.device)
+    if reference.chat.fingerprint != policy.chat.fingerprint:
+        raise DataError(
+            "policy and reference have different tokenizers",
+            where=handle.name,
+            effect="Log-probs of the same ids would be of different texts.",
+            remedy="use a reference with the policy's tokenizer",
+        )
+    return reference, None
 
 
 def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:

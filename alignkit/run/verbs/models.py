@@ -23,7 +23,7 @@ def import_policy(spec: str, work: Path) -> dict[str, Any]:
     source = resolve_source(spec)
     model, tokenizer = load_causal(source)
     parameters = sum(p.numel() for p in model.parameters())
-    if source.kind in ("tiny", "gguf"):
+    if source.kind != "folder":  # kept in the run, so that adapters find their base and nothing changes under them
         save_plain(model, tokenizer, work / "model")
         return {"parameters": parameters}
     return {"model": source.path, "parameters": parameters}
@@ -58,7 +58,10 @@ def import_reward_model(spec: str, work: Path) -> dict[str, Any]:
     model = RewardModel.load(spec)
     if getattr(model.model.config, "num_labels", 1) != 1:
         raise DataError(f"{model.model.config.num_labels} outputs", where=spec, remedy="a reward model has one output")
-    (work / "model").symlink_to(Path(spec).resolve(), target_is_directory=True)
+    if Path(spec).is_dir():
+        (work / "model").symlink_to(Path(spec).resolve(), target_is_directory=True)
+    else:
+        model.save(work / "model")
     return {"parameters": count_parameters(model)}
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alignkit.run.handles import PolicyHandle, RewardHandle
 from alignkit.run.verbs.models import count_parameters
 from alignkit.types import Groups
@@ -76,11 +78,11 @@ def fit_learner(run: Run, work: Path, name: str, learner_arguments: dict[str, An
 
 def _split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
     """(train, held out), split by prompt, so that no prompt is on both sides."""
-    from alignkit.sampling.counter import permutation
+    from alignkit.sampling.counter import stream_key, uniforms
 
     prompts = sorted({row["prompt_id"] for row in groups})
-    order = permutation(len(prompts), *seed)
-    kept_back = {prompts[i] for i in order[: int(len(prompts) * fraction)]}
+    draws = uniforms(np.array([stream_key(*seed, prompt) for prompt in prompts], dtype=np.uint64), 0)
+    kept_back = {prompt for prompt, draw in zip(prompts, draws, strict=True) if draw < fraction}
     return groups.filter(lambda r: r["prompt_id"] not in kept_back), groups.filter(
         lambda r: r["prompt_id"] in kept_back
     )
@@ -209,7 +211,8 @@ def train_reward(
     # The split depends on prompts alone, not on the stage, so that a model trained on later has never seen what is
     # kept back.
     learn, heldout = _split(groups, config["heldout_fraction"], (run.seed, "reward split"))
-    data = _checked_round(learn, model, "comparisons", config, "last", name)
+    kind = "comparisons" if all(len(row["responses"]) == 2 for row in learn) else "rankings"
+    data = _checked_round(learn, model, kind, config, "last", name)
     steps = data.steps(config["batch_size"], config["epochs"], run.max_tokens, (run.seed, name, "order"), run.world)
     terms = {
         "loss": Term(reduction="group")

@@ -10,6 +10,7 @@ import numpy as np
 
 from alignkit.annotators import Annotator
 from alignkit.errors import ConfigError, DataError
+from alignkit.run.keys import class_code
 from alignkit.sampling.counter import stream_key, uniforms
 from alignkit.types import Groups
 from alignkit_recipes import task
@@ -45,7 +46,7 @@ class VerifiableAnnotator(Annotator):
             raise ConfigError(f"noise={self.noise} must be in [0, 0.5)", where="verifiable")
 
     def key(self) -> Any:
-        return {"verifiable": {"noise": self.noise}}
+        return {"verifiable": {"noise": self.noise}, **class_code(type(self))}
 
     def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
         """Rank the two responses of each group.

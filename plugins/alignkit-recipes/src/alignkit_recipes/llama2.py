@@ -150,7 +150,8 @@ def main(
         threshold: safety probability under which the safety score rules (Llama 2: 0.15).
         rewards: "continue" trains the last reward models on, with replay; "fresh" starts from V0 each time.
         replay: share of the earlier comparisons learned from again when continuing.
-        restart: train every version from V0's weights rather than from the last version's.
+        restart: train every version from V0's weights rather than from the last version's, where the method imitates
+            samples (a method that learns from its own samples goes on from the last version).
         export: write the last version as a plain Hugging Face folder.
     """
     kind = "tiny" if policy == "tiny" else "small"
@@ -194,7 +195,7 @@ def main(
             optimizer=algorithm,
             reward=reward,
             reference=v0,
-            init=v0 if restart else None,
+            init=v0 if restart and not run.host.build("optimizer", algorithm).on_policy else None,
             history=history,
             max_new_tokens=tokens,
             iteration=i,
@@ -268,6 +269,8 @@ class BestSamples:
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
         names = groups.reward_names()
+        if not names:  # a method that samples nothing hands nothing on
+            return groups
         name = "piecewise" if "piecewise" in names else names[0]
         values, present = groups.rewards(name)
         return take_responses(groups, [self._best(*row) for row in zip(values, present, strict=True)])
