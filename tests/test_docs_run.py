@@ -169,7 +169,8 @@ def with_its_plugin_in_ten_lines(folder: Path) -> None:
         loss = use("hinge_ranking", width=0.5)
         policy = run.policy("tiny", lora=LoRA(r=4))
         reward = run.train_reward(policy, Groups.from_rows(rows), loss=loss, heldout_fraction=0.5)
-    assert reward.handle.result["pairs"] == 2
+    assert reward.handle.result["pairs"] + reward.handle.result.get("eval_pairs", 0) == 4
+    assert reward.handle.result["steps"] == 1
 
 
 def test_the_pipeline_of_the_readme_takes_twenty_lines() -> None:
