@@ -122,7 +122,9 @@ def test_everything_is_there(done):
     assert second.result["budget"]["generated_tokens"] > 0
     assert set(after.metrics) >= {"letters", "rm", "kl", "length", "finished"}
     assert before.metrics["kl"]["mean"] == 0.0
-    assert "overall" in reward.result["accuracy"]
+    learned = [json.loads(line) for line in (reward.handle.path / "metrics.jsonl").read_text().splitlines()]
+    assert {"accuracy", "accuracy_better"} <= set(learned[0])
+    assert all(0 <= row["accuracy"] <= 1 for row in learned)
     assert after.result["paired_to_first"]["letters"]["n"] == 4
     assert (folder / "report.html").stat().st_size > 5000
     steps = [json.loads(line) for line in (second.policy.path / "metrics.jsonl").read_text().splitlines()]
@@ -251,6 +253,37 @@ def test_useless_rows_are_refused_before_training(tmp_path):
             run.sft(v0, demos)
         kept = run.sft(v0, demos, drop_bad=True, name="dropped")
     assert kept.result["rows"] == 1
+
+
+def with_values(logprobs, values, returns):
+    return {"loss": -logprobs, "value_loss": (values - returns) ** 2}
+
+
+@dataclass(frozen=True)
+class Valued(PolicyOptimizer):
+    """Learns that everything is worth 1."""
+
+    loss: object = with_values
+    learning_rate: float = 1e-3
+    value_learning_rate: float = 3e-2
+
+    def prepare(self, groups, state, *, response_mask, values):
+        return Batch(groups, {"returns": response_mask.float()}, {"value": float(values.sum() / response_mask.sum())})
+
+    def terms(self):
+        return {"loss": Term(weight=0.01), "value_loss": Term()}
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+@pytest.mark.parametrize("value_model", ["head", "separate"])
+def test_value_model_goes_on_in_the_next_version(tmp_path, value_model, lora):
+    with Run(tmp_path / "values", quiet=True) as run:
+        v0 = run.policy("tiny", lora=lora)
+        shared = {"optimizer": Valued(), "reward": letters, "max_new_tokens": 6, "value_model": value_model}
+        first = run.improve(v0, PROMPTS, name="v1", **shared)
+        second = run.improve(first.policy, PROMPTS, name="v2", **shared)
+    assert first.result["last"]["value"] == 0.0  # a fresh head says 0
+    assert second.result["last"]["value"] > 0.005  # and what it learned is there for the next version
 
 
 def test_transform_may_sample(tmp_path):

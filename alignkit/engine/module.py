@@ -19,6 +19,7 @@ from alignkit.errors import NumericError
 from alignkit.models import Policy, RewardModel
 from alignkit.optimizers import Term
 from alignkit.plugins.records import BoundLoss
+from alignkit.types import RATINGS
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,27 @@ def _pair_tensors(
     return out
 
 
+PAIR_COUNTS = tuple(f"_{what}_{level}" for level in ("overall", *RATINGS) for what in ("right", "pairs"))
+"""Sums behind a reward model's accuracy, overall and by rating."""
+
+
+def pair_counts(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """How many pairs of a micro-batch there are and are ranked rightly (a tie is not), overall and by rating."""
+    right = tensors["chosen_rewards"].detach() > tensors["rejected_rewards"].detach()
+    counts = {"_right_overall": float(right.sum()), "_pairs_overall": float(len(right))}
+    for number, level in enumerate(RATINGS):
+        rated = tensors["rating"] == number
+        counts |= {f"_right_{level}": float((right & rated).sum()), f"_pairs_{level}": float(rated.sum())}
+    return counts
+
+
+def accuracies(shares: Mapping[str, float]) -> dict[str, float]:
+    """`accuracy` and `accuracy_<rating>` of a step, for the levels that it has pairs of."""
+    levels = [level for level in ("overall", *RATINGS) if shares[f"_pairs_{level}"]]
+    named = {"overall": "accuracy"} | {level: f"accuracy_{level}" for level in RATINGS}
+    return {named[level]: shares[f"_right_{level}"] / shares[f"_pairs_{level}"] for level in levels}
+
+
 class Learner(L.LightningModule):
     """Takes the optimizer steps of a verb.
 
@@ -226,7 +248,8 @@ class Learner(L.LightningModule):
 
     def _accumulate(self, step: Step) -> dict[str, float]:
         """Backward through this process's micro-batches; returns the terms over all processes."""
-        shares: dict[str, float] = dict.fromkeys((*self.terms, "total", "_entropy", "_tokens"), 0.0)
+        # Every process sums the same names, so they are all there from the start.
+        shares: dict[str, float] = dict.fromkeys((*self.terms, "total", "_entropy", "_tokens", *PAIR_COUNTS), 0.0)
         for numbers in step.mine(self.global_rank, self.trainer.world_size):
             idle = not numbers
             batch = self.data.collate(numbers or step.numbers[:1]).to(self.device)
@@ -259,6 +282,8 @@ class Learner(L.LightningModule):
         if "entropy" in tensors:
             shares["_entropy"] = float((tensors["entropy"].detach() * batch.response_mask).sum())
             shares["_tokens"] = float(batch.response_mask.sum())
+        if isinstance(self.model, RewardModel) and "chosen_rewards" in tensors:
+            shares |= pair_counts(tensors)
         return total, shares
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
@@ -294,6 +319,7 @@ class Learner(L.LightningModule):
         row["loss"] = shares["total"]
         if shares["_tokens"]:
             row["entropy"] = shares["_entropy"] / shares["_tokens"]
+        row |= accuracies(shares)
         row |= {"grad_norm": norm, "lr": self.training_config.learning_rate * factor}
         for name, value in row.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

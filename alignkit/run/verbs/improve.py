@@ -42,6 +42,10 @@ class ImproveRequest:
     name: str
 
 
+VALUE_MODEL = "value_model"
+"""Folder of a separate value model, beside the policy's."""
+
+
 def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     """Sample, score, learn, round by round."""
     from alignkit.engine.improve import Rollouts
@@ -108,6 +112,9 @@ def _keep_improved(
         sampled.save(work / "groups")
         policy.save(work / "model")
         policy.save_value_head(work / "model")
+        if source.value_model is not None:
+            source.value_model.save(work / VALUE_MODEL)
+            source.value_model.save_value_head(work / VALUE_MODEL)
     result = {
         "rows": len(sampled),
         "steps": learner.steps_done,
@@ -155,9 +162,16 @@ def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: An
 
 def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:
     """None after putting a head on the policy's trunk, or a model of its own."""
+    from alignkit.engine.scoring import dtype_of
+    from alignkit.models import Policy
+
     if request.value_model == "head":
         policy.add_value_head(request.init.model_folder)
         return None
-    separate = trainable(run, request.init, request.name + "/value")
-    separate.add_value_head(request.init.model_folder)
+    before = request.init.path / VALUE_MODEL
+    if before.is_dir():  # the version before learned one: it goes on
+        separate = Policy.load(before, lora=request.init.lora, trainable=True, dtype=dtype_of(run.precision))
+    else:
+        separate = trainable(run, request.init, request.name + "/value")
+    separate.add_value_head(before)
     return separate
