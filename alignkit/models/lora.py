@@ -6,11 +6,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from alignkit.errors import ConfigError
+
+TRAINED = "default"
+"""Name of the adapter that trains."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,14 @@ def merged(model: Any) -> Iterator[None]:
     finally:
         for base, weight in kept:
             base.weight.data = weight
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the trained adapter of a peft model into `folder` itself (peft puts named ones into a folder below)."""
+    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
+    inner = folder / TRAINED
+    if inner.is_dir():
+        for file in inner.iterdir():
+            file.rename(folder / file.name)
+        inner.rmdir()
+    (folder / "README.md").unlink(missing_ok=True)

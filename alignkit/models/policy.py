@@ -26,12 +26,10 @@ from alignkit.models.loading import (
     save_plain,
     write_json,
 )
-from alignkit.models.lora import LoRA, active_adapter, merged
+from alignkit.models.lora import TRAINED, LoRA, active_adapter, merged, save_adapter
 
 CARD = "alignkit.json"
 """In a folder that holds an adapter: where its base is, and both digests."""
-
-TRAINED = "default"
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -190,12 +188,7 @@ class Policy(nn.Module):
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path)
             return
-        self.model.save_pretrained(str(path), selected_adapters=[TRAINED], save_embedding_layers=False)
-        if (path / TRAINED).is_dir():
-            for file in (path / TRAINED).iterdir():
-                file.rename(path / file.name)
-            (path / TRAINED).rmdir()
-        (path / "README.md").unlink(missing_ok=True)
+        save_adapter(self.model, path)
         write_json(path / CARD, {"base": portable(self.base, path), "base_digest": self.base_digest})
 
     def save_value_head(self, folder: str | Path) -> None:

@@ -15,8 +15,8 @@ from alignkit.data.chat import ChatFormat
 from alignkit.data.collate import MicroBatch
 from alignkit.models import forward
 from alignkit.models.loading import load_causal, read_json, resolve_source, save_plain, write_json
-from alignkit.models.lora import LoRA, merged
-from alignkit.models.policy import CARD, TRAINED, Policy, adapter_base, portable, without_dropout
+from alignkit.models.lora import TRAINED, LoRA, merged, save_adapter
+from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
 
 HEAD = "score_head.safetensors"
 
@@ -141,12 +141,7 @@ class RewardModel(nn.Module):
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path)
             return
-        self.body.save_pretrained(str(path), selected_adapters=[TRAINED], save_embedding_layers=False)
-        if (path / TRAINED).is_dir():
-            for file in (path / TRAINED).iterdir():
-                file.rename(path / file.name)
-            (path / TRAINED).rmdir()
-        (path / "README.md").unlink(missing_ok=True)
+        save_adapter(self.body, path)
         save_file({k: v.contiguous() for k, v in self.head.state_dict().items()}, str(path / HEAD))
         init = portable(self.init or self.base, path)
         write_json(path / CARD, {"base": init, "init": init, "base_digest": self.base_digest})
