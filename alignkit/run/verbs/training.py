@@ -48,18 +48,19 @@ class OneRound:
 
 
 def _recorder(run: Run, work: Path, name: str, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
-    """Append each step to metrics.jsonl and show where training is."""
-
-    path, started = work / "metrics.jsonl", time.monotonic()
+    """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
+    path, times = work / "metrics.jsonl", dict[int, tuple[int, float]]()
 
     def record(row: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, sort_keys=True) + "\n")
-        here = learner()
-        total = len(here.steps) * here.source.rounds
-        done = row["round"] * len(here.steps) + (row["step"] - 1) % max(len(here.steps), 1) + 1
-        left = (time.monotonic() - started) / max(row["step"], 1) * max(total - done, 0)
-        run.console.tick(f"{name}: step {row['step']}/{total}, loss {row['loss']:.4f}, {left:.0f} s left")
+        here, clock = learner(), time.monotonic()
+        first, began = times.setdefault(row["round"], (row["step"], clock))
+        done = row["step"] - first + 1
+        left = (clock - began) / max(done - 1, 1) * max(len(here.steps) - done, 0)
+        where = f"round {row['round'] + 1}/{here.source.rounds}, " if here.source.rounds > 1 else ""
+        show = f"step {done}/{len(here.steps)}, loss {row['loss']:.4f}"
+        run.console.tick(f"{name}: {where}{show}" + (f", {left:.0f} s left" if done > 1 else ""))
 
     return record
 
