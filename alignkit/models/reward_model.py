@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.data.collate import MicroBatch
 from alignkit.models import forward
-from alignkit.models.loading import load_causal, read_json, resolve_source, save_plain, write_json
+from alignkit.models.loading import read_json, resolve_source, save_plain, write_json
 from alignkit.models.lora import TRAINED, LoRA, merged, save_adapter
 from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
 
@@ -205,4 +205,4 @@ def _classifier_from(causal: Any) -> Any:
     return model
 
 
-__all__ = ["HEAD", "RewardModel", "load_causal"]
+__all__ = ["HEAD", "RewardModel"]
