@@ -1,4 +1,4 @@
-"""Recipes: pipelines that name methods, and the annotator of their embedded task."""
+"""Recipes: pipelines that name methods."""
 
 from __future__ import annotations
 
@@ -11,10 +11,3 @@ def register_recipes(register: Register) -> None:
     from alignkit_recipes import llama2
 
     register("llama2", llama2.main)
-
-
-@hookimpl
-def register_annotators(register: Register) -> None:
-    from alignkit_recipes.annotator import VerifiableAnnotator
-
-    register("verifiable", VerifiableAnnotator)

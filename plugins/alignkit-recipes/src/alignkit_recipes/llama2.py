@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alignkit_tasks import embedded as task
+from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
 from alignkit import Groups, LoRA, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
 from alignkit.functional import take_responses
 from alignkit.plugins.grammar import Component, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
-from alignkit_recipes import task
-from alignkit_recipes.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {

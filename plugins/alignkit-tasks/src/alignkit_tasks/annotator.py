@@ -13,7 +13,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.run.keys import class_code
 from alignkit.sampling.counter import stream_key, uniforms
 from alignkit.types import Groups
-from alignkit_recipes import task
+from alignkit_tasks import embedded as task
 
 SAFE_FROM = 0.5
 """Gold safety from which a response counts as safe in the label that goes with a safety comparison."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from alignkit_recipes import task
+from alignkit_tasks import embedded as task
 
 SIZES = [(task.prompts, "train", 650), (task.prompts, "heldout", 350)]
 SIZES += [(task.tiny_prompts, "train", 650), (task.tiny_prompts, "heldout", 350)]
