@@ -13,57 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
-from alignkit import Groups, LoRA, Piecewise, Run, Sampler, read_groups
+from alignkit import Groups, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
 from alignkit.functional import take_responses
 from alignkit.plugins.grammar import Component, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
-
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {
-        "rejection_sampling": {
-            "samples_per_prompt": 6,
-            "batch_size": 16,
-            "epochs": 2,
-            "learning_rate": 1e-3,
-            "weight_decay": 0.0,
-        },
-        "ppo": {
-            "rounds": 2,
-            "prompts_per_round": 48,
-            "batch_size": 16,
-            "epochs": 2,
-            "learning_rate": 3e-4,
-            "value_learning_rate": 1e-3,
-            "kl_coef": 0.02,
-            "whiten_scores": True,
-        },
-    },
-    "tiny": {
-        "rejection_sampling": {
-            "samples_per_prompt": 8,
-            "batch_size": 16,
-            "epochs": 3,
-            "learning_rate": 5e-3,
-            "weight_decay": 0.0,
-        },
-        "ppo": {
-            "rounds": 4,
-            "prompts_per_round": 32,
-            "batch_size": 16,
-            "epochs": 2,
-            "learning_rate": 2e-3,
-            "value_learning_rate": 1e-2,
-            "kl_coef": 0.01,
-            "whiten_scores": True,
-        },
-    },
-}
-"""Hyper-parameters for low-rank adapters on models of this size; what an argument says goes before them."""
+from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 
 @dataclass
@@ -87,22 +45,14 @@ class Sizes:
         prompts: fresh prompts per version.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
-        learning_rate: of the reward models.
-        epochs: of the reward models.
-        lora: rank; 0 trains all weights.
-        temperature: of sampling, for improvement and evaluation.
     """
 
     prompts: int
     heldout: int
     max_new_tokens: int
-    learning_rate: float
-    epochs: int
-    lora: int
-    temperature: float
 
 
-SIZES = {"small": Sizes(56, 208, 36, 5e-4, 3, 16, 0.8), "tiny": Sizes(64, 208, 16, 2e-3, 6, 0, 1.0)}
+SIZES = {"small": Sizes(56, 208, 36), "tiny": Sizes(64, 208, 16)}
 KL_PROMPTS = 64
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
@@ -154,16 +104,14 @@ def main(
             samples (a method that learns from its own samples goes on from the last version).
         export: write the last version as a plain Hugging Face folder.
     """
-    kind = "tiny" if policy == "tiny" else "small"
-    if kind == "tiny":
-        torch.set_num_threads(1)  # two threads on so small a model mostly wait for each other
-    sizes = SIZES[kind]
-    steps = [_settings(run, step, kind, temperature or sizes.temperature) for step in parse_list(algorithms)]
+    kind = kind_of(policy)
+    sizes, temperature = SIZES[kind], temperature or MODELS[kind].temperature
+    steps = [configured(run, step, kind, temperature) for step in parse_list(algorithms)]
     for step in steps:
         run.host.build("optimizer", step)  # a misspelled one is refused before any work
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
-    v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
+    v0 = open_policy(run, policy, kind)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     fresh, held_out = _prompts(kind, given, len(steps), count, heldout or sizes.heldout)
     if demonstrations:
@@ -185,7 +133,7 @@ def main(
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
-                run, v0, models.get(dimension), new, seen[dimension], dimension, i, sizes, rewards, replay
+                run, v0, models.get(dimension), new, seen[dimension], dimension, i, MODELS[kind], rewards, replay
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
@@ -211,7 +159,7 @@ def main(
             version,
             held_out,
             scores,
-            temperature=temperature or sizes.temperature,
+            temperature=temperature,
             max_new_tokens=tokens,
             reference=v0,
             kl_prompts=KL_PROMPTS,
@@ -293,7 +241,7 @@ def _reward_model(
     earlier: list[Groups | GroupsHandle],
     dimension: str,
     version: int,
-    sizes: Sizes,
+    model: Model,
     rewards: str,
     replay: float,
 ) -> RewardHandle:
@@ -306,8 +254,8 @@ def _reward_model(
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
-        epochs=1 if goes_on else sizes.epochs,
-        learning_rate=sizes.learning_rate * (0.5 if goes_on else 1.0),
+        epochs=1 if goes_on else model.reward_epochs,
+        learning_rate=model.reward_learning_rate * (0.5 if goes_on else 1.0),
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,
@@ -320,12 +268,6 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     if len(models) == 2:
         return Piecewise(models["safety"], models["helpfulness"], threshold=threshold)
     return next(iter(models.values()))
-
-
-def _settings(run: Run, algorithm: Component, kind: str, temperature: float) -> Component:
-    """The algorithm with this recipe's settings for it, where the user gave none."""
-    name = run.host.resolve("optimizer", algorithm).name
-    return Component(algorithm.name, {"temperature": temperature, **SETTINGS[kind].get(name, {}), **algorithm.params})
 
 
 def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str, Any], version: int) -> Any:

@@ -1,0 +1,140 @@
+"""What the recipes set for the two kinds of model that they know: an instruct model of 100 to 400 million parameters
+with low-rank adapters ("small"), and the byte-level model of the tests, all of whose weights are trained ("tiny").
+
+The papers' numbers, which are the optimizers' defaults, are for models a hundred times larger and for thousands of
+steps; these were found by short runs on the embedded task. What a user writes goes before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from alignkit import LoRA, Run
+from alignkit.plugins.grammar import Component
+from alignkit.run import PolicyHandle
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a kind of model is trained and sampled.
+
+    Args:
+        lora: rank of its adapter; 0 trains all weights.
+        temperature: of sampling, for improvement and evaluation.
+        reward_learning_rate: of a reward model that starts from it.
+        reward_epochs: of that reward model.
+        sft_learning_rate: of supervised fine-tuning.
+    """
+
+    lora: int
+    temperature: float
+    reward_learning_rate: float
+    reward_epochs: int
+    sft_learning_rate: float
+
+
+MODELS = {"small": Model(16, 0.8, 5e-4, 3, 5e-4), "tiny": Model(0, 1.0, 2e-3, 6, 5e-3)}
+
+_PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
+_PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 2e-3, "weight_decay": 0.0}
+_GROUPS_SMALL = {
+    "samples_per_prompt": 4,
+    "rounds": 4,
+    "prompts_per_round": 16,
+    "batch_size": 8,
+    "epochs": 1,
+    "learning_rate": 5e-4,
+    "weight_decay": 0.0,
+}
+_GROUPS_TINY = {
+    "samples_per_prompt": 8,
+    "rounds": 8,
+    "prompts_per_round": 16,
+    "batch_size": 8,
+    "epochs": 1,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.0,
+}
+
+OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "rejection_sampling": {
+            "samples_per_prompt": 6,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+        },
+        "ppo": {
+            "rounds": 2,
+            "prompts_per_round": 48,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 3e-4,
+            "value_learning_rate": 1e-3,
+            "kl_coef": 0.02,
+            "whiten_scores": True,
+        },
+        "dpo": _PAIRS_SMALL,
+        "kto": _PAIRS_SMALL,
+        "online_dpo": {**_GROUPS_SMALL, "samples_per_prompt": 2, "learning_rate": 3e-4},
+        "grpo": _GROUPS_SMALL,
+        "rloo": _GROUPS_SMALL,
+        "reinforce_pp": {**_GROUPS_SMALL, "samples_per_prompt": 1, "prompts_per_round": 32},
+        "rest": {"samples_per_prompt": 6, "batch_size": 16, "learning_rate": 5e-4, "weight_decay": 0.0},
+        "hir": {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0},
+    },
+    "tiny": {
+        "rejection_sampling": {
+            "samples_per_prompt": 8,
+            "batch_size": 16,
+            "epochs": 3,
+            "learning_rate": 5e-3,
+            "weight_decay": 0.0,
+        },
+        "ppo": {
+            "rounds": 4,
+            "prompts_per_round": 32,
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 2e-3,
+            "value_learning_rate": 1e-2,
+            "kl_coef": 0.01,
+            "whiten_scores": True,
+        },
+        "dpo": _PAIRS_TINY,
+        "kto": _PAIRS_TINY,
+        "online_dpo": {**_GROUPS_TINY, "samples_per_prompt": 4, "learning_rate": 2e-3},
+        "grpo": _GROUPS_TINY,
+        "rloo": _GROUPS_TINY,
+        "reinforce_pp": {**_GROUPS_TINY, "samples_per_prompt": 2, "prompts_per_round": 64},
+        "rest": {"samples_per_prompt": 8, "batch_size": 16, "learning_rate": 3e-3, "weight_decay": 0.0},
+        "hir": {"batch_size": 16, "epochs": 3, "learning_rate": 3e-3, "weight_decay": 0.0},
+    },
+}
+"""Kind of model -> optimizer -> its settings."""
+
+
+def kind_of(policy: str) -> str:
+    """Which kind a policy's name stands for; a single thread for the tiny model, on which two mostly wait."""
+    if policy != "tiny":
+        return "small"
+    torch.set_num_threads(1)
+    return "tiny"
+
+
+def open_policy(run: Run, policy: str, kind: str, rank: int | None = None) -> PolicyHandle:
+    """The policy, trained through an adapter of this rank; None takes the kind's."""
+    lora = MODELS[kind].lora if rank is None else rank
+    return run.policy(policy, lora=LoRA(r=lora) if lora else None)
+
+
+def configured(run: Run, optimizer: Component, kind: str, temperature: float) -> Component:
+    """The optimizer with the settings for this kind of model, where the user gave none and it has such a field."""
+    record = run.host.resolve("optimizer", optimizer)
+    ours = {"temperature": temperature, **OPTIMIZERS[kind].get(record.name, {})}
+    fitting = {name: value for name, value in ours.items() if name in record.hyperparameters}
+    return Component(optimizer.name, {**fitting, **optimizer.params})
