@@ -29,6 +29,7 @@ _LAZY = {
     "Sampler": "alignkit.sampling",
     "PolicyOptimizer": "alignkit.optimizers",
     "Term": "alignkit.optimizers",
+    "Stream": "alignkit.optimizers",
     "Reward": "alignkit.rewards",
     "Piecewise": "alignkit.rewards",
     "WeightedSum": "alignkit.rewards",
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from alignkit.data import read_groups
     from alignkit.errors import AlignkitError, ConfigError, DataError, NumericError, PluginError
     from alignkit.models import LoRA, Policy, RewardModel
-    from alignkit.optimizers import PolicyOptimizer, Term
+    from alignkit.optimizers import PolicyOptimizer, Stream, Term
     from alignkit.plugins.grammar import use
     from alignkit.rewards import Piecewise, Reward, WeightedSum
     from alignkit.run import Run

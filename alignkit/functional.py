@@ -257,6 +257,19 @@ def logistic_ranking(difference: Tensor, margin: Tensor | float = 0.0) -> Tensor
     return -torch.nn.functional.logsigmoid(difference - margin)
 
 
+def preference_cross_entropy(difference: Tensor, prob: Tensor | float) -> Tensor:
+    """-p log sigmoid(d) - (1 - p) log sigmoid(-d): cross-entropy of a comparison with a soft label, finite for every d.
+
+    p = 1 is `logistic_ranking`; p = 1/2 pulls the difference to 0.
+
+    Args:
+        difference: any shape, how much better the first of the two is held to be (log-odds).
+        prob: probability that it is the better one; the same shape, or a number.
+    """
+    logsigmoid = torch.nn.functional.logsigmoid
+    return -prob * logsigmoid(difference) - (1 - prob) * logsigmoid(-difference)
+
+
 # -- responses of groups -----------------------------------------------------------------------------------------------
 
 

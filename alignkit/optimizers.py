@@ -8,7 +8,7 @@ weighted and reduced as `terms()` declares. `prepare` and the loss ask for tenso
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +26,8 @@ class Term:
         weight: its factor in the total; 0 makes it a diagnostic that is logged and never differentiated.
         reduction: "token": sum over masked tokens / tokens of the whole optimizer step. "sequence": mean over the
             tokens of a sequence (as it is, for response- and pair-level terms), then over sequences. "group": then
-            over prompts, each prompt weighing the same however many responses it has. "constant": sum / `constant`.
+            over prompts, each prompt weighing the same however many responses it has. "constant": the sum over a
+            sequence's tokens / `constant`, then mean over sequences (as if all were equally long).
         constant: the divisor of "constant".
         mask: the token mask, by name; None for terms without tokens.
     """
@@ -46,6 +47,23 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A second data stream, of which every optimizer step learns a batch beside the round's own (a pretraining mix).
+
+    Args:
+        loss: of its responses, a registered name or a configured component.
+        weight: its factor in the total.
+        batch_size: groups per optimizer step.
+        reduction: as in `Term`.
+    """
+
+    loss: Any = "alignkit/nll"
+    weight: float = 1.0
+    batch_size: int = 16
+    reduction: Reduction = "token"
+
+
+@dataclass(frozen=True)
 class PolicyOptimizer:
     """Base of every policy optimizer. Subclasses add fields and override `prepare` (and what else they need).
 
@@ -53,7 +71,8 @@ class PolicyOptimizer:
         loss: the loss, a registered name or a configured component.
         samples_per_prompt: responses sampled for each prompt of a round; 0 learns from the groups it is given.
         prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
-        rounds: times that sampling, scoring and learning are repeated.
+        rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
+            once.
         epochs: passes over a round's batch.
         batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
@@ -90,11 +109,18 @@ class PolicyOptimizer:
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
 
     def __post_init__(self) -> None:
-        positive = ("rounds", "epochs", "temperature", "learning_rate", "eps")
+        positive = ("epochs", "temperature", "learning_rate", "eps")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive", where=type(self).__name__)
-        for name in ("samples_per_prompt", "prompts_per_round", "batch_size", "weight_decay", "max_grad_norm"):
+        for name in (
+            "samples_per_prompt",
+            "prompts_per_round",
+            "rounds",
+            "batch_size",
+            "weight_decay",
+            "max_grad_norm",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative", where=type(self).__name__)
         if self.schedule not in ("constant", "cosine", "linear"):
@@ -114,13 +140,26 @@ class PolicyOptimizer:
         whether there is one), `reward_name` (of the reward being optimised), `logprobs`, `ref_logprobs`, `values`,
         `response_mask` ([responses, tokens], detached, at `logprob_temperature`), `ends_with_eos` ([responses],
         bool), `history` (`Groups` of earlier versions, scored by the current reward), `generator` (a seeded
-        `torch.Generator`).
+        `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`: `measure(groups, *names)` gives
+        `response_mask` and the token tensors so named, [R, T] and detached, of any groups at all.
         """
         raise NotImplementedError
 
     def terms(self) -> Mapping[str, Term]:
-        """The loss's terms by name ("loss" for a loss that returns one tensor)."""
+        """The terms of the loss by name ("loss" for a loss that returns one tensor), and of `extra_losses`."""
         return {"loss": Term()}
+
+    def extra_losses(self) -> Mapping[str, Callable[..., Any]]:
+        """Further losses on the same forward pass, by name: functions like any loss.
+
+        Each has a signature, and so a level, of its own. The term of one that returns a tensor has its name here. A
+        term that `terms()` does not declare is a diagnostic: logged as its mean over sequences, never differentiated.
+        """
+        return {}
+
+    def streams(self) -> Mapping[str, Stream]:
+        """Data streams learned from beside the round's own, by name; `Run.improve(streams=…)` brings their groups."""
+        return {}
 
     def keep(self, groups: Groups) -> list[bool] | None:
         """Which sampled groups are worth learning from; the engine samples anew for the others. None keeps all."""

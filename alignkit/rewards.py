@@ -249,6 +249,30 @@ def score_groups(groups: Groups, reward: Reward) -> Groups:
     return groups.with_rewards(reward.name, scores.values, scores.reasons)
 
 
+def rank_by_reward(groups: Groups, name: str) -> Groups:
+    """`groups` ranked by a reward that they carry: 1 is best, equal scores tie.
+
+    Responses without the reward are left out, and so is a group with fewer than two that have it.
+
+    Args:
+        groups: scored.
+        name: of the reward.
+
+    Raises:
+        DataError: no row has a reward of that name.
+    """
+    from alignkit.functional import take_responses  # needs torch, which this module does without
+
+    _, present = groups.rewards(name)
+    kept = [[k for k, there in enumerate(row) if there] for row in present]
+    rated = take_responses(groups, [row if len(row) > 1 else [] for row in kept])
+    if not len(rated):
+        return rated
+    values, _ = rated.rewards(name)
+    ranks = iter([[1 + sum(other > score for other in row) for score in row] for row in values])
+    return rated.map_rows(lambda row: {"ranks": next(ranks)})
+
+
 @dataclass(frozen=True)
 class ThresholdChoice:
     """A threshold for `Piecewise` and what it achieves on labelled examples.

@@ -304,12 +304,15 @@ class Batch:
             right) for token-level names, [responses] for response-level ones.
         metrics: scalars worth logging once a round.
         state: the optimizer's state after `prepare` (plain JSON), or None to leave it as it was.
+        pairs: (chosen, rejected) by number over all responses of `groups`; the two may answer different prompts. None
+            takes every two responses of a group whose ranks differ.
     """
 
     groups: Groups
     tensors: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None
+    pairs: Sequence[tuple[int, int]] | None = None
 
 
 Metrics = dict[str, float]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from alignkit.data.encode import encode_groups
+from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import check_trainer, fit
 from alignkit.engine.improve import Rollouts
 from alignkit.engine.losses import call_loss, nll
-from alignkit.engine.module import Learner, Training, assemble
+from alignkit.engine.module import Learner, Training
 from alignkit.engine.reduction import Layout, reduce_terms
 from alignkit.engine.rounds import Round, pairs_of
 from alignkit.errors import ConfigError, DataError, NumericError
@@ -114,7 +115,7 @@ def test_reductions_by_hand():
     assert reduce("token") == pytest.approx((8 + 0 + 6) / 6)
     assert reduce("sequence") == pytest.approx((2 + 0 + 6) / 3)
     assert reduce("group") == pytest.approx(((2 + 0) / 2 + 6) / 2)
-    assert reduce("constant") == pytest.approx(14.0)
+    assert reduce("constant") == pytest.approx(14.0 / 3)
 
 
 def test_masked_positions_reach_neither_loss_nor_gradient():
@@ -157,7 +158,7 @@ def test_undeclared_and_weightless_terms_are_refused():
     with pytest.raises(ConfigError, match="declared"):
         reduce_terms({"other": torch.ones(1, 1)}, {"loss": Term()}, ("logprobs",), layout, lambda *_: 1.0)
     with pytest.raises(ConfigError, match="weight 0"):
-        reduce_terms({"loss": torch.ones(1, 1)}, {"loss": Term(weight=0)}, ("logprobs",), layout, lambda *_: 1.0)
+        one_step(tiny(), DEMOS, nll, Term(weight=0), 100)
     with pytest.raises(ConfigError, match="unreduced"):
         reduce_terms({"loss": torch.ones(3)}, {"loss": Term()}, ("labels",), layout, lambda *_: 1.0)
 

@@ -179,7 +179,7 @@ def test_token_logprobs_equal_full_log_softmax(temperature, trainable, tokens):
     targets = torch.randint(50, (tokens,), generator=generator)
     upstream = torch.randn(tokens, generator=generator)
 
-    logprobs, entropy = token_logprobs(head, hidden, targets, temperature=temperature)
+    logprobs, entropy, _ = token_logprobs(head, hidden, targets, temperature=temperature)
     wanted, wanted_entropy = _reference(head.weight, hidden, targets, temperature)
     torch.testing.assert_close(logprobs, wanted, rtol=0, atol=5e-6)  # float32; 1e-6 measured
     torch.testing.assert_close(entropy, wanted_entropy.detach(), rtol=0, atol=5e-5)  # 2e-5 measured
@@ -195,12 +195,12 @@ def test_entropy_gradient_is_there_when_asked_for():
     head = torch.nn.Linear(4, 9, bias=False)
     hidden = torch.randn(5, 4, requires_grad=True)
     targets = torch.arange(5)
-    _, entropy = token_logprobs(head, hidden, targets, entropy_gradient=True)
+    _, entropy, _ = token_logprobs(head, hidden, targets, entropy_gradient=True)
     _, wanted = _reference(head.weight, hidden, targets, 1.0)
     (ours,) = torch.autograd.grad(entropy.sum(), hidden)
     (theirs,) = torch.autograd.grad(wanted.sum(), hidden)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    _, detached = token_logprobs(head, hidden, targets)
+    _, detached, _ = token_logprobs(head, hidden, targets)
     assert not detached.requires_grad
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.annotators import Annotator
 from alignkit.data.encode import encode_groups
-from alignkit.engine.module import assemble
+from alignkit.engine.assemble import Reference, assemble
 from alignkit.engine.rounds import Round, Step
 from alignkit.errors import ConfigError, DataError, NumericError
 from alignkit.functional import masked_mean
@@ -42,6 +43,9 @@ class Rollouts:
         loss: its loss, bound.
         sampler: how responses are sampled.
         reward: what scores them; None when the groups carry what the method needs.
+        annotator: what ranks them, or None.
+        extras: the optimizer's extra losses, bound, by name.
+        reference_logprobs: "kept": worked out once a round; "online": with every micro-batch.
         prompts: prompts, or groups with responses for a method that samples nothing.
         history: groups of earlier versions.
         seed: path of the random numbers: (run seed, stage name).
@@ -72,6 +76,9 @@ class Rollouts:
     max_tokens: int
     max_response_tokens: int
     state: dict[str, Any]
+    annotator: Annotator | None = None
+    extras: Mapping[str, BoundLoss] = field(default_factory=dict)
+    reference_logprobs: str = "kept"
     heldout: Groups | None = None
     patience: int = 0
     max_missing: float = 0.05
@@ -87,11 +94,14 @@ class Rollouts:
     )
 
     def __post_init__(self) -> None:
-        self.rounds = self.optimizer.rounds
+        per_round = self.optimizer.prompts_per_round or len(self.prompts)
+        self.rounds = self.optimizer.rounds or math.ceil(len(self.prompts) / max(per_round, 1))
+        self._referenced = self.reference is not None or self.reference_state is not None
+        self._loss_names = self._asked_by_losses()
         self._metrics: dict[str, float] = {}
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._history_scored: Groups | None = None
-        on_policy = self.optimizer.on_policy or "old_logprobs" in self.loss.tensor_names
+        on_policy = self.optimizer.on_policy or "old_logprobs" in self._loss_names
         if on_policy and self.optimizer.samples_per_prompt and self.behaviour is not self.policy:
             raise ConfigError(
                 "the method learns from its own samples, and init names other weights than the policy's",
@@ -106,6 +116,14 @@ class Rollouts:
                 effect="Ratios would be between different distributions.",
                 remedy="use a sampler without truncation",
             )
+
+    def _asked_by_losses(self) -> frozenset[str]:
+        """The tensors of the loss and the extra losses; reference ones that are optional only if there is one."""
+        names: set[str] = set()
+        for loss in (self.loss, *self.extras.values()):
+            idle = set() if self._referenced else {n for n in loss.optional if n.startswith("ref_")}
+            names |= set(loss.tensor_names) - idle
+        return frozenset(names)
 
     # -- the engine's side ---------------------------------------------------------------------------------------------
 
@@ -154,13 +172,14 @@ class Rollouts:
         """The round's scored groups."""
         prompts = self._round_prompts(index)
         if not self.optimizer.samples_per_prompt:
-            return self._score(prompts) if self.reward else prompts
-        groups = self._score(self._sample(prompts, index, 0))
+            return self._judge(prompts, index, 0)
+        groups = self._judge(self._sample(prompts, index, 0), index, 0)
         for attempt in range(1, self.resample + 1):
             kept = self.optimizer.keep(groups)
             if kept is None or all(kept):
                 break
-            again = self._score(self._sample(groups.select(i for i, k in enumerate(kept) if not k), index, attempt))
+            dropped = groups.select(i for i, k in enumerate(kept) if not k)
+            again = self._judge(self._sample(dropped, index, attempt), index, attempt)
             groups = Groups.concat([groups.select(i for i, k in enumerate(kept) if k), again])
         kept = self.optimizer.keep(groups)
         groups = groups if kept is None else groups.select(i for i, k in enumerate(kept) if k)
@@ -196,9 +215,38 @@ class Rollouts:
 
         return tell
 
+    def _judge(self, groups: Groups, index: int, attempt: int) -> Groups:
+        """Score, and have ranked, whatever there is to do it with."""
+        if self.reward is None and self.annotator is None and self.optimizer.samples_per_prompt:
+            raise ConfigError(
+                "the method samples, so it needs a reward or an annotator",
+                where="improve",
+                remedy="pass reward=… or annotator=…",
+            )
+        groups = self._score(groups) if self.reward is not None else groups
+        return groups if self.annotator is None else self._annotate(self.annotator, groups, index, attempt)
+
+    def _annotate(self, annotator: Annotator, groups: Groups, index: int, attempt: int) -> Groups:
+        """The groups that the annotator could rank; one process asks it, since a judge may not answer twice alike."""
+        seed = stream_key(*self.seed, "annotate", index, attempt) % 2**31
+        found = annotator.annotate(groups, seed=seed) if self.world[0] == 0 else {}
+        if self.world[1] > 1:
+            found = broadcast({dimension: part.rows for dimension, part in found.items()})
+            found = {dimension: Groups.from_rows(rows) for dimension, rows in found.items()}
+        if len(found) != 1:
+            raise ConfigError(
+                f"the annotator ranks along {sorted(found)}",
+                where="improve",
+                remedy="use an annotator with one dimension",
+            )
+        (ranked,) = found.values()
+        self.say(f"round {index + 1}/{self.rounds}: {len(ranked)} of {len(groups)} prompts ranked")
+        if not len(ranked):
+            raise DataError("the annotator ranked none of the groups", where=f"round {index}")
+        return ranked
+
     def _score(self, groups: Groups) -> Groups:
-        if self.reward is None:
-            raise ConfigError("the method samples, so it needs a reward", where="improve", remedy="pass reward=…")
+        assert self.reward is not None
         groups = score_groups(groups, self.reward)
         self.counts["reward_calls"] += groups.num_responses
         _, present = groups.rewards(self.reward.name)
@@ -242,9 +290,29 @@ class Rollouts:
     def _known(self, data: Round, plan: Sequence[Step], names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors that `prepare` asks for, from the training path with the first epoch's micro-batches."""
         asked = {name for name in TOKEN_TENSORS if name in names}
-        if "ref_logprobs" in self.loss.tensor_names or any(n.startswith("ref_") for n in self.loss.tensor_names):
+        if self._keeps_reference():
             asked.add("ref_logprobs")
         return self._forward(data, plan, asked)
+
+    def _keeps_reference(self) -> bool:
+        asked = any(name.startswith("ref_") for name in self._loss_names)
+        return asked and self.reference_logprobs == "kept"
+
+    @property
+    def online_reference(self) -> Reference | None:
+        """What the learner asks for reference log-probs during the steps; None where the rounds keep them."""
+        asked = any(name.startswith("ref_") for name in self._loss_names)
+        return self._reference if asked and self.reference_logprobs == "online" else None
+
+    def _measure(self, groups: Groups, *names: str) -> dict[str, Tensor]:
+        """`response_mask` and the token tensors so named of any groups, under the weights of this moment."""
+        unknown = set(names) - set(TOKEN_TENSORS)
+        if unknown:
+            raise ConfigError(f"measure cannot give {sorted(unknown)}", where=type(self.optimizer).__name__)
+        data = self._round(groups)
+        steps = [Step(data.micro_batches(list(range(len(data.encoded))), self.max_tokens), [], 0)]
+        with torch.no_grad():
+            return {"response_mask": response_mask(data), **self._forward(data, steps, set(names))}
 
     def _forward(
         self, data: Round, plan: Sequence[Step], asked: set[str], temperature: float | None = None
@@ -274,7 +342,9 @@ class Rollouts:
 
     def _reference(self, batch: Any, temperature: float) -> Tensor:
         if self.reference is not None:
-            return self.reference.tensors(batch.to(self.reference.device), temperature=temperature)["logprobs"]
+            with torch.no_grad():
+                found = self.reference.tensors(batch.to(self.reference.device), temperature=temperature)
+            return found["logprobs"].to(self.policy.device)
         if self.reference_state is None:
             raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
         with self.policy.state(self.reference_state):
@@ -289,6 +359,8 @@ class Rollouts:
             "reward_name": lambda: self._reward_name(groups),
             "ends_with_eos": lambda: ends_with(data, self.policy.chat.end_ids),
             "history": self._scored_history,
+            "max_new_tokens": lambda: self.sampler.max_new_tokens,
+            "measure": lambda: self._measure,
             "generator": lambda: torch.Generator().manual_seed(stream_key(*self.seed, "prepare") % 2**31),
         }
         unknown = set(names) - set(offered) - set(TOKEN_TENSORS)
@@ -334,16 +406,18 @@ class Rollouts:
         self, batch: Batch, groups: Groups, data: Round, plan: list[Step], index: int
     ) -> tuple[Round, list[Step]]:
         """The round that is learned from, with old log-probs and values from its own first epoch's forward."""
-        needed = {n.removeprefix("old_") for n in self.loss.tensor_names if n in ("old_logprobs", "old_values")}
-        if any(n.startswith("ref_") for n in self.loss.tensor_names):
+        needed = {n.removeprefix("old_") for n in self._loss_names if n in ("old_logprobs", "old_values")}
+        if self._keeps_reference():
             needed.add("ref_logprobs")
         known = dict(data.tensors)
-        if batch.groups is not groups:
-            data = self._round(batch.groups)
+        if batch.groups is not groups or batch.pairs is not None:
+            data = replace(self._round(batch.groups), named_pairs=batch.pairs)
             plan, known = self._plan(data, index), {}
         known |= self._forward(data, plan, needed - set(known))
         data.tensors = {k: v.float() if v.is_floating_point() else v for k, v in batch.tensors.items()}
         for name, values in known.items():
+            if name == "ref_logprobs" and self.reference_logprobs == "online":
+                continue
             key = name if name == "ref_logprobs" else f"old_{name}"
             data.tensors.setdefault(key, values)
         learned = sum(sum(lengths) for lengths in data.learned_tokens)
@@ -446,6 +520,15 @@ def ends_with(data: Round, end_ids: Sequence[int]) -> Tensor:
     """[R] bool: whether each response ends with an end token."""
     ends = set(end_ids)
     return torch.tensor([bool(r) and r[-1] in ends for g in data.encoded for r in g.responses])
+
+
+def broadcast(value: Any) -> Any:
+    """What the first process holds, on all of them."""
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def gather_groups(mine: Groups, world: int) -> Groups:

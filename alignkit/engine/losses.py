@@ -23,15 +23,16 @@ def nll(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
-def call_loss(loss: BoundLoss, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def call_loss(loss: BoundLoss, tensors: Mapping[str, Any], name: str = "loss") -> dict[str, Tensor]:
     """Call a loss with the tensors that it names.
 
     Args:
         loss: the bound loss.
         tensors: everything there is, by name.
+        name: what the term of a loss that returns one tensor is called.
 
     Returns:
-        its terms by name; a loss that returns one tensor has the term "loss".
+        its terms by name.
 
     Raises:
         ConfigError: a tensor that nothing provides here, or a return value that is neither tensor nor dict of tensors.
@@ -44,8 +45,8 @@ def call_loss(loss: BoundLoss, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
             remedy=f"there are: {', '.join(sorted(tensors))}",
         )
     value = loss(**{name: tensors[name] for name in loss.tensor_names if name in tensors})
-    terms = value if isinstance(value, dict) else {"loss": value}
-    wrong = {name: type(term).__name__ for name, term in terms.items() if not isinstance(term, Tensor)}
+    terms = value if isinstance(value, dict) else {name: value}
+    wrong = {key: type(term).__name__ for key, term in terms.items() if not isinstance(term, Tensor)}
     if wrong:
         raise ConfigError(
             f"the loss returned {wrong}", where=f"loss {loss.name}", remedy="return a tensor or a dict of them"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -12,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data.collate import MicroBatch
-from alignkit.engine.losses import call_loss
-from alignkit.engine.reduction import GROUP_TENSORS, PAIR_TENSORS, reduce_terms
+from alignkit.engine.assemble import PAIR_COUNTS, Reference, accuracies, assemble, pair_counts
+from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.rounds import Round, Step
-from alignkit.errors import NumericError
+from alignkit.errors import ConfigError, NumericError
 from alignkit.models import Policy, RewardModel
 from alignkit.optimizers import Term
 from alignkit.plugins.records import BoundLoss
-from alignkit.types import RATINGS
 
 
 @dataclass(frozen=True)
@@ -81,89 +81,7 @@ class Source(Protocol):
         ...
 
 
-def assemble(
-    model: Policy | RewardModel,
-    data: Round,
-    batch: MicroBatch,
-    wanted: frozenset[str],
-    *,
-    temperature: float = 1.0,
-    value_model: Policy | None = None,
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Every tensor of the vocabulary that the loss may ask for, for one micro-batch.
-
-    Args:
-        model: policy or reward model; its forward carries the gradient.
-        data: the round.
-        batch: on the model's device.
-        wanted: what the loss asks for.
-        temperature: of the log-probs.
-        value_model: a model of its own for the values; None takes the head on the policy's trunk.
-
-    Returns:
-        (tensors by name, the group of each pair or None when no pair tensor is asked for).
-    """
-    tensors = {"response_mask": batch.response_mask, **data.slice_tensors(batch)}
-    scores: Tensor | None = None
-    if isinstance(model, RewardModel):
-        scores = model.scores(batch)
-    else:
-        tensors |= _policy_tensors(model, batch, wanted, temperature, value_model)
-    pair_group = None
-    if wanted & PAIR_TENSORS:
-        chosen, rejected, pair_group, known = data.local_pairs(batch)
-        tensors |= known | _pair_tensors(tensors, scores, chosen, rejected, batch)
-    if wanted & GROUP_TENSORS:
-        tensors |= data.group_tensors(batch, scores)
-    return tensors, pair_group
-
-
-def _policy_tensors(
-    model: Policy, batch: MicroBatch, wanted: frozenset[str], temperature: float, value_model: Policy | None
-) -> dict[str, Tensor]:
-    need = {"logprobs"} | (wanted & {"entropy", "values"})
-    own = need - {"values"} if value_model is not None else need
-    out = model.tensors(batch, own, temperature=temperature, entropy_gradient="entropy" in wanted)
-    if value_model is not None and "values" in need:
-        out |= value_model.tensors(batch, {"values"})
-    return out
-
-
-def _pair_tensors(
-    tensors: Mapping[str, Tensor], scores: Tensor | None, chosen: Tensor, rejected: Tensor, batch: MicroBatch
-) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    mask = batch.response_mask
-    for prefix, name in (("", "logprobs"), ("ref_", "ref_logprobs")):
-        if name in tensors:
-            sums = (tensors[name] * mask).sum(-1)
-            out |= {f"{prefix}chosen_logprobs": sums[chosen], f"{prefix}rejected_logprobs": sums[rejected]}
-    lengths = mask.sum(-1)
-    out |= {"chosen_lengths": lengths[chosen], "rejected_lengths": lengths[rejected]}
-    if scores is not None:
-        out |= {"chosen_rewards": scores[chosen], "rejected_rewards": scores[rejected]}
-    return out
-
-
-PAIR_COUNTS = tuple(f"_{what}_{level}" for level in ("overall", *RATINGS) for what in ("right", "pairs"))
-"""Sums behind a reward model's accuracy, overall and by rating."""
-
-
-def pair_counts(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """How many pairs of a micro-batch there are and are ranked rightly (a tie is not), overall and by rating."""
-    right = tensors["chosen_rewards"].detach() > tensors["rejected_rewards"].detach()
-    counts = {"_right_overall": float(right.sum()), "_pairs_overall": float(len(right))}
-    for number, level in enumerate(RATINGS):
-        rated = tensors["rating"] == number
-        counts |= {f"_right_{level}": float((right & rated).sum()), f"_pairs_{level}": float(rated.sum())}
-    return counts
-
-
-def accuracies(shares: Mapping[str, float]) -> dict[str, float]:
-    """`accuracy` and `accuracy_<rating>` of a step, for the levels that it has pairs of."""
-    levels = [level for level in ("overall", *RATINGS) if shares[f"_pairs_{level}"]]
-    named = {"overall": "accuracy"} | {level: f"accuracy_{level}" for level in RATINGS}
-    return {named[level]: shares[f"_right_{level}"] / shares[f"_pairs_{level}"] for level in levels}
+Micro = Callable[[Step, MicroBatch], tuple[Tensor, dict[str, float]]]
 
 
 class Learner(L.LightningModule):
@@ -181,6 +99,12 @@ class Learner(L.LightningModule):
         temperature: of the log-probs.
         record: called with the metrics of every step.
         value_model: a separate value model, trained too.
+        extras: further objectives on the same forward pass.
+        streams: second data streams, learned from beside every step.
+        reference: gives `ref_logprobs` during the step, where the rounds do not keep them.
+
+    Raises:
+        ConfigError: nothing has a weight.
     """
 
     def __init__(
@@ -194,13 +118,21 @@ class Learner(L.LightningModule):
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
         value_model: Policy | None = None,
+        extras: Sequence[Objective] = (),
+        streams: Sequence[StreamData] = (),
+        reference: Reference | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.value_model = model, value_model
-        self.loss, self.terms, self.training_config, self.source = loss, dict(terms), training, source
-        self.temperature, self.record = temperature, record
-        self.wanted = frozenset(loss.tensor_names)
+        if not any(term.weight for term in terms.values()):
+            raise ConfigError("every term has weight 0: nothing to learn from", where=f"loss {loss.name}")
+        self.terms, self.training_config, self.source = dict(terms), training, source
+        self.objectives = [Objective(loss, self.terms), *extras]
+        self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
+        self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
+        if isinstance(model, RewardModel):
+            self.wanted |= {"chosen_rewards"}  # accuracy is logged whatever the loss learns from
         self.round_index = -1
         self.steps_done = 0
         self._skip = False
@@ -248,17 +180,20 @@ class Learner(L.LightningModule):
 
     def _accumulate(self, step: Step) -> dict[str, float]:
         """Backward through this process's micro-batches; returns the terms over all processes."""
-        # Every process sums the same names, so they are all there from the start.
-        shares: dict[str, float] = dict.fromkeys((*self.terms, "total", "_entropy", "_tokens", *PAIR_COUNTS), 0.0)
-        for numbers in step.mine(self.global_rank, self.trainer.world_size):
-            idle = not numbers
-            batch = self.data.collate(numbers or step.numbers[:1]).to(self.device)
-            total, part = self._micro(step, batch)
-            # A process with nothing to do still takes part in the backward pass, with weight 0.
-            self.manual_backward(total * (0.0 if idle else float(self.trainer.world_size)))
-            for name, value in part.items() if not idle else ():
-                shares[name] += value
-        if self.trainer.world_size > 1:
+        shares: dict[str, float] = dict.fromkeys(("total", "_entropy", "_tokens", *PAIR_COUNTS), 0.0)
+        world = self.trainer.world_size
+        work: list[tuple[Round, Step, Micro]] = [(self.data, step, self._micro)]
+        for stream in self.streams:
+            work.append((stream.data, stream.step(self.steps_done, world), partial(self._stream_micro, stream)))
+        for data, part_step, micro in work:
+            for numbers in part_step.mine(self.global_rank, world):
+                batch = data.collate(numbers or part_step.numbers[:1]).to(self.device)
+                total, part = micro(part_step, batch)
+                # A process with nothing to do still takes part in the backward pass, with weight 0.
+                self.manual_backward(total * (float(world) if numbers else 0.0))
+                for name, value in part.items():  # an idle process has the names too: all sum the same ones
+                    shares[name] = shares.get(name, 0.0) + (value if numbers else 0.0)
+        if world > 1:
             names = sorted(shares)
             summed = self.trainer.strategy.reduce(
                 torch.tensor([shares[n] for n in names], dtype=torch.float64, device=self.device), reduce_op="sum"
@@ -267,24 +202,58 @@ class Learner(L.LightningModule):
         return shares
 
     def _micro(self, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
+        """One micro-batch of the round: (what to differentiate, shares by name)."""
         tensors, pair_group = assemble(
-            self.model, self.data, batch, self.wanted, temperature=self.temperature, value_model=self.value_model
+            self.model,
+            self.data,
+            batch,
+            self.wanted,
+            temperature=self.temperature,
+            value_model=self.value_model,
+            reference=self.reference,
         )
-        layout = self.data.layout(batch, {k: v for k, v in tensors.items() if v.ndim == 2}, pair_group)
-        total, shares = reduce_terms(
-            call_loss(self.loss, tensors),
-            self.terms,
-            self.loss.tensor_names,
-            layout,
-            lambda kind, mask: self.data.count(step, kind, mask),
-        )
-        shares["total"] = float(total.detach())
+        total, shares = self._reduce(self.data, step, batch, self.objectives, tensors, pair_group)
+        absent = sorted(set(self.terms) - set(shares))
+        if absent:
+            raise ConfigError(
+                f"the terms {absent} are declared, and no loss returned them",
+                where="loss",
+                remedy="declare the terms that the loss and the extra losses return",
+            )
         if "entropy" in tensors:
             shares["_entropy"] = float((tensors["entropy"].detach() * batch.response_mask).sum())
             shares["_tokens"] = float(batch.response_mask.sum())
-        if isinstance(self.model, RewardModel) and "chosen_rewards" in tensors:
+        if "chosen_rewards" in tensors:
             shares |= pair_counts(tensors)
         return total, shares
+
+    def _stream_micro(self, stream: StreamData, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
+        """The same of a second stream, at temperature 1: it is text to imitate."""
+        wanted = frozenset(stream.objective.loss.tensor_names)
+        tensors, pair_group = assemble(self.model, stream.data, batch, wanted)
+        return self._reduce(stream.data, step, batch, [stream.objective], tensors, pair_group)
+
+    def _reduce(
+        self,
+        data: Round,
+        step: Step,
+        batch: MicroBatch,
+        objectives: Sequence[Objective],
+        tensors: Mapping[str, Tensor],
+        pair_group: Tensor | None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        layout = data.layout(batch, {k: v for k, v in tensors.items() if v.ndim == 2}, pair_group)
+        totals, shares = list[Tensor](), dict[str, float]()
+        for objective in objectives:
+            total, part = objective(tensors, layout, lambda kind, mask: data.count(step, kind, mask))
+            if set(part) & set(shares):
+                raise ConfigError(f"two losses have the terms {sorted(set(part) & set(shares))}", where="extra_losses")
+            shares |= part
+            totals += [] if total is None else [total]
+        if not totals:
+            raise ConfigError("no term with a weight was returned", where="loss", remedy="see the optimizer's terms()")
+        whole = torch.stack(totals).sum() if len(totals) > 1 else totals[0]
+        return whole, {**shares, "total": float(whole.detach())}
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
         rounds, warmup = max(self.source.rounds, 1), self.training_config.warmup_ratio
@@ -315,7 +284,7 @@ class Learner(L.LightningModule):
         )
 
     def _log(self, step: Step, shares: Mapping[str, float], norm: float, factor: float) -> None:
-        row: dict[str, Any] = {name: shares[name] for name in self.terms}
+        row: dict[str, Any] = {k: v for k, v in shares.items() if not k.startswith("_") and k != "total"}
         row["loss"] = shares["total"]
         if shares["_tokens"]:
             row["entropy"] = shares["_entropy"] / shares["_tokens"]

@@ -106,15 +106,13 @@ def denominator(how: Term, level: str, count: Callable[[str, str | None], float]
         count: gives the step's number of "token" (under a mask), "sequence" (responses with tokens), "response",
             "pair", "group" or "pair_group" (groups with a pair).
     """
-    if how.reduction == "constant":
-        return how.constant
     if level == "token":
-        kind = {"token": "token", "sequence": "sequence", "group": "group"}[how.reduction]
+        kind = {"token": "token", "sequence": "sequence", "constant": "sequence", "group": "group"}[how.reduction]
     elif how.reduction == "group":
         kind = "pair_group" if level == "pair" else "group"
     else:
         kind = level
-    return max(count(kind, how.mask), 1.0)
+    return max(count(kind, how.mask), 1.0) * (how.constant if how.reduction == "constant" else 1.0)
 
 
 def reduce_terms(
@@ -123,7 +121,7 @@ def reduce_terms(
     tensor_names: tuple[str, ...],
     layout: Layout,
     count: Callable[[str, str | None], float],
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor | None, dict[str, float]]:
     """This micro-batch's share of the step's total and of each term.
 
     Args:
@@ -134,12 +132,12 @@ def reduce_terms(
         count: the step's counts, see `denominator`.
 
     Returns:
-        (weighted total to differentiate, {term: its share, detached}).
+        (weighted total to differentiate, or None where every weight is 0; {term: its share, detached}).
 
     Raises:
-        ConfigError: terms that were not declared, or declared ones that are absent, or a wrong size.
+        ConfigError: terms that were not declared, or a wrong size.
     """
-    if set(terms) != set(declared):
+    if not set(terms) <= set(declared):
         raise ConfigError(
             f"the loss returned the terms {sorted(terms)}, declared are {sorted(declared)}",
             where="loss",
@@ -154,6 +152,4 @@ def reduce_terms(
         shares[name] = float(share.detach())
         if how.weight:
             total = how.weight * share if total is None else total + how.weight * share
-    if total is None:
-        raise ConfigError("every term has weight 0: nothing to learn from", where="loss")
     return total, shares

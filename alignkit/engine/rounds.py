@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.data.collate import MicroBatch, collate, plan_micro_batches, row_length
 from alignkit.data.encode import EncodedGroup
 from alignkit.engine.reduction import Layout
+from alignkit.errors import DataError
 from alignkit.sampling.counter import permutation
 from alignkit.types import RATINGS, Groups
 
@@ -85,6 +86,28 @@ def pairs_of(groups: Groups) -> Pairs:
     return Pairs(chosen, rejected, group, tensors)
 
 
+def given_pairs(groups: Groups, pairs: Sequence[tuple[int, int]]) -> Pairs:
+    """Pairs that the method named itself; a pair belongs to the group of its chosen response.
+
+    Args:
+        groups: the round.
+        pairs: (chosen, rejected) by number over all responses.
+
+    Raises:
+        DataError: a number outside the round, or a response paired with itself.
+    """
+    owner = [number for number, row in enumerate(groups) for _ in row["responses"]]
+    wrong = [pair for pair in pairs if pair[0] == pair[1] or not all(0 <= n < len(owner) for n in pair)]
+    if wrong:
+        raise DataError(f"{wrong[0]} is not a pair of the round's {len(owner)} responses", where="Batch.pairs")
+    chosen, rejected = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))
+    blank = torch.zeros(len(pairs))
+    tensors = {"rating": torch.full((len(pairs),), -1), "margin": blank, "preference_prob": blank + 1}
+    tensors |= {"chosen_safe": blank - 1, "rejected_safe": blank - 1}
+    group = torch.tensor([owner[int(n)] for n in chosen], dtype=torch.long)
+    return Pairs(chosen, rejected, group, tensors)
+
+
 @dataclass(frozen=True)
 class Step:
     """The groups of one optimizer step, split into micro-batches for all processes together.
@@ -114,6 +137,7 @@ class Round:
         tensors: name -> [R, T] or [R], in the order of the responses.
         shared: whether prompts are shared in a row.
         pad_id: for padding.
+        named_pairs: (chosen, rejected) response numbers; None takes the pairs that the ranks make.
     """
 
     groups: Groups
@@ -121,6 +145,7 @@ class Round:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     shared: bool = True
     pad_id: int = 0
+    named_pairs: Sequence[tuple[int, int]] | None = None
 
     @cached_property
     def first_response(self) -> list[int]:
@@ -132,7 +157,33 @@ class Round:
 
     @cached_property
     def pairs(self) -> Pairs:
-        return pairs_of(self.groups)
+        return pairs_of(self.groups) if self.named_pairs is None else given_pairs(self.groups, self.named_pairs)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """[R] what was said of each response on its own: 1 good, 0 bad, -1 unknown."""
+        flags = [flag for row in self.groups for flag in row["labels"] or [None] * len(row["responses"])]
+        return torch.tensor([-1.0 if flag is None else float(flag) for flag in flags])
+
+    @cached_property
+    def units(self) -> list[list[int]]:
+        """Groups that stay together in a micro-batch, because a pair joins their responses; most are alone."""
+        owner = list(range(len(self.encoded)))
+
+        def root(number: int) -> int:
+            while owner[number] != number:
+                number = owner[number]
+            return number
+
+        if self.named_pairs is not None:
+            of = [i for i, g in enumerate(self.encoded) for _ in g.responses]
+            for chosen, rejected in self.named_pairs:
+                a, b = sorted((root(of[chosen]), root(of[rejected])))
+                owner[b] = a
+        units: dict[int, list[int]] = {}
+        for number in range(len(owner)):
+            units.setdefault(root(number), []).append(number)
+        return list(units.values())
 
     @cached_property
     def _pairs_by_group(self) -> dict[int, list[int]]:
@@ -158,9 +209,16 @@ class Round:
         )
 
     def micro_batches(self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
-        """These groups, grouped by length."""
-        lengths = [self._cells(i) for i in numbers]
-        return [[numbers[i] for i in batch] for batch in plan_micro_batches(lengths, max_tokens, multiple_of)]
+        """These groups, grouped by length; those that a pair joins stay together."""
+        wanted = set(numbers)
+        if self.named_pairs is None:
+            units = [[i] for i in numbers]
+        else:
+            units = [unit for unit in self.units if unit[0] in wanted]
+        # A unit's rows are padded to its longest, so this bounds the cells of any batch of units.
+        lengths = [len(unit) * max(self._cells(i) for i in unit) for unit in units]
+        batches = plan_micro_batches(lengths, max_tokens, multiple_of)
+        return [[i for place in batch for i in units[place]] for batch in batches]
 
     def _cells(self, number: int) -> int:
         group = self.encoded[number]
@@ -173,7 +231,8 @@ class Round:
         """The steps of every epoch, each epoch in a shuffled order of its own.
 
         Args:
-            batch_size: groups per step; 0 for all.
+            batch_size: groups per step; 0 for all. Groups that a pair joins count together, so a step may hold a few
+                more.
             epochs: passes.
             max_tokens: padded cells per micro-batch.
             seed: path of the order's random numbers.
@@ -182,10 +241,13 @@ class Round:
         size = batch_size or len(self.encoded)
         steps = []
         for epoch in range(epochs):
-            order = permutation(len(self.encoded), *seed, epoch)
-            for start in range(0, len(order), size):
-                numbers = order[start : start + size]
-                steps.append(Step(self.micro_batches(numbers, max_tokens, world), numbers, epoch))
+            numbers: list[int] = []
+            order = permutation(len(self.units), *seed, epoch)
+            for place, unit in enumerate(order, start=1):
+                numbers += self.units[unit]
+                if len(numbers) >= size or place == len(order):
+                    steps.append(Step(self.micro_batches(numbers, max_tokens, world), numbers, epoch))
+                    numbers = []
         return steps
 
     def count(self, step: Step, kind: str, mask: str | None) -> float:

@@ -4,6 +4,7 @@ chunk."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +16,26 @@ CHUNK = 256
 Head = Callable[[Tensor], Tensor]
 
 
-def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+class TokenTensors(NamedTuple):
+    """What the head says of each token, [tokens] float32 in nats.
+
+    Args:
+        logprobs: of the token taken.
+        entropy: of the whole distribution.
+        mean_logprobs: mean log-prob over the vocabulary; None unless asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    mean_logprobs: Tensor | None = None
+
+
+def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden).float() / temperature
     logsumexp = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logsumexp
     entropy = logsumexp - (logits.softmax(-1) * logits).sum(-1)
-    return logprobs, entropy
+    return logprobs, entropy, logits.mean(-1) - logsumexp
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -54,8 +69,14 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def token_logprobs(
-    head: Head, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
+    mean: bool = False,
+) -> TokenTensors:
     """log_softmax(head(hidden) / T)[target] and the entropy of each of these distributions.
 
     Args:
@@ -64,18 +85,18 @@ def token_logprobs(
         targets: [tokens] ids.
         temperature: T of the sampler, > 0.
         entropy_gradient: whether the entropy is differentiated (an entropy bonus); otherwise it comes detached.
-
-    Returns:
-        (logprobs [tokens], entropy [tokens]), float32, in nats.
+        mean: work out `mean_logprobs` too, with gradient.
     """
     if hidden.shape[0] == 0:
-        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+        nothing = hidden.new_zeros(0, dtype=torch.float32)
+        return TokenTensors(nothing, nothing, nothing if mean else None)
     needs_grad = torch.is_grad_enabled() and hidden.requires_grad
     plain_linear = type(head) is torch.nn.Linear and not head.weight.requires_grad
-    if needs_grad and plain_linear and not entropy_gradient and not torch.is_autocast_enabled(hidden.device.type):
+    fused = plain_linear and not entropy_gradient and not mean
+    if needs_grad and fused and not torch.is_autocast_enabled(hidden.device.type):
         assert isinstance(head, torch.nn.Linear)
-        return _FrozenHead.apply(hidden, head.weight, head.bias, targets, temperature)  # type: ignore[no-any-return]
-    logprobs, entropy = [], []
+        return TokenTensors(*_FrozenHead.apply(hidden, head.weight, head.bias, targets, temperature))
+    logprobs, entropy, means = [], [], []
     for start in range(0, hidden.shape[0], CHUNK):
         part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
         if torch.is_grad_enabled():
@@ -84,4 +105,5 @@ def token_logprobs(
             values = _chunk(head, part, wanted, temperature)
         logprobs.append(values[0])
         entropy.append(values[1] if entropy_gradient else values[1].detach())
-    return torch.cat(logprobs), torch.cat(entropy)
+        means.append(values[2])
+    return TokenTensors(torch.cat(logprobs), torch.cat(entropy), torch.cat(means) if mean else None)

@@ -296,7 +296,7 @@ class Policy(nn.Module):
 
         Args:
             batch: on the policy's device.
-            wanted: of "logprobs", "entropy", "values".
+            wanted: of "logprobs", "entropy", "mean_logprobs", "values".
             temperature: T of the log-probs.
             entropy_gradient: differentiate the entropy.
 
@@ -306,18 +306,19 @@ class Policy(nn.Module):
         hidden = forward.gather_hidden(forward.hidden_states(self.model, batch), batch)
         mask = batch.response_mask
         out: dict[str, Tensor] = {}
-        if "logprobs" in wanted or "entropy" in wanted:
+        if {"logprobs", "entropy", "mean_logprobs"} & set(wanted):
             head = forward.bare(self.model).get_output_embeddings()
-            flat, entropy = token_logprobs(
+            flat = token_logprobs(
                 _scaled_head(forward.bare(self.model), head),
                 hidden[mask],
                 batch.targets[mask],
                 temperature=temperature,
                 entropy_gradient=entropy_gradient,
+                mean="mean_logprobs" in wanted,
             )
             zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-            out["logprobs"] = zeros.masked_scatter(mask, flat)
-            out["entropy"] = zeros.masked_scatter(mask, entropy)
+            found = {name: values for name, values in flat._asdict().items() if values is not None}
+            out |= {name: zeros.masked_scatter(mask, values) for name, values in found.items()}
         if "values" in wanted:
             if self.value_head is None:
                 raise ConfigError("values are asked for, but the policy has no value head", where="Policy")

@@ -50,6 +50,9 @@ _TOKENS = {
     "values": _spec("token", "What the value model being trained predicts for `returns`."),
     "old_values": _spec("token", "`values` from before the round's first step."),
     "entropy": _spec("token", "Entropy of the whole next-token distribution at temperature T; nats."),
+    "mean_logprobs": _spec(
+        "token", "Mean over the vocabulary of log_softmax(logits / T) at the token's place (label smoothing); nats."
+    ),
     "response_mask": _spec(
         "mask", "True on the tokens that are learned from; the other tensors mean nothing elsewhere."
     ),
@@ -77,6 +80,6 @@ _GROUPS = {
     "group_mask": _spec("mask", "True on responses that exist, for groups of unequal size.", shape="[groups, K]"),
 }
 
-_RESPONSES = {"labels": _spec("response", "True where an unpaired response was judged good.")}
+_RESPONSES = {"labels": _spec("response", "What was said of a response on its own: 1 good, 0 bad, -1 unknown.")}
 
 VOCABULARY: dict[str, TensorSpec] = {**_TOKENS, **_RESPONSES, **_PAIRS, **_GROUPS}

@@ -387,7 +387,10 @@ class Run:
         *,
         optimizer: Any,
         reward: Any = None,
+        annotator: Any = None,
         reference: PolicyHandle | None = None,
+        reference_logprobs: str = "kept",
+        streams: Mapping[str, Groups | GroupsHandle] | None = None,
         init: PolicyHandle | None = None,
         history: Sequence[GroupsHandle | Groups] = (),
         heldout: Groups | None = None,
@@ -407,7 +410,11 @@ class Run:
             prompts: prompts, or groups with responses for a method that samples nothing itself.
             optimizer: a registered policy optimizer.
             reward: what scores the responses.
+            annotator: what ranks the responses of a round, along one dimension.
             reference: the policy that the KL is measured against (V0).
+            reference_logprobs: "kept": the loss's reference log-probs are worked out once a round; "online": with every
+                micro-batch, in less memory and more time.
+            streams: groups of the second data streams that the optimizer declares, by name.
             init: whose weights are trained; default the policy's own.
             history: samples of earlier versions, scored again by the current reward.
             heldout: prompts on which the reward is measured after every round.
@@ -428,6 +435,17 @@ class Run:
         if value_model not in ("head", "separate"):
             raise ConfigError(f"value_model {value_model!r}", where=name, remedy="use head or separate")
         reward, reward_distribution = self._reward(reward)
+        judge, judge_distribution = self._build("annotator", annotator) if annotator is not None else (None, "")
+        if reference_logprobs not in ("kept", "online"):
+            raise ConfigError(f"reference_logprobs={reference_logprobs!r}", where=name, remedy="use kept or online")
+        mixed = built.streams()
+        if set(mixed) != set(streams or {}):
+            raise ConfigError(
+                f"the optimizer learns from the streams {sorted(mixed)}, given are {sorted(streams or {})}",
+                where=name,
+                remedy="pass streams={name: groups} for those that it declares",
+            )
+        others = [*built.extra_losses().values(), *(stream.loss for stream in mixed.values())]
         config = {
             "optimizer": {"name": self.host.resolve("optimizer", optimizer).qualified, **plain(built)},
             "loss": loss.qualified,
@@ -439,9 +457,11 @@ class Run:
             "checkpointing": checkpointing,
             "iteration": iteration,
             "lora": plain((init or policy).lora),
+            **({"reference_logprobs": reference_logprobs} if reference_logprobs != "kept" else {}),
         }
         inputs: dict[str, Any] = {"policy": policy, "prompts": prompts, "reference": reference, "init": init}
         inputs |= {f"history{i}": h for i, h in enumerate(history)} | {"reward": reward, "heldout": heldout}
+        inputs |= {"annotator": judge} | {f"stream {key}": groups for key, groups in (streams or {}).items()}
         request = verbs.ImproveRequest(
             policy=policy,
             prompts=prompts,
@@ -449,7 +469,10 @@ class Run:
             loss=built.loss,
             sampler=sampler_built,
             reward=reward,
+            annotator=judge,
+            streams=dict(streams or {}),
             reference=reference,
+            reference_logprobs=reference_logprobs,
             init=init or policy,
             history=list(history),
             heldout=heldout,
@@ -460,18 +483,23 @@ class Run:
             iteration=iteration,
             name=name,
         )
-        per_round = min(built.prompts_per_round or len(prompts), len(prompts)) * max(built.samples_per_prompt, 1)
-        generated = per_round * built.rounds * sampler_built.max_new_tokens if built.samples_per_prompt else 0
+        drawn = min(built.prompts_per_round or len(prompts), len(prompts))
+        per_round = drawn * max(built.samples_per_prompt, 1)
+        rounds = built.rounds or -(-len(prompts) // max(drawn, 1))
+        generated = per_round * rounds * sampler_built.max_new_tokens if built.samples_per_prompt else 0
         stage = self._stage(
             "improve",
             name,
             config,
             {k: v for k, v in inputs.items() if v is not None},
             lambda work: verbs.improve(self, work, request),
-            plugins=[distribution, loss.distribution, sampler_record.distribution, reward_distribution],
+            plugins=[
+                *(distribution, loss.distribution, sampler_record.distribution, reward_distribution),
+                *(judge_distribution, *(self.host.resolve("loss", other).distribution for other in others)),
+            ],
             cost=planning.Cost(
                 generated=generated,
-                trained=per_round * built.rounds * built.epochs * sampler_built.max_new_tokens * 2,
+                trained=per_round * rounds * built.epochs * sampler_built.max_new_tokens * 2,
                 forwarded=generated * 2,
                 parameters=policy.parameters,
                 trainable=True,
@@ -480,7 +508,7 @@ class Run:
         )
         trained = self._trained(stage, name, init or policy)
         rollouts = GroupsHandle(
-            **self._common(stage, name), expected=per_round * built.rounds, responses=built.samples_per_prompt or 1
+            **self._common(stage, name), expected=per_round * rounds, responses=built.samples_per_prompt or 1
         )
         state = stage.result.get("state", {}) if stage else {}
         return Improved(trained, rollouts, state, stage.result if stage else {})
@@ -527,6 +555,7 @@ class Run:
         kl_prompts: int | None = None,
         label: str | None = None,
         baseline: EvaluationHandle | None = None,
+        answers: str = "sampled",
         name: str = "evaluate",
     ) -> EvaluationHandle:
         """Answer held-out prompts and score the answers.
@@ -543,8 +572,14 @@ class Run:
             kl_prompts: how many of the prompts the KL is measured on; default all.
             label: of the version, such as "V1".
             baseline: the evaluation to pair with; default the first of this run.
+            answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
             name: of the stage.
+
+        Raises:
+            ConfigError: another word for `answers`.
         """
+        if answers not in ("sampled", "given"):
+            raise ConfigError(f"answers={answers!r}", where=name, remedy="use sampled or given")
         rewards = {key: self._reward(value, key)[0] for key, value in scores.items()}
         baseline = baseline or self._first_evaluation
         self._evaluations += 1
@@ -557,6 +592,7 @@ class Run:
             "label": label or name,
             "kl_prompts": kl_prompts,
             "scores": {key: plain(value) for key, value in rewards.items()},
+            **({"answers": answers} if answers != "sampled" else {}),
         }
         inputs = {"policy": policy, "prompts": prompts, "reference": reference, "baseline": baseline}
         stage = self._stage(

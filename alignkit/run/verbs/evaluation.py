@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.errors import DataError
 from alignkit.run.handles import EvaluationHandle, PolicyHandle
 from alignkit.run.verbs.data import show_progress
 from alignkit.run.verbs.improve import open_reference
@@ -40,15 +41,17 @@ def evaluate(
     sampler = Sampler(
         temperature=config["temperature"], greedy=config["greedy"], max_new_tokens=config["max_new_tokens"]
     )
-    # The same random numbers for every version: what differs is the policy.
-    groups = sampler.sample(
-        policy,
-        prompts,
-        config["n"],
-        seed=(run.seed, "evaluate"),
-        name=handle.key[:16],
-        progress=show_progress(run, name),
-    )
+    if config.get("answers") == "given":
+        groups = _answered(prompts, name)
+    else:  # The same random numbers for every version: what differs is the policy.
+        groups = sampler.sample(
+            policy,
+            prompts,
+            config["n"],
+            seed=(run.seed, "evaluate"),
+            name=handle.key[:16],
+            progress=show_progress(run, name),
+        )
     kl = None
     if reference is not None:
         second, state = (None, None) if reference.key == handle.key else open_reference(run, reference, policy, dtype)
@@ -66,6 +69,20 @@ def evaluate(
             out.write(json.dumps(row, sort_keys=True) + "\n")
     first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
     return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
+
+
+def _answered(groups: Groups, name: str) -> Groups:
+    """The groups, each with an answer.
+
+    Raises:
+        DataError: naming the first without.
+    """
+    bare = [i for i, row in enumerate(groups) if not row["responses"]]
+    if bare:
+        raise DataError(
+            f"{len(bare)} groups hold no answer", where=f"{name}, row {bare[0]}", remedy="sample them first"
+        )
+    return groups
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -86,9 +103,9 @@ def _evaluation_rows(groups: Groups, kl: list[list[float]] | None) -> list[dict[
                     "tags": row["tags"],
                     "sample": k,
                     "response": response,
-                    "finished": row["finished"][k],
+                    "finished": row["finished"][k] if row["finished"] else None,
                     "scores": scores,
-                    "length": len(row["response_ids"][k]),
+                    "length": len(row["response_ids"][k]) if row["response_ids"] else None,
                     "kl": kl[number][k] if kl and number < len(kl) else None,
                 }
             )

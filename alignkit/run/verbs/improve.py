@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from alignkit.run.verbs.training import fit_learner, trainable
 from alignkit.types import Groups
 
 if TYPE_CHECKING:
+    from alignkit.annotators import Annotator
     from alignkit.engine.module import Learner
     from alignkit.optimizers import PolicyOptimizer
     from alignkit.rewards import Reward
@@ -30,7 +31,10 @@ class ImproveRequest:
     loss: Any
     sampler: Sampler
     reward: Reward | None
+    annotator: Annotator | None
+    streams: Mapping[str, Groups | GroupsHandle]
     reference: PolicyHandle | None
+    reference_logprobs: str
     init: PolicyHandle
     history: Sequence[GroupsHandle | Groups]
     heldout: Groups | None
@@ -50,6 +54,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     """Sample, score, learn, round by round."""
     from alignkit.engine.improve import Rollouts
     from alignkit.engine.module import Training
+    from alignkit.engine.objectives import extra_objectives
     from alignkit.engine.scoring import dtype_of, release
 
     opt, dtype = request.optimizer, dtype_of(run.precision)
@@ -57,7 +62,9 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     policy = trainable(run, request.init, request.name)
     behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype).to(run.device)
     reference, state_name = open_reference(run, request.reference, policy, dtype)
-    values = bool({"values", "old_values"} & {*loss.tensor_names, *opt.prepare_arguments()})
+    extras = {key: run.host.build("loss", fn) for key, fn in opt.extra_losses().items()}
+    asked = {name for each in (loss, *extras.values()) for name in each.tensor_names}
+    values = bool({"values", "old_values"} & {*asked, *opt.prepare_arguments()})
     value_model = _value_model(run, request, policy) if values else None
     source = Rollouts(
         policy=policy,
@@ -68,6 +75,9 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
         loss=loss,
         sampler=request.sampler,
         reward=request.reward,
+        annotator=request.annotator,
+        extras=extras,
+        reference_logprobs=request.reference_logprobs,
         prompts=_open(request.prompts),
         history=Groups.concat([_open(h) for h in request.history]),
         seed=(run.seed, request.name),
@@ -95,6 +105,9 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
             "source": source,
             "temperature": opt.logprob_temperature,
             "value_model": value_model,
+            "extras": extra_objectives(extras, opt.terms()),
+            "streams": _streams(run, request, policy),
+            "reference": source.online_reference,
         },
         request.checkpointing,
     )
@@ -158,6 +171,31 @@ def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: An
             remedy="use a reference with the policy's tokenizer",
         )
     return reference, None
+
+
+def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
+    """The second data streams, encoded. What does not fit the length limits is left out and said."""
+    from alignkit.data.encode import encode_groups
+    from alignkit.engine.objectives import Objective, StreamData
+    from alignkit.engine.rounds import Round
+    from alignkit.optimizers import Term
+
+    found = []
+    for name, stream in request.optimizer.streams().items():
+        groups, most = _open(request.streams[name]), max(request.sampler.max_prompt_tokens, 1024)
+        encoded, left = encode_groups(groups, policy.chat, max_prompt_tokens=most, max_response_tokens=most)
+        if left:
+            run.console.say(f"{request.name}: {len(left)} rows of the stream {name} left out: {left[0]}")
+        if not encoded:
+            raise DataError(f"the stream {name} has no row to learn from", where=request.name)
+        data = Round(
+            groups.select(e.index for e in encoded), encoded, shared=policy.shares_prompts, pad_id=policy.chat.pad_id
+        )
+        term = Term(weight=stream.weight, reduction=stream.reduction)
+        objective = Objective(run.host.build("loss", stream.loss), {name: term}, name)
+        seed = (run.seed, request.name, "stream", name)
+        found.append(StreamData(name, data, objective, stream.batch_size, run.max_tokens, seed))
+    return found
 
 
 def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:

@@ -1,0 +1,78 @@
+"""What a step minimises: a loss with its declared terms, on the round's data or on a second stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alignkit.engine.losses import call_loss
+from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.engine.rounds import Round, Step
+from alignkit.optimizers import Term
+from alignkit.plugins.records import BoundLoss
+from alignkit.sampling.counter import permutation
+
+DIAGNOSTIC = Term(weight=0.0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and how its terms become numbers.
+
+    Args:
+        loss: bound.
+        terms: declared terms by name.
+        name: what the term of a loss that returns one tensor is called.
+        open: a term that is not declared is a diagnostic, rather than a mistake.
+    """
+
+    loss: BoundLoss
+    terms: Mapping[str, Term]
+    name: str = "loss"
+    open: bool = False
+
+    def __call__(
+        self, tensors: Mapping[str, Tensor], layout: Layout, count: Callable[[str, str | None], float]
+    ) -> tuple[Tensor | None, dict[str, float]]:
+        """One micro-batch's share of the step, see `reduce_terms`."""
+        found = call_loss(self.loss, tensors, self.name)
+        declared = {name: self.terms.get(name, DIAGNOSTIC) for name in found} if self.open else self.terms
+        return reduce_terms(found, declared, self.loss.tensor_names, layout, count)
+
+
+def extra_objectives(losses: Mapping[str, BoundLoss], terms: Mapping[str, Term]) -> list[Objective]:
+    """The objectives of an optimizer's extra losses, by name."""
+    return [Objective(loss, terms, name, open=True) for name, loss in losses.items()]
+
+
+@dataclass
+class StreamData:
+    """The encoded rows of a second stream, drawn in an order of their own.
+
+    Args:
+        name: of the stream, and of its term.
+        data: its rows.
+        objective: what is learned from them.
+        batch_size: groups per optimizer step.
+        max_tokens: padded cells of a micro-batch.
+        seed: path of the order's random numbers.
+    """
+
+    name: str
+    data: Round
+    objective: Objective
+    batch_size: int
+    max_tokens: int
+    seed: Sequence[int | str]
+
+    def step(self, index: int, world: int) -> Step:
+        """The rows of optimizer step `index` (counted over the whole verb), around and around."""
+        size, rows = self.batch_size, len(self.data.encoded)
+        numbers = []
+        for place in range(index * size, (index + 1) * size):
+            number = permutation(rows, *self.seed, place // rows)[place % rows]
+            if number not in numbers:  # fewer rows than a batch: each counts once
+                numbers.append(number)
+        return Step(self.data.micro_batches(numbers, self.max_tokens, world), numbers)
