@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,6 +235,7 @@ def train_reward(
     result: dict[str, Any] = {
         "steps": learner.steps_done,
         "pairs": len(data.pairs.group),
+        "tied_pairs": sum(math.comb(len(row["responses"]), 2) for row in data.groups) - len(data.pairs.group),
         "parameters": count_parameters(model),
     }
     if len(heldout):

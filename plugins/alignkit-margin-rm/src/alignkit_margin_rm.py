@@ -1,8 +1,9 @@
-"""Losses of reward models: Llama 2's ranking loss with a margin by rating, plain pairwise ranking, the safety term.
+"""Losses of reward models, on raw scores (the log-odds of a Bradley-Terry model).
 
-Touvron et al. 2023 (Llama 2: Open Foundation and Fine-Tuned Chat Models, arXiv 2307.09288), section 3.2.2 and
-appendix A.3.
-Each loss returns [pairs], one unreduced value per comparison, on raw scores (the log-odds of a Bradley-Terry model).
+Of comparisons, [pairs]: Llama 2's ranking loss with a margin by rating, plain pairwise ranking, the safety term
+(Touvron et al. 2023, arXiv 2307.09288, section 3.2.2 and appendix A.3).
+Of rankings, [groups], one value per prompt with its K responses: InstructGPT's K-wise ranking (Ouyang et al. 2022,
+arXiv 2203.02155, eq. 1), Plackett-Luce, the best of K. Responses of equal rank are never compared with one another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import check_shapes, logistic_ranking
+from alignkit.functional import check_shapes, logistic_ranking, masked_mean, masked_sum
 from alignkit.plugins.hookspecs import Register
 
 MARGINS = {
@@ -53,19 +54,31 @@ def rating_margins(rating: Tensor, table: str = "small", dtype: torch.dtype = to
     return levels[rating.long() + 1]
 
 
-def pairwise_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, margin: Tensor) -> Tensor:
+def pairwise_ranking(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, margin: Tensor, *, center_rewards_coefficient: float = 0.0
+) -> Tensor:
     """-log sigmoid(r_c - r_r - m): Bradley-Terry (Ouyang et al. 2022, eq. 1), with the data's own margins, if any.
 
     Args:
         chosen_rewards: [pairs], raw scores.
         rejected_rewards: [pairs], raw scores.
         margin: [pairs], how far apart the scores should be; 0 where the data gives none.
+        center_rewards_coefficient: c of c (r_c + r_r)^2, which puts the scores' zero in the middle (Eisenstein et al.
+            2023, arXiv 2312.09244, with 0.01; the name is TRL's); 0 leaves it out.
     """
     check_shapes(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, margin=margin)
-    return logistic_ranking(chosen_rewards - rejected_rewards, margin)
+    ranking = logistic_ranking(chosen_rewards - rejected_rewards, margin)
+    return ranking + center_rewards_coefficient * (chosen_rewards + rejected_rewards) ** 2
 
 
-def margin_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, rating: Tensor, *, table: str = "small") -> Tensor:
+def margin_ranking(
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    rating: Tensor,
+    *,
+    table: str = "small",
+    center_rewards_coefficient: float = 0.0,
+) -> Tensor:
     """-log sigmoid(r_c - r_r - m(rating)): Llama 2's ranking loss (Touvron et al. 2023, eq. 2).
 
     Args:
@@ -73,9 +86,12 @@ def margin_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, rating: Ten
         rejected_rewards: [pairs], raw scores.
         rating: [pairs] int64, 0 "significantly better" to 3 "negligibly better or unsure", -1 (margin 0) unknown.
         table: "small" 1, 2/3, 1/3, 0; "large" 3, 2, 1, 0; "none" is plain Bradley-Terry.
+        center_rewards_coefficient: see `pairwise_ranking`.
     """
     margin = rating_margins(rating, table, chosen_rewards.dtype)
-    return pairwise_ranking(chosen_rewards, rejected_rewards, margin)
+    return pairwise_ranking(
+        chosen_rewards, rejected_rewards, margin, center_rewards_coefficient=center_rewards_coefficient
+    )
 
 
 def margin_ranking_with_safety(
@@ -92,7 +108,8 @@ def margin_ranking_with_safety(
 
     The term is binary: sigmoid(score) should be the probability that the response is safe, so that a threshold of the
     piecewise reward (0.15) means what it says. Llama 2 gives neither its weight nor its reduction: here the two
-    responses are averaged, a response without a label adds nothing, and the weight is 1.
+    responses are averaged, a response without a label adds nothing, and the weight is 1. It also says where the zero of
+    the scores is, so this loss has no centring of its own.
 
     Args:
         chosen_rewards: [pairs], raw scores.
@@ -115,8 +132,102 @@ def _safety(scores: Tensor, safe: Tensor) -> Tensor:
     return loss.where(safe >= 0, 0)
 
 
+# -- rankings ----------------------------------------------------------------------------------------------------------
+
+
+def kwise_ranking(
+    rewards: Tensor, ranks: Tensor, group_mask: Tensor, *, center_rewards_coefficient: float = 0.0
+) -> Tensor:
+    """-1/C(K,2) sum over pairs of log sigmoid(r_w - r_l): all comparisons of a prompt as one element (InstructGPT).
+
+    Ouyang et al. 2022, eq. 1. Each prompt is one mean, so that a ranking of 9 weighs no more than one of 4. A tie is no
+    comparison: it is left out of the sum and of the count, and a prompt that is all ties gives 0.
+
+    Args:
+        rewards: [groups, K], raw scores.
+        ranks: [groups, K], 1 is best, equal ranks tie.
+        group_mask: [groups, K] bool, True on responses that exist.
+        center_rewards_coefficient: c of c (r_w + r_l)^2, see `pairwise_ranking`.
+
+    Returns:
+        [groups].
+    """
+    beats, rewards = _beats(rewards, ranks, group_mask)
+    ranking = logistic_ranking(rewards.unsqueeze(2) - rewards.unsqueeze(1))
+    return masked_mean(ranking.flatten(1), beats.flatten(1), 1) + center_rewards_coefficient * _middle(rewards, beats)
+
+
+def plackett_luce(
+    rewards: Tensor,
+    ranks: Tensor,
+    group_mask: Tensor,
+    *,
+    mean_of_choices: bool = False,
+    center_rewards_coefficient: float = 0.0,
+) -> Tensor:
+    """-log P(ranking) = sum over k of log sum over j not better than k of e^{r_j} - r_k (Plackett 1975; ListMLE).
+
+    ListMLE: Xia et al. 2008. The best is chosen from all, the next from the rest, and so on.
+
+    Args:
+        rewards, ranks, group_mask: see `kwise_ranking`.
+        mean_of_choices: divide by the number of choices (K - 1 without ties), so that a longer ranking weighs no more.
+        center_rewards_coefficient: see `kwise_ranking`.
+
+    Returns:
+        [groups].
+    """
+    beats, rewards = _beats(rewards, ranks, group_mask)
+    choices, chooses = _choices(rewards, beats)
+    reduce = masked_mean if mean_of_choices else masked_sum
+    return reduce(choices, chooses, 1) + center_rewards_coefficient * _middle(rewards, beats)
+
+
+def best_of_k(rewards: Tensor, ranks: Tensor, group_mask: Tensor, *, center_rewards_coefficient: float = 0.0) -> Tensor:
+    """-log softmax(r)[best]: which of the K is best, the order of the others left alone (Ziegler et al. 2019, eq. 1).
+
+    Several that share the first rank are averaged, each against those that are worse.
+
+    Args:
+        rewards, ranks, group_mask, center_rewards_coefficient: see `kwise_ranking`.
+
+    Returns:
+        [groups].
+    """
+    beats, rewards = _beats(rewards, ranks, group_mask)
+    choices, chooses = _choices(rewards, beats)
+    best = chooses & ~beats.any(1)  # beaten by none
+    return masked_mean(choices, best, 1) + center_rewards_coefficient * _middle(rewards, beats)
+
+
+def _beats(rewards: Tensor, ranks: Tensor, group_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where response i is ranked before response j [groups, K, K], and the scores with 0 where nothing is."""
+    check_shapes(rewards=rewards, ranks=ranks, group_mask=group_mask)
+    shown = group_mask.bool()
+    both = shown.unsqueeze(2) & shown.unsqueeze(1)
+    return both & (ranks.unsqueeze(2) < ranks.unsqueeze(1)), rewards.where(shown, 0)
+
+
+def _choices(rewards: Tensor, beats: Tensor) -> tuple[Tensor, Tensor]:
+    """-log of the chance to choose each response from itself and those that it beats; whether it beats any.
+
+    Both [groups, K].
+    """
+    among = beats | torch.eye(beats.shape[1], dtype=torch.bool, device=beats.device)
+    rivals = rewards.unsqueeze(1).expand_as(among).masked_fill(~among, -torch.inf)
+    return rivals.logsumexp(2) - rewards, beats.any(2)
+
+
+def _middle(rewards: Tensor, beats: Tensor) -> Tensor:
+    """Mean over the comparisons of a prompt of (r_w + r_l)^2 [groups]."""
+    return masked_mean(((rewards.unsqueeze(2) + rewards.unsqueeze(1)) ** 2).flatten(1), beats.flatten(1), 1)
+
+
 @hookimpl
 def register_losses(register: Register) -> None:
     register("margin_ranking", margin_ranking)
     register("pairwise_ranking", pairwise_ranking)
     register("margin_ranking_with_safety", margin_ranking_with_safety)
+    register("kwise_ranking", kwise_ranking)
+    register("plackett_luce", plackett_luce)
+    register("best_of_k", best_of_k)
