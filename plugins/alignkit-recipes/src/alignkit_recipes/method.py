@@ -14,7 +14,7 @@ from typing import Any
 from alignkit import Groups, Reward, Run
 from alignkit.errors import ConfigError
 from alignkit.plugins.grammar import Component, parse
-from alignkit.rewards import FunctionReward, score_groups
+from alignkit.rewards import FunctionReward, rank_by_reward, score_groups
 from alignkit.run import GroupsHandle, PolicyHandle
 from alignkit.suites import Suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
@@ -156,8 +156,6 @@ class RankBy:
     reward: Reward
 
     def __call__(self, groups: Groups, ctx: Any) -> Groups:
-        from alignkit.rewards import rank_by_reward
-
         return labelled(rank_by_reward(score_groups(groups, self.reward), self.reward.name), ctx)
 
 
@@ -197,7 +195,7 @@ def curve(version: PolicyHandle) -> str:
     names = [n for n in FIRST if n in steps[-1]] + [n for n in steps[-1] if n not in (*FIRST, *UNSHOWN)]
     fixed = [n for n in names if len({row.get(n) for _, row in points}) == 1] if len(points) > 1 else []
     table = _table(by, [n for n in names if n not in fixed], points)
-    return table + "".join(f"\n{name} {_number(points[0][1], name)}" for name in fixed)
+    return table + ("\nthroughout: " + ", ".join(f"{n} {_number(points[0][1], n)}" for n in fixed) if fixed else "")
 
 
 def _table(by: str, names: Sequence[str], points: Sequence[tuple[int, Mapping[str, float]]]) -> str:
