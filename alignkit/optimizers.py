@@ -137,11 +137,12 @@ class PolicyOptimizer:
         round.
 
         Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `reward_name` (of the reward being optimised), `logprobs`, `ref_logprobs`, `values`,
-        `response_mask` ([responses, tokens], detached, at `logprob_temperature`), `ends_with_eos` ([responses],
-        bool), `history` (`Groups` of earlier versions, scored by the current reward), `generator` (a seeded
-        `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`: `measure(groups, *names)` gives
-        `response_mask` and the token tensors so named, [R, T] and detached, of any groups at all.
+        whether there is one), `reward_name` (of the reward being optimised; None where an annotator ranks instead),
+        `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
+        `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by
+        the current reward), `generator` (a seeded `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`:
+        `measure(groups, *names)` gives `response_mask` and the token tensors so named, [R, T] and detached, of any
+        groups at all.
         """
         raise NotImplementedError
 

@@ -372,16 +372,21 @@ class Rollouts:
             )
         return {name: offered[name]() for name in names if name in offered}
 
-    def _reward_name(self, groups: Groups) -> str:
+    def _reward_name(self, groups: Groups) -> str | None:
         if self.reward is not None:
             return self.reward.name
+        if self.annotator is not None:  # its ranks take the place of a score
+            return None
         names = groups.reward_names()
         if len(names) != 1:
             raise ConfigError(f"the groups carry the rewards {names}", where="improve", remedy="pass reward=…")
         return names[0]
 
     def _rewards(self, groups: Groups) -> tuple[Tensor, Tensor]:
-        values, present = groups.rewards(self._reward_name(groups))
+        name = self._reward_name(groups)
+        if name is None:
+            raise ConfigError("the method learns from rewards", where="improve", remedy="pass reward=…")
+        values, present = groups.rewards(name)
         return (
             torch.tensor([v for row in values for v in row], dtype=torch.float32),
             torch.tensor([p for row in present for p in row], dtype=torch.bool),
