@@ -539,8 +539,8 @@ def test_an_optimizer_is_built_with_components_left_in_place(site: Site) -> None
     assert host.build("optimizers", built) is built
     assert host.resolve("optimizer", built).qualified == "z-provider/mine"
     assert host.build("optimizer", type(built)).kl_coef == 0.05
-    with pytest.raises(PluginError, match=r"optimizer z-provider/mine: .*rounds=0"):
-        host.build("optimizer", "mine(rounds=0)")
+    with pytest.raises(PluginError, match=r"optimizer z-provider/mine: .*epochs=0"):
+        host.build("optimizer", "mine(epochs=0)")
     with pytest.raises(PluginError, match=r"schedule is str, not cosine\. Remedy: write schedule='cosine'"):
         host.build("optimizer", "mine(schedule=cosine)")
 
