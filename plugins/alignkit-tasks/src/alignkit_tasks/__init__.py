@@ -14,7 +14,20 @@ def register_annotators(register: Register) -> None:
 
 
 @hookimpl
-def register_suites(register: Register) -> None:
-    from alignkit_tasks.suites import embedded
+def register_rewards(register: Register) -> None:
+    from alignkit_tasks.ifeval import IFEval
+    from alignkit_tasks.verifiable import GSM8K, ExactAnswer
 
-    register("embedded", embedded)
+    register("gsm8k", GSM8K)
+    register("ifeval", IFEval)
+    register("exact_answer", ExactAnswer)
+
+
+@hookimpl
+def register_suites(register: Register) -> None:
+    from alignkit_tasks import suites
+
+    register("embedded", suites.embedded)
+    register("gsm8k", suites.gsm8k)
+    register("ifeval", suites.ifeval)
+    register("bbh_hir", suites.bbh_hir)
