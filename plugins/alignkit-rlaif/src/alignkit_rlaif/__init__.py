@@ -1,0 +1,27 @@
+"""RLAIF: annotators and rewards that are language models, gold annotators that err, and what each is worth.
+
+Lee et al. 2023 (RLAIF: Scaling Reinforcement Learning from Human Feedback with AI Feedback, arXiv 2309.00267), Bai et
+al. 2022 (Constitutional AI, arXiv 2212.08073), Dubois et al. 2023 (AlpacaFarm, arXiv 2305.14387).
+"""
+
+from __future__ import annotations
+
+from alignkit import hookimpl
+from alignkit.plugins.hookspecs import Register
+from alignkit_rlaif.http import Endpoint
+from alignkit_rlaif.judge import Comparison, Judge, Vote
+
+
+@hookimpl
+def register_annotators(register: Register) -> None:
+    register("judge", Judge)
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    from alignkit_rlaif.losses import soft_ranking
+
+    register("soft_ranking", soft_ranking)
+
+
+__all__ = ["Comparison", "Endpoint", "Judge", "Vote"]

@@ -1,0 +1,73 @@
+"""Who answers a judge's questions: what is asked of a model, whether it runs here or behind an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from alignkit_rlaif.prompts import Question
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The probabilities of a question's labels, or why there are none.
+
+    Args:
+        probs: of each label, as the model gave them, not normalised; None where the call failed.
+        reason: of a failure.
+        by: "logprobs", or "sampled" where they are shares of draws.
+    """
+
+    probs: tuple[float, ...] | None
+    reason: str | None = None
+    by: str = "logprobs"
+
+    @property
+    def mass(self) -> float:
+        """How much probability the labels have together."""
+        return sum(self.probs or ())
+
+
+class Backend(Protocol):
+    """A model that answers questions."""
+
+    def ask(self, questions: Sequence[Question], seed: int) -> list[Answer]:
+        """The probabilities of each question's labels, in order."""
+
+    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int) -> list[str | None]:
+        """A text in reply to each question (a chain of thought); None where there is none."""
+
+    def release(self) -> None:
+        """Give memory and connections back."""
+
+
+def open_backend(model: Any, endpoint: dict[str, Any]) -> Backend:
+    """The backend of a model: an endpoint for a URL or an `Endpoint`, a local model for everything else.
+
+    Args:
+        model: see `Judge`.
+        endpoint: arguments of `Endpoint` where `model` is a URL.
+    """
+    from alignkit_rlaif.http import Endpoint, HttpBackend, is_url
+
+    if is_url(model):
+        return HttpBackend(Endpoint(model, **endpoint))
+    if isinstance(model, Endpoint):
+        return HttpBackend(model)
+    from alignkit_rlaif.local import LocalBackend
+
+    return LocalBackend(model)
+
+
+def identity_of(model: Any, endpoint: dict[str, Any]) -> Any:
+    """What identifies a model in a stage's key: an endpoint by its address and name, a local model by its weights."""
+    from alignkit_rlaif.http import Endpoint, is_url
+
+    if is_url(model):
+        return Endpoint(model, **endpoint).key()
+    if isinstance(model, Endpoint):
+        return model.key()
+    from alignkit_rlaif.local import digest_of
+
+    return digest_of(model)

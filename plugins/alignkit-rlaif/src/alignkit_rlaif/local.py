@@ -1,0 +1,184 @@
+"""A judge that runs here: log-probs of its labels from one forward pass, the question computed once for all labels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit.data.chat import ChatFormat
+from alignkit.data.collate import collate, plan_micro_batches, row_length
+from alignkit.data.encode import EncodedGroup
+from alignkit.errors import ConfigError, DataError
+from alignkit.models import Policy
+from alignkit.models.loading import folder_digest, resolve_source
+from alignkit.models.policy import CARD, adapter_base
+from alignkit.run.handles import PolicyHandle
+from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.prompts import Question
+
+MAX_PROMPT = 4096
+"""Tokens of the longest question; a longer one is not cut but unanswered."""
+
+
+def digest_of(model: Any) -> Any:
+    """What identifies a local model: the stage of a handle, the weights of a live policy, the files of a folder."""
+    if isinstance(model, PolicyHandle):
+        return model.to_json()
+    if isinstance(model, Policy):
+        return weights_digest(model)
+    if adapter_base(model) is not None:
+        return folder_digest(Path(model)) + hashlib.sha256((Path(model) / CARD).read_bytes()).hexdigest()
+    return resolve_source(str(model)).digest()
+
+
+def weights_digest(policy: Policy) -> str:
+    """SHA-256 over the names and values of all weights of a live policy, and its tokenizer."""
+    state = hashlib.sha256(policy.chat.fingerprint.encode())
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        state.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def written_out(chat: ChatFormat, lead: str, labels: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """How a tokenizer writes the labels after `lead`: (the ids before them, for each label the ids of its own).
+
+    A label follows a lead after one space. Whether the tokenizer writes " 1" as one token or as a space and "1", the
+    whole text is tokenised, and what all labels have in common at the front belongs to the question.
+    """
+    ids = [chat.encode_response(f"{lead} {label}" if lead else label)[:-1] for label in labels]
+    shortest = min(map(len, ids)) - 1
+    common = next((i for i in range(shortest) if len({each[i] for each in ids}) > 1), shortest)
+    return ids[0][:common], [each[common:] for each in ids]
+
+
+def verdict_ids(chat: ChatFormat, lead: str, labels: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The ids of verdict labels: (the ids of the lead, for each label the tokens that stand for it).
+
+    A label may be written bare or after a space; each way in which it is a single token counts, and their
+    probabilities add up.
+
+    Raises:
+        ConfigError: a label that is not one token, or two labels that share one.
+    """
+    shared, after = written_out(chat, lead, labels)
+    found: list[list[int]] = []
+    for label, own in zip(labels, after, strict=True):
+        bare, spaced = (chat.encode_response(text)[:-1] for text in (label, f" {label}"))
+        if len(own) != 1 or len(bare) != 1 or (len(spaced) != 1 and spaced[-1:] != bare):
+            raise ConfigError(
+                f"the label {label!r} is {len(own)} tokens after {lead!r}, {len(bare)} alone and {len(spaced)} after "
+                "a space",
+                where="judge",
+                effect="Its log-prob would not be that of the verdict.",
+                remedy="give labels that are one token of the judge's tokenizer",
+            )
+        found.append(list(dict.fromkeys([*own, *bare, *(spaced if len(spaced) == 1 else [])])))
+    flat = [i for ids in found for i in ids]
+    if len(set(flat)) != len(flat):
+        raise ConfigError(f"the labels {list(labels)} share a token", where="judge", remedy="give distinct labels")
+    return shared, found
+
+
+class LocalBackend:
+    """Asks a `Policy`.
+
+    Args:
+        model: a specification for `Policy.load`, a `PolicyHandle` or a live `Policy`.
+        max_tokens: padded cells of a micro-batch.
+    """
+
+    def __init__(self, model: Any, max_tokens: int = 4096) -> None:
+        self.given, self.max_tokens = model, max_tokens
+        self._policy: Policy | None = model if isinstance(model, Policy) else None
+        self._known: dict[Any, tuple[list[int], list[list[list[int]]]]] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """The live model, loaded when first used."""
+        if self._policy is None:
+            self._policy = self.given.load() if isinstance(self.given, PolicyHandle) else Policy.load(self.given)
+        return self._policy
+
+    def release(self) -> None:
+        """Give the memory back; a live policy stays the caller's."""
+        if not isinstance(self.given, Policy):
+            self._policy = None
+
+    def ask(self, questions: Sequence[Question], seed: int = 0) -> list[Answer]:
+        """The probabilities of each question's labels; `seed` is unused, nothing is drawn.
+
+        A label of several tokens counts by the probability of all of them in a row, less that of any longer label
+        which begins with it ("1" is not "10").
+        """
+        answers: list[Answer | None] = [None] * len(questions)
+        encoded: list[EncodedGroup] = []
+        for number, question in enumerate(questions):
+            try:
+                encoded.append(self._encode(question, number))
+            except DataError as error:
+                answers[number] = Answer(None, f"not encoded: {error.what}")
+        for group, sums in zip(encoded, self._logprobs(encoded), strict=True):
+            answers[group.index] = self._answer(questions[group.index], group, sums)
+        return [answer for answer in answers if answer is not None]
+
+    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[str | None]:
+        """The likeliest text in reply to each question, token by token (d-RLAIF and RLAIF decode greedily)."""
+        from alignkit.sampling import Sampler
+        from alignkit.types import Groups
+
+        sampler = Sampler(greedy=True, max_new_tokens=max_new_tokens, max_prompt_tokens=MAX_PROMPT)
+        prompts = Groups.from_prompts([list(question.messages) for question in questions])
+        return [row["responses"][0].strip() for row in sampler.sample(self.policy, prompts, seed=(seed, "judge"))]
+
+    def _spellings(self, question: Question) -> tuple[list[int], list[list[list[int]]]]:
+        """(ids of the lead, for each label its spellings as lists of ids)."""
+        key = (question.lead, question.labels)
+        if key not in self._known:
+            if len(question.labels) == 2:
+                lead, found = verdict_ids(self.policy.chat, *key)
+                self._known[key] = lead, [[[i] for i in ids] for ids in found]
+            else:
+                lead, whole = written_out(self.policy.chat, *key)
+                self._known[key] = lead, [[ids] for ids in whole]
+        return self._known[key]
+
+    def _encode(self, question: Question, number: int) -> EncodedGroup:
+        lead, spellings = self._spellings(question)
+        ids = [*self.policy.chat.encode_prompt(question.messages), *lead]
+        if len(ids) > MAX_PROMPT:
+            raise DataError(f"the question has {len(ids)} tokens where {MAX_PROMPT} are allowed")
+        return EncodedGroup(ids, [ids for label in spellings for ids in label], None, number)
+
+    def _answer(self, question: Question, group: EncodedGroup, sums: Sequence[float]) -> Answer:
+        if not all(math.isfinite(value) for value in sums):
+            return Answer(None, "the model gave log-probs that are not finite")
+        _, spellings = self._spellings(question)
+        texts = [tuple(ids) for ids in group.responses]
+        probs = [math.exp(value) for value in sums]
+        for short in range(len(texts)):
+            for long in range(len(texts)):
+                if len(texts[long]) > len(texts[short]) and texts[long][: len(texts[short])] == texts[short]:
+                    probs[short] = max(probs[short] - math.exp(sums[long]), 0.0)
+        values = iter(probs)
+        return Answer(tuple(sum(next(values) for _ in label) for label in spellings))
+
+    @torch.no_grad()
+    def _logprobs(self, encoded: Sequence[EncodedGroup]) -> list[list[float]]:
+        """[questions][spellings] log-probs, in nats."""
+        policy = self.policy
+        shared = policy.shares_prompts
+        cells = [row_length(group, shared) * (1 if shared else len(group.responses)) for group in encoded]
+        out: list[list[float]] = [[] for _ in encoded]
+        for numbers in plan_micro_batches(cells, self.max_tokens):
+            groups = [encoded[i] for i in numbers]
+            firsts = [sum(len(g.responses) for g in groups[:place]) for place in range(len(groups))]
+            batch = collate(groups, numbers, firsts, pad_id=policy.chat.pad_id, shared=shared).to(policy.device)
+            logprobs = policy.tensors(batch)["logprobs"].double() * batch.response_mask
+            for value, group in zip(logprobs.sum(-1).tolist(), batch.groups.tolist(), strict=True):
+                out[group].append(value)
+        return out
