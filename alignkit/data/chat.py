@@ -158,6 +158,14 @@ class ChatFormat:
         lead = self._response_lead if text and not text[0].isspace() else ""
         return [*self._safe.content(lead + text), self.end_of_turn_id]
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of plain text [T], without turns and without an end: what a pretraining mix is made of.
+
+        Raises:
+            DataError: text that is not valid Unicode.
+        """
+        return list(self._safe.content(text))
+
     def encode_conversation(
         self, messages: Turns, response: str, train: Train = "last", max_tokens: int | None = None
     ) -> Encoded:

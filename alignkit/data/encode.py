@@ -47,6 +47,8 @@ def encode_groups(
 
     `response_ids` are the truth while the row's tokenizer is this one; what another tokenizer sampled is tokenised anew
     from its text and counted in `chat.notes`.
+    A row without a prompt and with one response is plain text: no turn is put around it, and its first token, which
+    nothing comes before, is not learned.
 
     Args:
         groups: what to encode.
@@ -61,13 +63,17 @@ def encode_groups(
     """
     encoded, problems = [], []
     for index, row in enumerate(groups):
+        plain = not row["prompt"] and len(row["responses"]) == 1
         try:
-            ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
+            if plain:
+                ids, trained = chat.encode_text(row["responses"][0]), None
+            else:
+                ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
         except DataError as error:
             problems.append(_prompt_problem(row, index, error))
             continue
         try:
-            responses = _responses(row, chat, reuse_ids)
+            responses = [ids[1:]] if plain else _responses(row, chat, reuse_ids)
         except DataError as error:
             problems.append(
                 Problem("D22", index, row["prompt_id"], "responses", error.what, error.effect, error.remedy)
@@ -77,7 +83,7 @@ def encode_groups(
         if problem:
             problems.append(problem)
         else:
-            encoded.append(EncodedGroup(ids, responses, trained, index))
+            encoded.append(EncodedGroup(ids[:1] if plain else ids, responses, trained, index))
     return encoded, problems
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from alignkit_ppo import PPO, Llama2PPO, adapted_kl_coef, ppo, token_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import use
+from alignkit import Policy, Run, use
+from alignkit.engine.module import Learner
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import masked_mean
 from alignkit.types import Batch, Groups
@@ -388,3 +391,78 @@ def test_llama2_numbers() -> None:
     assert (o.prompts_per_round, o.batch_size, o.epochs, o.whiten_scores) == (512, 64, 1, True)
     assert o.on_policy
     assert o.logprob_temperature == o.temperature
+
+
+# -- the pretraining mix -----------------------------------------------------------------------------------------------
+
+TEXTS = Groups.from_rows(
+    {"prompt": [], "responses": [text]} for text in ("rain falls", "the sea is wide and cold", "a")
+)
+
+
+def first_gradient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(gradients of the first step before clipping, its metrics)."""
+    seen: list[dict[str, torch.Tensor]] = []
+    clip = Learner._clip
+
+    def keep(self: Learner) -> float:
+        seen.append({n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None})
+        return clip(self)
+
+    monkeypatch.setattr(Learner, "_clip", keep)
+    optimizer = PPO(rounds=1, prompts_per_round=4, batch_size=4, epochs=1, learning_rate=1e-3, **fields)
+    prompts = Groups.from_prompts(["a", "b", "c", "d"])
+    with Run(folder, quiet=True) as run:
+        v0 = run.policy("tiny", lora=None)
+        mix = {"ptx": TEXTS} if optimizer.ptx_coef else None
+        v1 = run.improve(
+            v0, prompts, optimizer=optimizer, reward=length, reference=v0, max_new_tokens=6, streams=mix, name="v1"
+        ).policy
+    row = json.loads((v1.path / "metrics.jsonl").read_text().splitlines()[0])
+    return seen[0], row
+
+
+def length(response: str) -> float:
+    return float(len(response))
+
+
+def test_the_gradient_of_a_mixed_step_is_the_sum_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = first_gradient(tmp_path / "ppo", monkeypatch)
+    mixed, row = first_gradient(tmp_path / "mix", monkeypatch, ptx_coef=2.5, ptx_batch_size=3)
+    policy = Policy.load("tiny", trainable=True)
+    ids = [policy.chat.encode_text(text["responses"][0]) for text in TEXTS]
+    nll = torch.stack([-plain_logprobs(policy, text).sum() for text in ids if len(text) > 1]).sum()
+    mean = nll / sum(len(text) - 1 for text in ids)  # over the tokens of all texts; a lone first token is not learned
+    mean.backward()
+    assert row["ptx"] == pytest.approx(mean.item(), rel=1e-4)
+    theirs = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    for name, both in mixed.items():
+        expected = alone[name] + 2.5 * theirs.get(name, torch.zeros_like(both))
+        torch.testing.assert_close(both, expected, rtol=1e-3, atol=1e-6)
+    assert max(float((mixed[n] - alone[n]).abs().max()) for n in alone) > 0.01
+
+
+def plain_logprobs(policy: Policy, ids: list[int]) -> torch.Tensor:
+    """log pi of every token of a text but the first [T - 1], by the model's own forward."""
+    tokens = torch.tensor([ids])
+    logits = policy.model(input_ids=tokens).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+
+
+def test_a_coefficient_of_zero_is_ppo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, row = first_gradient(tmp_path / "ppo", monkeypatch)
+    zero, zero_row = first_gradient(tmp_path / "zero", monkeypatch, ptx_coef=0.0, ptx_batch_size=3)
+    assert PPO().streams() == {}
+    assert zero_row == row
+    assert "ptx" not in row
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+
+
+def test_a_mix_needs_its_texts(tmp_path: Path) -> None:
+    run, prompts = Run(tmp_path, quiet=True), Groups.from_prompts(["a"])
+    v0 = run.policy("tiny", lora=None)
+    with pytest.raises(ConfigError, match="ptx"):
+        run.improve(v0, prompts, optimizer=PPO(ptx_coef=27.8), reward=length, reference=v0)
+    run.close()
