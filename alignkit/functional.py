@@ -288,6 +288,34 @@ def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
     return Groups.from_rows(rows)
 
 
+def take_present(groups: Groups, present: Tensor) -> Groups:
+    """Keep the responses that have a reward; the same object where all have one.
+
+    Args:
+        groups: any groups.
+        present: [responses] bool, over all groups in order.
+
+    Raises:
+        DataError: none has one.
+    """
+    if bool(present.all()):
+        return groups
+    if not bool(present.any()):
+        raise DataError("no response has a reward", where="prepare", effect="Learning from nothing was refused.")
+    flags = iter(present.tolist())
+    return take_responses(groups, [[k for k in range(len(row["responses"])) if next(flags)] for row in groups])
+
+
+def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[list[bool]]:
+    """Which responses may be imitated, [groups][K]: with a reward and, if asked for, not known to have been cut off."""
+    _, present = groups.rewards(reward_name)
+    finished = [row["finished"] or [None] * len(row["responses"]) for row in groups]
+    return [
+        [there and (done is not False or not require_finished) for there, done in zip(*pair, strict=True)]
+        for pair in zip(present, finished, strict=True)
+    ]
+
+
 def _take(row: dict[str, Any], indices: list[int]) -> dict[str, Any]:
     if indices == list(range(len(row["responses"]))):
         return row

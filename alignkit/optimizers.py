@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
-from alignkit.types import Batch, Groups
+from alignkit.types import Batch
 
 Reduction = Literal["token", "sequence", "group", "constant"]
 
@@ -73,6 +73,7 @@ class PolicyOptimizer:
         prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
             once.
+        sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
         epochs: passes over a round's batch.
         batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
@@ -92,6 +93,7 @@ class PolicyOptimizer:
     samples_per_prompt: int = 1
     prompts_per_round: int = 0
     rounds: int = 1
+    sample_every: int = 1
     epochs: int = 1
     batch_size: int = 16
     temperature: float = 1.0
@@ -117,6 +119,7 @@ class PolicyOptimizer:
             "samples_per_prompt",
             "prompts_per_round",
             "rounds",
+            "sample_every",
             "batch_size",
             "weight_decay",
             "max_grad_norm",
@@ -162,8 +165,9 @@ class PolicyOptimizer:
         """Data streams learned from beside the round's own, by name; `Run.improve(streams=…)` brings their groups."""
         return {}
 
-    def keep(self, groups: Groups) -> list[bool] | None:
-        """Which sampled groups are worth learning from; the engine samples anew for the others. None keeps all."""
+    def keep(self, *args: Any, **kwargs: Any) -> list[bool] | None:
+        """Which sampled groups are worth learning from: `keep(self, groups)` or `keep(self, groups, reward_name)`. The
+        engine samples anew for the others. None keeps all."""
         return None
 
     def initial_state(self) -> dict[str, Any]:

@@ -451,6 +451,32 @@ def test_dropped_groups_are_sampled_anew():
     assert first[0]["response_ids"] != groups[4]["response_ids"]
 
 
+def test_what_is_kept_may_depend_on_the_reward_that_is_optimised():
+    names = []
+
+    @dataclass(frozen=True)
+    class Picky(Plain):
+        def keep(self, groups, reward_name):
+            names.append(reward_name)
+            return None
+
+    rollouts(tiny(), Picky(rounds=1))._collect(0)
+    assert set(names) == {"letters"}
+
+
+@pytest.mark.parametrize(("every", "draws"), [(1, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (0, [0, 0, 0, 0])])
+def test_rounds_that_share_their_samples(every, draws):
+    source = rollouts(tiny(), Plain(rounds=4, sample_every=every, prompts_per_round=2))
+    seen = [source._collect(index) for index in range(4)]
+    texts = [[row["responses"] for row in groups] for groups in seen]
+    assert [texts.index(t) for t in texts] == [draws.index(d) for d in draws]
+    assert len(source.sampled) == len(set(draws))
+
+
+def test_a_lap_with_shared_samples_still_draws_each_prompt():
+    assert rollouts(tiny(), Plain(rounds=0, sample_every=2, prompts_per_round=2)).rounds == 6
+
+
 def test_epochs_stop_when_the_method_says_so():
     @dataclass(frozen=True)
     class Brief(Plain):

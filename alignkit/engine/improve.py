@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,8 @@ class Rollouts:
 
     def __post_init__(self) -> None:
         per_round = self.optimizer.prompts_per_round or len(self.prompts)
-        self.rounds = self.optimizer.rounds or math.ceil(len(self.prompts) / max(per_round, 1))
+        lap = math.ceil(len(self.prompts) / max(per_round, 1)) * (self.optimizer.sample_every or 1)
+        self.rounds = self.optimizer.rounds or lap
         self._referenced = self.reference is not None or self.reference_state is not None
         self._loss_names = self._asked_by_losses()
         self._metrics: dict[str, float] = {}
@@ -170,23 +172,31 @@ class Rollouts:
 
     def _collect(self, index: int) -> Groups:
         """The round's scored groups."""
-        prompts = self._round_prompts(index)
+        every = self.optimizer.sample_every or max(self.rounds, 1)
+        prompts = self._round_prompts(index // every)
         if not self.optimizer.samples_per_prompt:
             return self._judge(prompts, index, 0)
+        if index % every:
+            return self.sampled[-1]
         groups = self._judge(self._sample(prompts, index, 0), index, 0)
         for attempt in range(1, self.resample + 1):
-            kept = self.optimizer.keep(groups)
+            kept = self._kept(groups)
             if kept is None or all(kept):
                 break
             dropped = groups.select(i for i, k in enumerate(kept) if not k)
             again = self._judge(self._sample(dropped, index, attempt), index, attempt)
             groups = Groups.concat([groups.select(i for i, k in enumerate(kept) if k), again])
-        kept = self.optimizer.keep(groups)
+        kept = self._kept(groups)
         groups = groups if kept is None else groups.select(i for i, k in enumerate(kept) if k)
         if not len(groups):
             raise DataError("the method kept none of the sampled groups", where=f"round {index}")
         self.sampled.append(groups)
         return groups
+
+    def _kept(self, groups: Groups) -> list[bool] | None:
+        keep = self.optimizer.keep
+        named = "reward_name" in inspect.signature(keep).parameters
+        return keep(groups, **({"reward_name": self._reward_name(groups)} if named else {}))
 
     def _sample(self, prompts: Groups, index: int, attempt: int) -> Groups:
         n = self.optimizer.samples_per_prompt

@@ -485,8 +485,10 @@ class Run:
         )
         drawn = min(built.prompts_per_round or len(prompts), len(prompts))
         per_round = drawn * max(built.samples_per_prompt, 1)
-        rounds = built.rounds or -(-len(prompts) // max(drawn, 1))
-        generated = per_round * rounds * sampler_built.max_new_tokens if built.samples_per_prompt else 0
+        every = built.sample_every or built.rounds or 1
+        rounds = built.rounds or -(-len(prompts) // max(drawn, 1)) * every
+        draws = -(-rounds // every)
+        generated = per_round * draws * sampler_built.max_new_tokens if built.samples_per_prompt else 0
         stage = self._stage(
             "improve",
             name,
@@ -508,7 +510,7 @@ class Run:
         )
         trained = self._trained(stage, name, init or policy)
         rollouts = GroupsHandle(
-            **self._common(stage, name), expected=per_round * rounds, responses=built.samples_per_prompt or 1
+            **self._common(stage, name), expected=per_round * draws, responses=built.samples_per_prompt or 1
         )
         state = stage.result.get("state", {}) if stage else {}
         return Improved(trained, rollouts, state, stage.result if stage else {})

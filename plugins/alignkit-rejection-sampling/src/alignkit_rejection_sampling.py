@@ -15,7 +15,7 @@ from typing import Any
 
 from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import take_responses
+from alignkit.functional import eligible, take_responses
 from alignkit.optimizers import PolicyOptimizer, Term
 from alignkit.plugins.hookspecs import Register
 from alignkit.types import Batch, Groups
@@ -40,16 +40,6 @@ def best_of(rewards: Sequence[float], eligible: Sequence[bool]) -> int | None:
 def best_of_n_kl(n: int) -> float:
     """KL(best-of-n || policy) = log n - (n - 1)/n (Stiennon et al. 2020), nats: exact without ties, else a bound."""
     return math.log(n) - (n - 1) / n
-
-
-def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[list[bool]]:
-    """Which responses may win, [groups][K]: those with a reward and, if asked for, not known to have been cut off."""
-    _, present = groups.rewards(reward_name)
-    finished = [row["finished"] or [None] * len(row["responses"]) for row in groups]
-    return [
-        [there and (done is not False or not require_finished) for there, done in zip(*pair, strict=True)]
-        for pair in zip(present, finished, strict=True)
-    ]
 
 
 def winners(groups: Groups, reward_name: str, require_finished: bool) -> Groups:
