@@ -1,0 +1,83 @@
+"""REINFORCE++: no groups; the KL is taken off each token's reward, and advantages are normalised over the round.
+
+Hu et al. 2025 (arXiv 2501.03262), section 3. One sample of a prompt is enough: the round is its baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import ConfigError
+from alignkit.functional import gae, k1, score_at_last, take_present, whiten
+from alignkit.optimizers import PolicyOptimizer, Term
+from alignkit.types import Batch, Groups
+from alignkit_grpo.surrogate import group_metrics
+
+
+def reward_to_go(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """A_t = r - beta sum_{i >= t} KL(i) on the tokens of a response, 0 elsewhere; no discount.
+
+    Args:
+        scores: [responses].
+        kl: [responses, tokens], k1 in nats.
+        mask: [responses, tokens] response_mask.
+        kl_coef: beta.
+    """
+    rewards = score_at_last(scores, mask) - kl_coef * kl.where(mask.bool(), 0)
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, gae_lambda=1.0)[0]
+
+
+@dataclass(frozen=True)
+class ReinforcePP(PolicyOptimizer):
+    """REINFORCE++.
+
+    Args:
+        loss: "clipped_policy"; its ranges are its own parameters.
+        samples_per_prompt: any number; siblings are not compared with one another.
+        prompts_per_round: with `samples_per_prompt` the batch over which advantages are normalised.
+        batch_size: prompts per step.
+        kl_coef: beta of the KL (k1) in each token's reward.
+    """
+
+    loss: Any = "clipped_policy"
+    samples_per_prompt: int = 4
+    prompts_per_round: int = 64
+    rounds: int = 100
+    batch_size: int = 32
+    learning_rate: float = 5e-7
+    kl_coef: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_coef < 0:
+            raise ConfigError("kl_coef must not be negative", where="reinforce_pp")
+
+    def terms(self) -> Mapping[str, Term]:
+        weights = {"policy_loss": 1.0, "ratio": 0.0, "clip_fraction": 0.0}
+        return {name: Term(weight, reduction="token") for name, weight in weights.items()}
+
+    def prepare(  # the engine passes what is named here
+        self,
+        groups: Groups,
+        state: Mapping[str, Any],
+        *,
+        rewards: Tensor,
+        present: Tensor,
+        logprobs: Tensor,
+        ref_logprobs: Tensor,
+        response_mask: Tensor,
+    ) -> Batch:
+        """Advantages [responses, tokens], whitened over the round's tokens; a response without a reward is left out.
+
+        Raises:
+            DataError: no response has a reward.
+        """
+        groups, scores, mask = take_present(groups, present), rewards[present], response_mask[present]
+        raw = reward_to_go(scores, k1(logprobs, ref_logprobs)[present], mask, self.kl_coef)
+        metrics = group_metrics(scores, [len(row["responses"]) for row in groups])
+        return Batch(groups, {"advantages": whiten(raw, mask)}, metrics)

@@ -1,0 +1,51 @@
+"""What the three methods share: the loss on tokens, and what is said of the groups of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignkit.functional import clipped_surrogate
+
+
+def clipped_policy(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
+) -> dict[str, Tensor]:
+    """max(-A rho, -A clip(rho, 1 - low, 1 + high)), rho = pi / pi_old (Schulman et al. 2017, eq. 7), with what it did.
+
+    Args:
+        logprobs: [responses, tokens], nats, at the sampler's temperature.
+        old_logprobs: the same before the round's first step.
+        advantages: [responses, tokens].
+        clip_low: epsilon below 1.
+        clip_high: epsilon above 1; DAPO's "clip-higher" is 0.28 (Yu et al. 2025, eq. 10).
+
+    Returns:
+        policy_loss, and for the eye ratio and clip_fraction (where clipping decided), each [responses, tokens].
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    loss = clipped_surrogate(ratio, advantages, clip_low, clip_high)
+    return {"policy_loss": loss, "ratio": ratio.detach(), "clip_fraction": (loss > -advantages * ratio).to(ratio.dtype)}
+
+
+def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> dict[str, Tensor]:
+    """-A log pi (Williams 1992), and for the eye the ratio pi / pi_old. Arguments as `clipped_policy`."""
+    return {"policy_loss": -advantages * logprobs, "ratio": torch.exp(logprobs - old_logprobs).detach()}
+
+
+def group_metrics(scores: Tensor, sizes: Sequence[int]) -> dict[str, float]:
+    """What a round has to teach: the groups' mean standard deviation, and the share of those that have none.
+
+    Args:
+        scores: [responses], group after group.
+        sizes: how many responses each group has.
+    """
+    spreads = torch.stack([part.std(correction=0) for part in scores.split(list(sizes))])
+    flat = torch.stack([part.max() == part.min() for part in scores.split(list(sizes))])
+    return {
+        "group_reward_std": float(spreads.mean()),
+        "degenerate_groups": float(flat.float().mean()),
+        "responses": float(len(scores)),
+    }
