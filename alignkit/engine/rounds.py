@@ -253,9 +253,10 @@ class Round:
     def count(self, step: Step, kind: str, mask: str | None) -> float:
         """The step's number of tokens, sequences, responses, pairs or groups, over all processes."""
         numbers = step.numbers
+        if kind in ("token", "sequence") and mask not in (None, "response_mask"):
+            lengths = [float(self.tensors[str(mask)][r].sum()) for r in self._responses(numbers)]
+            return sum(lengths) if kind == "token" else float(sum(n > 0 for n in lengths))
         if kind == "token":
-            if mask not in (None, "response_mask"):
-                return float(sum(self.tensors[str(mask)][r].sum() for r in self._responses(numbers)))
             return float(sum(sum(self.learned_tokens[i]) for i in numbers))
         if kind == "sequence":
             return float(sum(n > 0 for i in numbers for n in self.learned_tokens[i]))
