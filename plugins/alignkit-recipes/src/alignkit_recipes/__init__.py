@@ -8,7 +8,8 @@ from alignkit.plugins.hookspecs import Register
 
 @hookimpl
 def register_recipes(register: Register) -> None:
-    from alignkit_recipes import llama2, method
+    from alignkit_recipes import instructgpt, llama2, method
 
+    register("instructgpt", instructgpt.main)
     register("llama2", llama2.main)
     register("method", method.main)

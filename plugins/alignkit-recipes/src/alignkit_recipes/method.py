@@ -23,7 +23,7 @@ ROWS = 12
 """Rows of the printed curve, at most: neighbouring steps are averaged."""
 WIDTH = 100
 """Characters of a row of the printed curve."""
-FIRST = ("reward_mean", "kl_per_sequence", "loss", "accuracy")
+FIRST = ("reward_mean", "kl_per_sequence", "loss", "ptx", "accuracy")
 """What a curve begins with, where it was logged."""
 UNSHOWN = ("step", "round", "epoch", "lr", "grad_norm", "kl_per_token", "kl_per_token_k3")
 

@@ -27,6 +27,7 @@ class Model:
         reward_learning_rate: of a reward model that starts from it.
         reward_epochs: of that reward model.
         sft_learning_rate: of supervised fine-tuning.
+        sft_epochs: of supervised fine-tuning.
     """
 
     lora: int
@@ -34,9 +35,10 @@ class Model:
     reward_learning_rate: float
     reward_epochs: int
     sft_learning_rate: float
+    sft_epochs: int
 
 
-MODELS = {"small": Model(16, 0.8, 5e-4, 3, 5e-4), "tiny": Model(0, 1.0, 2e-3, 6, 5e-3)}
+MODELS = {"small": Model(16, 0.8, 5e-4, 3, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 5e-3, 3)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 2e-3, "weight_decay": 0.0}
