@@ -199,7 +199,8 @@ class Groups:
         was_on = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            self.dataset.save_to_disk(str(folder))
+            # A data set without rows would be written without a file, and then not be read.
+            self.dataset.save_to_disk(str(folder), num_shards=None if len(self) else 1)
         finally:
             if was_on:
                 datasets.enable_progress_bars()

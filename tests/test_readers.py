@@ -229,6 +229,11 @@ def test_saved_groups_come_back(tmp_path: Path, rows: list[dict[str, Any]]) -> N
     ]
 
 
+def test_groups_without_a_row_come_back(tmp_path: Path) -> None:
+    Groups.from_rows([]).save(tmp_path / "none")
+    assert len(Groups.load(tmp_path / "none")) == 0
+
+
 def test_columns_and_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *[{"instruction": f"q{i}", "good": "a", "rejected": "b"} for i in range(4)])
     found = read_groups(path, columns={"prompt": "instruction", "chosen": "good"}, limit=3)
