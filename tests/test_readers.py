@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit import Groups
 from alignkit.data import read_groups
 from alignkit.errors import DataError
 from alignkit.types import RATINGS
