@@ -14,7 +14,17 @@ from alignkit_rlaif.judge import Comparison, Judge, Vote
 
 @hookimpl
 def register_annotators(register: Register) -> None:
+    from alignkit_rlaif.gold import Gold
+
     register("judge", Judge)
+    register("gold", Gold)
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    from alignkit_rlaif.direct import Direct
+
+    register("direct", Direct)
 
 
 @hookimpl
@@ -22,6 +32,14 @@ def register_losses(register: Register) -> None:
     from alignkit_rlaif.losses import soft_ranking
 
     register("soft_ranking", soft_ranking)
+
+
+@hookimpl
+def register_recipes(register: Register) -> None:
+    from alignkit_rlaif import recipes
+
+    register("rlaif", recipes.rlaif)
+    register("judge_report", recipes.judge_report)
 
 
 __all__ = ["Comparison", "Endpoint", "Judge", "Vote"]

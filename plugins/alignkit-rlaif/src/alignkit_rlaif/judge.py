@@ -71,7 +71,7 @@ class Vote:
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in `meta`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Judge(Annotator):
     clamp: tuple[float, float] | None = None
     min_mass: float = 0.5
     dimension: str = "preference"
-    lead: str = "Answer:"
+    lead: str = "The better response is response"
     labels: tuple[str, str] = ("1", "2")
     levels: tuple[float, float, float] = LEVELS
     max_thought_tokens: int = 128

@@ -74,6 +74,5 @@ def unit_score(score: float, scale: int) -> float:
 
 
 def ranks_of(values: Sequence[float]) -> list[int]:
-    """1 for the highest value, equal values tie, and the next lower one gets the next number."""
-    places = {value: place for place, value in enumerate(sorted(set(values), reverse=True), start=1)}
-    return [places[value] for value in values]
+    """1 for the highest value, equal values tie (1, 1, 3), as `alignkit.rewards.rank_by_reward` ranks."""
+    return [1 + sum(other > value for other in values) for value in values]
