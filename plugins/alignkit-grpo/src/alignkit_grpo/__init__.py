@@ -1,15 +1,16 @@
-"""Policy gradients without a value model: `grpo`, `rloo`, `reinforce_pp`, and the loss they share."""
+"""Policy gradients without a value model: `grpo`, `dapo`, `rloo`, `reinforce_pp`, and the loss they share."""
 
 from __future__ import annotations
 
 from alignkit import hookimpl
 from alignkit.plugins.hookspecs import Register
+from alignkit_grpo.dapo import DAPO
 from alignkit_grpo.grpo import GRPO, group_advantages
 from alignkit_grpo.reinforce_pp import ReinforcePP
 from alignkit_grpo.rloo import RLOO, leave_one_out
 from alignkit_grpo.surrogate import clipped_policy, reinforce
 
-__all__ = ["GRPO", "RLOO", "ReinforcePP", "clipped_policy", "group_advantages", "leave_one_out", "reinforce"]
+__all__ = ["DAPO", "GRPO", "RLOO", "ReinforcePP", "clipped_policy", "group_advantages", "leave_one_out", "reinforce"]
 
 
 @hookimpl
@@ -21,5 +22,6 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_optimizers(register: Register) -> None:
     register("grpo", GRPO)
+    register("dapo", DAPO)
     register("rloo", RLOO)
     register("reinforce_pp", ReinforcePP)

@@ -16,7 +16,7 @@ from alignkit.errors import ConfigError
 from alignkit.functional import gae, k1, score_at_last, take_present, whiten
 from alignkit.optimizers import PolicyOptimizer, Term
 from alignkit.types import Batch, Groups
-from alignkit_grpo.surrogate import group_metrics
+from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
 
 
 def reward_to_go(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -58,8 +58,7 @@ class ReinforcePP(PolicyOptimizer):
             raise ConfigError("kl_coef must not be negative", where="reinforce_pp")
 
     def terms(self) -> Mapping[str, Term]:
-        weights = {"policy_loss": 1.0, "ratio": 0.0, "clip_fraction": 0.0}
-        return {name: Term(weight, reduction="token") for name, weight in weights.items()}
+        return {"policy_loss": Term(reduction="token"), **DIAGNOSTICS}
 
     def prepare(  # the engine passes what is named here
         self,

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alignkit.errors import ConfigError
 from alignkit.functional import k1, masked_sum, take_present
 from alignkit.optimizers import PolicyOptimizer, Term
 from alignkit.types import Batch, Groups
+from alignkit_grpo.grpo import group_advantages
 from alignkit_grpo.surrogate import group_metrics
 
 
@@ -28,14 +28,10 @@ def leave_one_out(scores: Tensor, sizes: Sequence[int]) -> Tensor:
         sizes: how many responses each group has.
 
     Returns:
-        [responses]; (r_i - mean r) k / (k - 1), the unscaled group advantage times k / (k - 1).
+        [responses], as (r_i - mean r) k / (k - 1), which is the same.
     """
-    return torch.cat(
-        [
-            part - (part.sum() - part) / max(len(part) - 1, 1) if len(part) > 1 else part * 0
-            for part in scores.split(list(sizes))
-        ]
-    )
+    factors = scores.new_tensor([k / max(k - 1, 1) for k in sizes for _ in range(k)])
+    return group_advantages(scores, sizes, scale=False) * factors
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class RLOO(PolicyOptimizer):
     """REINFORCE leave-one-out.
 
     Args:
-        loss: "reinforce"; "clipped_policy" for several steps per round has one diagnostic more.
+        loss: "reinforce", or any that returns `policy_loss` and `ratio`.
         samples_per_prompt: k; the paper compares 2 and 4.
         prompts_per_round: with `batch_size` 0 one step per round on all of them.
         kl_coef: beta of the KL (k1, summed over the response) in the reward.

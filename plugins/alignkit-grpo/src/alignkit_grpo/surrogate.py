@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from alignkit.functional import clipped_surrogate
+from alignkit.optimizers import Term
+
+DIAGNOSTICS = {"ratio": Term(0.0, "token"), "clip_fraction": Term(0.0, "token")}
+"""The terms of `clipped_policy` that are for the eye."""
 
 
 def clipped_policy(
