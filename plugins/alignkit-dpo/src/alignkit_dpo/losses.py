@@ -364,6 +364,8 @@ def discopop(
 ) -> Tensor:
     """(1 - w) (-log s(d)) + w exp(-d), w = s(d / tau), d = beta h: found by a language model (Lu et al. 2024, eq. 5).
 
+    Not convex: with this tau its slope at d = 0 is positive, so that fresh pairs are first pushed the wrong way.
+
     Args:
         chosen_logprobs: [pairs].
         rejected_logprobs: [pairs].
