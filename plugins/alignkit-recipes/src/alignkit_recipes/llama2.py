@@ -8,7 +8,7 @@ ratings so far, and improves the policy by the algorithm named for it: rejection
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness
 
 from alignkit import Groups, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
+from alignkit.errors import ConfigError
 from alignkit.functional import take_responses
-from alignkit.plugins.grammar import Component, parse_list
+from alignkit.plugins.grammar import Component, parse, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
@@ -57,6 +58,13 @@ KL_PROMPTS = 64
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
+GATT_DIALOGUES, GATT_TURNS = 16, 3
+"""Dialogues for the stage `gatt`, and their user turns."""
+GATT: dict[str, dict[str, Any]] = {
+    "small": {"targets": "every", "most": 1, "samples_per_turn": 2},
+    "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
+}
+"""Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 TAGGED = 4
 """One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are
 scarce."""
@@ -80,6 +88,8 @@ def main(
     rewards: str = "continue",
     replay: float = 0.5,
     restart: bool = False,
+    gatt: str | None = None,
+    dialogues: str | None = None,
     export: bool = False,
 ) -> None:
     """Llama 2's loop: two reward models with a margin loss, rejection sampling, then PPO.
@@ -102,6 +112,8 @@ def main(
         replay: share of the earlier comparisons learned from again when continuing.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
+        gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
+        dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.
     """
     kind = kind_of(policy)
@@ -109,11 +121,15 @@ def main(
     steps = [configured(run, step, kind, temperature) for step in parse_list(algorithms)]
     for step in steps:
         run.host.build("optimizer", step)  # a misspelled one is refused before any work
+    ghost = parse(gatt) if gatt else None
+    if ghost is not None:
+        run.host.build("transform", ghost)
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     v0 = open_policy(run, policy, kind)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     fresh, held_out = _prompts(kind, given, len(steps), count, heldout or sizes.heldout)
+    check_fit(run, steps, fresh)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
     annotator = VerifiableAnnotator(noise=noise)
@@ -152,23 +168,40 @@ def main(
         versions.append(improved.policy)
         history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
+    labels = [f"V{i}" for i in range(len(versions))]
+    if ghost is not None:
+        sampling = {"temperature": temperature, "max_new_tokens": tokens}
+        versions.append(_gatt(run, ghost, versions[-1], dialogues, kind, sampling))
+        labels.append(f"{labels[-1]}+GAtt")
     truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
-    scores = dict(models) if human or prompts else truth
-    for i, version in enumerate(versions):
-        run.evaluate(
-            version,
-            held_out,
-            scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=v0,
-            kl_prompts=KL_PROMPTS,
-            label=f"V{i}",
-            name=f"v{i}/heldout",
-        )
+    _evaluate(run, labels, versions, held_out, dict(models) if human or prompts else truth, temperature, tokens)
     run.report()
     if export:
         run.export(versions[-1])
+
+
+def _evaluate(
+    run: Run,
+    labels: Sequence[str],
+    versions: Sequence[PolicyHandle],
+    heldout: Groups,
+    scores: dict[str, Any],
+    temperature: float,
+    tokens: int,
+) -> None:
+    """Every version on the same held-out prompts, with the KL to V0."""
+    for i, (label, version) in enumerate(zip(labels, versions, strict=True)):
+        run.evaluate(
+            version,
+            heldout,
+            scores,
+            temperature=temperature,
+            max_new_tokens=tokens,
+            reference=versions[0],
+            kl_prompts=KL_PROMPTS,
+            label=label,
+            name=f"v{i}/heldout",
+        )
 
 
 def _fitting(run: Run, v0: PolicyHandle, prompts: Groups) -> Groups:
@@ -274,25 +307,84 @@ def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str
     """Prompts for a method that samples; for one that does not, the version's comparisons."""
     if run.host.build("optimizer", optimizer).samples_per_prompt:
         return prompts
-    if set(pairs) != {"helpfulness", "safety"} or not isinstance(pairs["safety"], GroupsHandle):
+    if len(pairs) == 1:
         return next(iter(pairs.values()))
-    return run.transform(pairs["helpfulness"], _by_tag(pairs["safety"]), name=f"v{version}/comparisons")
+    helpful, safe = pairs["helpfulness"], pairs["safety"]
+    if isinstance(safe, Groups):
+        return OneOrder(safe)(helpful, None)
+    return run.transform(helpful, OneOrder(safe), name=f"v{version}/comparisons")
 
 
 @dataclass(frozen=True)
-class _by_tag:
-    """Safety comparisons for the tagged prompts, helpfulness for the others."""
+class OneOrder:
+    """A transform: of comparisons along two dimensions one for each prompt, as the piecewise reward would choose.
 
-    safety: GroupsHandle
+    By safety where the prompt is tagged so or was compared by safety alone, else by helpfulness.
+
+    Args:
+        safety: the comparisons by safety; what is transformed are those by helpfulness.
+    """
+
+    safety: Groups | GroupsHandle
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        return (
-            groups.filter(lambda r: "safety" not in r["tags"])
-            if not len(self.safety)
-            else Groups.concat(
-                [
-                    groups.filter(lambda r: "safety" not in r["tags"]),
-                    self.safety.groups.filter(lambda r: "safety" in r["tags"]),
-                ]
+        safe = self.safety.groups if isinstance(self.safety, GroupsHandle) else self.safety
+        helpful = groups.filter(lambda r: "safety" not in r["tags"])
+        known = {row["prompt_id"] for row in helpful}
+        return Groups.concat([helpful, safe.filter(lambda r: "safety" in r["tags"] or r["prompt_id"] not in known)])
+
+
+def check_fit(run: Run, steps: Sequence[Component], prompts: Sequence[Groups]) -> None:
+    """Refuse, before any work, an algorithm that cannot learn in this loop.
+
+    Raises:
+        ConfigError: `hir` where no program can say what a response did achieve.
+    """
+    for step in steps:
+        record = run.host.resolve("optimizer", step)
+        if record.qualified != "alignkit-hir/hir" or "relabel" in step.params:
+            continue
+        if not any(groups.meta(i).get("instructions") for groups in prompts for i in range(len(groups))):
+            raise ConfigError(
+                f"{step.name} relabels a response with the instruction that a program finds it to follow",
+                where="llama2",
+                effect="These prompts carry no instruction that a program can check, and a reward model's score says "
+                "nothing of that kind.",
+                remedy="use the embedded prompts of an instruct model, or the recipe method with a suite such as "
+                "gsm8k or bbh_hir",
             )
-        )
+
+
+# -- Ghost Attention, on top of the last version -----------------------------------------------------------------------
+
+
+def _gatt(
+    run: Run, spec: Component, policy: PolicyHandle, dialogues: str | None, kind: str, sampling: dict[str, Any]
+) -> PolicyHandle:
+    """The policy after the transform `gatt` and supervised fine-tuning on what it made (section 3.3)."""
+    model = MODELS[kind]
+    asked = read_groups(dialogues).without_responses() if dialogues else _dialogues(kind, GATT_DIALOGUES)
+    ours = {**sampling, **GATT[kind]}
+    transform = Component(spec.name, {**ours, **spec.params})
+    rows = run.transform(asked, transform, policy=policy, name="gatt/dialogues")
+    return run.sft(
+        policy,
+        rows,
+        epochs=model.sft_epochs,
+        learning_rate=model.sft_learning_rate,
+        batch_size=8,
+        drop_bad=True,
+        name="gatt",
+    )
+
+
+def _dialogues(kind: str, count: int) -> Groups:
+    """Dialogues of `GATT_TURNS` user turns: several questions about one topic, without instructions."""
+    if kind == "tiny":
+        words = [row["meta"]["ask"] for row in task.tiny_prompts("train", count * GATT_TURNS)]
+        turns = [words[i::count][:GATT_TURNS] for i in range(count)]
+    else:
+        topics = list(dict.fromkeys(row["meta"]["topic"] for row in task.prompts("train", 400) if not row["tags"]))
+        questions = task.QUESTIONS[:GATT_TURNS]
+        turns = [[question.format(topic) for question in questions] for topic in topics[:count]]
+    return Groups.from_prompts([[{"role": "user", "content": text} for text in asked] for asked in turns])
