@@ -61,8 +61,10 @@ def user_turns(kind: str, split: Split, count: int, turns: int, seed: int = 0) -
     Raises:
         ConfigError: more dialogues or turns than can be made without saying something twice.
     """
-    dialogues = _tiny(split, count, turns, seed) if kind == "tiny" else _small(split, count, turns, seed)
-    return Groups.from_prompts([[{"role": "user", "content": text} for text in asked] for asked in dialogues])
+    tiny = kind == "tiny"
+    dialogues = (_tiny if tiny else _small)(split, count, turns, seed)
+    system = [] if tiny else [{"role": "system", "content": embedded.SYSTEM}]
+    return Groups.from_prompts([[*system, *({"role": "user", "content": text} for text in d)] for d in dialogues])
 
 
 def _small(split: Split, count: int, turns: int, seed: int) -> list[list[str]]:
