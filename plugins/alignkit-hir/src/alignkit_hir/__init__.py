@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -83,7 +84,7 @@ class HIR(PolicyOptimizer):
         samples_per_prompt: samples of each prompt and round; 0 relabels the responses it is given.
         rounds: of sampling and learning.
         epochs: passes over a round's relabelled samples.
-        batch_size: prompts per step; a sample counts twice, under its instruction and under the other one.
+        batch_size: groups per step: each instruction of a problem is one, with all the responses seen under it.
         temperature: of sampling.
         relabel: what says which instruction a response did achieve: "verifiable", "correctness", "instructions", or a
             function of a `Sample`; see `alignkit_hir.relabelling`.
@@ -99,7 +100,7 @@ class HIR(PolicyOptimizer):
     samples_per_prompt: int = 4
     rounds: int = 30
     epochs: int = 10
-    batch_size: int = 128
+    batch_size: int = 32
     learning_rate: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -169,7 +170,9 @@ class HIR(PolicyOptimizer):
         kept = [(one, sample) for one, sample in samples if sample.finished is not False or not self.require_finished]
         found = [(one, sample, relabel(sample)) for one, sample in kept]
         new = [(one, sample, what) for one, sample, what in found if what is not None]
-        if not new:
+        fresh = distinct([relabelled_rows(one, what) for one, _, what in new])
+        learned = distinct([*fresh, *state["earlier"]])
+        if not learned:
             raise DataError(
                 f"of {len(samples)} responses a program can verify nothing ({len(kept)} of them are finished)",
                 where="hir",
@@ -177,17 +180,15 @@ class HIR(PolicyOptimizer):
                 remedy="use prompts whose instructions or answers a program checks (suites embedded, gsm8k, bbh_hir), "
                 "raise max_new_tokens, or pass relabel=a function",
             )
-        fresh = distinct([relabelled_rows(one, what) for one, _, what in new])
-        learned = distinct([*fresh, *state["earlier"]])
-        later = {"earlier": learned[: self.replay]}
         batch = paired(learned)
         mask = measure(batch.groups)["response_mask"] & follows(batch.groups).unsqueeze(1)
         metrics = {
-            "followed": sum(what.achieved == sample.asked for _, sample, what in new) / len(new),
+            "followed": sum(what.achieved == sample.asked for _, sample, what in new) / max(len(new), 1),
             "verifiable": len(new) / len(samples),
             "contrasted": len(batch.pairs or ()) / len(learned),
             "replayed": float(len(learned) - len(fresh)),
         }
+        later = {"earlier": learned[: self.replay]}
         return replace(batch, tensors={"hindsight_mask": mask}, metrics=metrics, state=later)
 
 
@@ -223,13 +224,28 @@ def distinct(samples: Sequence[list[Row]]) -> list[list[Row]]:
 
 
 def paired(samples: Sequence[list[Row]]) -> Batch:
-    """One group for each instruction, and the pairs of the two instructions of a response."""
-    pairs, rows = list[tuple[int, int]](), list[Row]()
-    for sample in samples:
-        if len(sample) == 2:
-            pairs.append((len(rows), len(rows) + 1))
-        rows += sample
-    return Batch(Groups.from_rows(rows), pairs=pairs)
+    """One group for each prompt, which is then computed once for all its responses; a pair joins a response's two
+    places."""
+    by_prompt: dict[str, list[Row]] = {}
+    places: list[list[tuple[str, int]]] = []
+    for rows in samples:
+        keys = [json.dumps(row["prompt"]) for row in rows]
+        places.append([(key, len(by_prompt.setdefault(key, []))) for key in keys])
+        for key, row in zip(keys, rows, strict=True):
+            by_prompt[key].append(row)
+    first = dict(zip(by_prompt, accumulate(map(len, by_prompt.values()), initial=0), strict=False))
+    numbers = [[first[key] + k for key, k in place] for place in places]
+    pairs = [(each[0], each[1]) for each in numbers if len(each) == 2]
+    return Batch(Groups.from_rows([merged(rows) for rows in by_prompt.values()]), pairs=pairs)
+
+
+def merged(rows: Sequence[Row]) -> Row:
+    """Rows of one response each, to the same prompt, as one row."""
+    known = [
+        n for n in ("responses", "response_ids", "finished", "labels") if all(row.get(n) is not None for row in rows)
+    ]
+    shared = {name: rows[0][name] for name in ("prompt", "meta", "tags", "tokenizer", "iteration")}
+    return {**shared, **{name: [value for row in rows for value in row[name]] for name in known}}
 
 
 def follows(groups: Groups) -> Tensor:

@@ -15,12 +15,14 @@ def register_annotators(register: Register) -> None:
 
 @hookimpl
 def register_rewards(register: Register) -> None:
+    from alignkit_tasks.annotator import instructions
     from alignkit_tasks.ifeval import IFEval
     from alignkit_tasks.verifiable import GSM8K, ExactAnswer
 
     register("gsm8k", GSM8K)
     register("ifeval", IFEval)
     register("exact_answer", ExactAnswer)
+    register("instructions", instructions)
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.suites import Suite
 from alignkit.types import Groups, prompt_id
 from alignkit_tasks import embedded as task
-from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety
+from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety, instructions
 from alignkit_tasks.ifeval import IFEval
 from alignkit_tasks.verifiable import GSM8K, ExactAnswer
 
@@ -23,26 +23,35 @@ CORRECT = "Generate a correct answer to this problem."
 """What a prompt of `bbh_hir` begins with (Zhang et al. 2023, arXiv 2302.05206)."""
 
 
-def embedded(*, kind: str = "small", prompts: int = 64, heldout: int = 64) -> Suite:
+def embedded(*, kind: str = "small", prompts: int = 64, heldout: int = 64, instructed: bool = False) -> Suite:
     """Short answers whose instructions a program checks; see `alignkit_tasks.embedded`.
 
     Args:
         kind: "small" for an instruct model; "tiny" for a byte-level model with random weights.
         prompts: how many to learn on.
         heldout: how many to measure on; their topics do not occur among the others.
+        instructed: only prompts that carry an instruction; the first score is then the share of instructions followed.
 
     Raises:
-        ConfigError: another kind.
+        ConfigError: another kind; `instructed` of the tiny kind, which has no instructions.
     """
     if kind not in ("small", "tiny"):
         raise ConfigError(f"kind={kind!r}", where="suite embedded", remedy="use small or tiny")
-    make = task.tiny_prompts if kind == "tiny" else task.prompts
+    if instructed and kind == "tiny":
+        raise ConfigError("the tiny kind has no instructions", where="suite embedded", remedy="leave instructed out")
+    make = task.tiny_prompts if kind == "tiny" else _instructed if instructed else task.prompts
+    truth = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
     return Suite(
         prompts=Groups.from_prompts(make("train", prompts)),
         heldout=Groups.from_prompts(make("heldout", heldout)),
-        scores={"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety},
+        scores={"instructions": instructions, "gold": gold} if instructed else truth,
         max_new_tokens=16 if kind == "tiny" else 36,
     )
+
+
+def _instructed(split: task.Split, n: int) -> list[task.Prompt]:
+    """The first n prompts that carry an instruction: about two in three do."""
+    return [row for row in task.prompts(split, 2 * n + 12) if row["meta"]["instructions"]][:n]
 
 
 def gsm8k(
