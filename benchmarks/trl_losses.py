@@ -116,7 +116,7 @@ def dpo_cases() -> list[Case]:
     matched = {
         "sigmoid": "dpo(beta=0.1)",
         "sigmoid_norm": "dpo_norm(beta=0.1)",
-        "hinge": "hinge(beta=0.1)",
+        "hinge": "hinge(beta=0.5)",
         "ipo": "ipo(beta=0.1, mean=True)",
         "exo_pair": "exo_pair(beta=0.1)",
         "nca_pair": "nca_pair(beta=0.1)",
@@ -128,10 +128,12 @@ def dpo_cases() -> list[Case]:
         "discopop": "discopop(beta=0.1)",
     }
     smoothing = {"exo_pair": 1e-3, "robust": 0.1}
+    betas = {"hinge": 0.5}  # so that some pairs are won, and some are not
     notes = {"ipo": "TRL divides by the lengths: ours with mean=True", "exo_pair": SINGLE + " (log of its epsilon)"}
 
     def theirs(loss_type: str) -> Callable[[Data], Tensor]:
-        return lambda data: dpo_trainer(data, loss_type, label_smoothing=smoothing.get(loss_type, 0.0))
+        smoothed, beta = smoothing.get(loss_type, 0.0), betas.get(loss_type, 0.1)
+        return lambda data: dpo_trainer(data, loss_type, label_smoothing=smoothed, beta=beta)
 
     cases = [
         Case(
@@ -165,8 +167,8 @@ def reference_free_cases() -> list[Case]:
             aligned="TRL's NLL averages over all chosen tokens; ours (nll_coef) over prompts first",
         ),
         Case(
-            "CPO hinge", "hinge(beta=0.1)", (*CPO, text("hinge")),
-            lambda d: cpo_trainer(d, loss_type="hinge", beta=0.1), without_reference("hinge(beta=0.1)"),
+            "CPO hinge", "hinge(beta=0.5)", (*CPO, text("hinge")),
+            lambda d: cpo_trainer(d, loss_type="hinge", beta=0.5), without_reference("hinge(beta=0.5)"),
             aligned=UNIFORM,
         ),
         Case(
@@ -244,11 +246,7 @@ def policy_gradient_cases() -> list[Case]:
         "grpo": ({}, "grpo(kl_coef=0)", ""),
         "grpo, beta=0.04": ({"beta": 0.04}, "grpo(kl_coef=0.04)", ""),
         "bnpo": ({}, "grpo(kl_coef=0, reduction='token')", "one micro-batch: TRL's mean is of each, ours of the step"),
-        "dapo": (
-            {"high": 0.28},
-            "grpo(kl_coef=0, reduction='token', loss=clipped_policy(clip_high=0.28))",
-            "",
-        ),
+        "dapo": ({"high": 0.28}, "dapo", ""),
         "dr_grpo": ({}, "grpo(kl_coef=0, reduction='constant', constant=8)", "constant = max_completion_length"),
     }
 
