@@ -113,7 +113,8 @@ def judge_report(
     probed = run.transform(planted(), Probed(built), name="probed") if probes else None
     if run.planning:
         return
-    report: dict[str, Any] = {"annotator": annotator, "data": Path(data).name or "planted"}
+    named = annotator if isinstance(annotator, str) else type(annotator).__name__
+    report: dict[str, Any] = {"annotator": named, "data": Path(data).name or "planted"}
     report |= measure(judged.groups, judgements_of(judged.groups))
     if probed is not None:
         report["injection"] = probed.groups.meta(0)["injection"]
