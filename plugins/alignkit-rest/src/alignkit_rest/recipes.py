@@ -20,6 +20,9 @@ from alignkit.rewards import score_groups
 from alignkit.run import EvaluationHandle, GroupsHandle, PolicyHandle
 from alignkit.suites import Suite
 
+RATES = {"small": 1e-3, "tiny": 1e-2}
+"""Learning rate of the first Improve, by kind of model; found by short runs on the embedded task."""
+
 
 def rest(
     run: Run,
@@ -48,7 +51,7 @@ def rest(
         thresholds: one Improve for each, in units of the reward, instead of the quantiles.
         loss: of an Improve, any registered offline loss.
         contrast: learn from both sides of the threshold, for losses that compare responses.
-        learning_rate: of the first Improve; default as in `alignkit_recipes.settings`.
+        learning_rate: of the first Improve; default 1e-3, and 1e-2 for the tiny model.
         decay: by which each later Improve multiplies it.
         epochs: passes over the samples kept.
         require_finished: learn from no response that the length limit cut off; default yes, but not of the tiny model,
@@ -63,8 +66,7 @@ def rest(
     tokens = max_new_tokens or task.max_new_tokens
     given: dict[str, Any] = {"samples_per_prompt": 0, "loss": parse(loss), "contrast": contrast, "epochs": epochs}
     given["require_finished"] = kind != "tiny" if require_finished is None else require_finished
-    first = run.host.build("optimizer", configured(run, Component("rest", given), kind, temperature))
-    rate = learning_rate or first.learning_rate
+    rate = learning_rate or RATES[kind]
     levels = [{"thresholds": [t]} for t in thresholds] or [{"quantiles": [q]} for q in quantiles]
     versions = [open_policy(run, policy, kind, lora)]
     grown = grow(run, versions[0], task, samples, temperature, tokens)

@@ -1,0 +1,62 @@
+"""The recipes `rest` and `distill` on the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from alignkit_rest.recipes import distill, rest, shallower
+
+from alignkit import Policy, Run
+from alignkit.errors import ConfigError
+
+SUITE = "embedded(prompts=16, heldout=32)"
+
+
+def test_recipe_rest_prints_what_each_threshold_kept_and_brought(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Run(tmp_path) as run:
+        rest(run, policy="tiny", suite=SUITE, samples=8, epochs=3)
+    printed = "".join(capfd.readouterr())
+    table = printed[printed.index("Improve    kept") :].splitlines()
+    assert [line.split()[0] for line in table[:5]] == ["Improve", "V0", "1", "2", "3"]
+    counts = [int(line.split()[1]) for line in table[2:5]]
+    assert counts == sorted(counts, reverse=True)
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_recipe_rest_plans_without_work(tmp_path: Path) -> None:
+    with Run(tmp_path, plan=True, quiet=True) as run:
+        rest(run, policy="tiny", suite=SUITE)
+        assert [p.name for p in run.planned if p.verb == "improve"] == ["improve1", "improve2", "improve3"]
+
+
+def test_a_smaller_student_learns_from_the_best_samples_of_a_larger_teacher(tmp_path: Path) -> None:
+    with Run(tmp_path, quiet=True) as run:
+        distill(
+            run,
+            teacher="tiny",
+            suite=SUITE,
+            samples=8,
+            teach="rest(require_finished=False, learning_rate=1e-2, epochs=3)",
+            optimizer="rest(quantiles=[0.5], require_finished=False, learning_rate=1e-2, epochs=3)",
+        )
+    students = list(tmp_path.glob("stages/*-distilled-*/model"))
+    teachers = list(tmp_path.glob("stages/*-teacher-*/model"))
+    assert Policy.load(students[0]).model.config.num_hidden_layers == 1
+    assert Policy.load(teachers[0]).model.config.num_hidden_layers == 2
+
+
+def test_every_other_layer_is_left_out_and_the_rest_is_untouched(tmp_path: Path) -> None:
+    large, small = Policy.load("tiny"), Policy.load(shallower("tiny", tmp_path / "student"))
+    own, theirs = dict(large.model.named_parameters()), dict(small.model.named_parameters())
+    assert len(theirs) < len(own)
+    assert all(torch.equal(value, own[name]) for name, value in theirs.items())
+    assert not any("layers.1." in name for name in theirs)
+    before = (tmp_path / "student" / "config.json").stat().st_mtime_ns
+    shallower("tiny", tmp_path / "student")
+    assert (tmp_path / "student" / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="cannot be halved"):
+        shallower(str(tmp_path / "student"), tmp_path / "again")
