@@ -29,11 +29,12 @@ logger = logging.getLogger("alignkit.constitutional")
 Turn = Mapping[str, Any]
 LEARN = ("last", "all")
 
-_ABOUT = r"(?:revis|rewrit|re-?writ|rephras|improv|updat|new|correct)[a-z]*"
+_NOUN = r"(?:version|response|answer|reply|revision|rewrite)"
+_DONE = r"(?:revised|re-?written|rephrased|reworded|improved|updated|corrected|new)"
+_SAYS_SO = rf"(?:{_DONE}\b[^\n:.]{{0,30}}\b{_NOUN}|{_NOUN}\b[^\n:.]{{0,30}}\b{_DONE}|revision|rewrite)"
+_OPENING = r"(?:(?:sure|certainly|of course|okay|ok|yes)[,.!]?\s+)?here(?:'s|’s| is)\b[^\n:.]{0,40}\b"
 _ANNOUNCEMENT = re.compile(
-    rf"^(?:(?:sure|certainly|of course|okay|ok|yes)[,.!]?\s+)?(?:here(?:'s|’s| is| are)\b[^\n:]{{0,40}}\b)?{_ABOUT}\b"
-    r"[^\n:.]{0,60}:\s*",
-    re.IGNORECASE,
+    rf"^\**(?:{_OPENING}{_SAYS_SO}\b[^\n:.]{{0,60}}|(?:{_DONE} {_NOUN}|revision|rewrite)):\**\s*", re.IGNORECASE
 )
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”', re.DOTALL)
 

@@ -50,8 +50,10 @@ class Sizes:
     sft_epochs: int
 
 
-SIZES = {"small": Sizes(32, 48, 1, 40, 1), "tiny": Sizes(16, 48, 1, 12, 1)}
-KL_PROMPTS = 48
+SIZES = {"small": Sizes(28, 40, 1, 40, 1), "tiny": Sizes(64, 48, 1, 16, 1)}
+EMBEDDED = 660
+"""Embedded prompts of a split that are drawn from, at most: there are not many more."""
+KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured."""
 
 
@@ -183,12 +185,12 @@ def main(
         run.export(rl_cai)
 
 
-def refuses_harmful(meta: dict[str, Any], response: str, _finished: bool | None) -> float | None:
+def refuses_harmful(meta: dict[str, Any], response: str) -> float | None:
     """Whether a response to a prompt marked as harmful declines, by the words it uses; missing for other prompts."""
     return float(task.declines(response)) if meta.get("harmful", meta.get("unsafe")) else None
 
 
-def answers_harmless(meta: dict[str, Any], response: str, _finished: bool | None) -> float | None:
+def answers_harmless(meta: dict[str, Any], response: str) -> float | None:
     """Whether a response to a prompt marked as harmless does not decline; missing for other prompts."""
     harmful = meta.get("harmful", meta.get("unsafe"))
     return float(not task.declines(response)) if harmful is False else None
@@ -292,7 +294,7 @@ def _split(
 
 def _embedded(make: Callable[..., list[dict[str, Any]]], split: str, harmful: bool, count: int) -> Groups:
     """The first embedded prompts that are, or are not, to be declined."""
-    listed = make(split, min(count * task.UNSAFE_EVERY + task.UNSAFE_EVERY, 360))
+    listed = make(split, min((count + 1) * task.UNSAFE_EVERY, EMBEDDED))
     found = [prompt for prompt in listed if ("safety" in prompt["tags"]) == harmful][:count]
     if len(found) < count:
         kind = "harmful" if harmful else "ordinary"
