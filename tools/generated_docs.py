@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import inspect
 import io
 import os
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/write-a-plugin.md", "docs/cli.md", "plugins/alignkit-recipes/README.md")
+PAGES = ("README.md", "docs/write-a-plugin.md", "docs/cli.md", "docs/methods.md", "plugins/alignkit-recipes/README.md")
 PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -97,6 +99,24 @@ def plugins() -> str:
     return "\n".join(["| distribution | what it brings |", "|---|---|", *sorted(rows)])
 
 
+def defaults(kind: str) -> str:
+    """Each component of a kind with the defaults of its settings; of an optimizer those that are not every one's."""
+    from alignkit.optimizers import PolicyOptimizer
+    from alignkit.plugins.host import PluginHost
+
+    common = {f.name: f.default for f in dataclasses.fields(PolicyOptimizer)} if kind == "optimizer" else {}
+    shipped = {"alignkit", *(path.name for path in (ROOT / "plugins").iterdir())}
+    host = PluginHost()
+    host.load()
+    rows = []
+    for record in sorted(host.components(kind), key=lambda record: record.name):
+        settings = record.hyperparameters.items()
+        own = [f"`{name}={value}`" for name, value in settings if common.get(name, ...) != value.default]
+        if record.distribution in shipped:
+            rows.append(f"| `{record.name}` | {record.distribution} | {', '.join(own) or 'none'} |")
+    return "\n".join([f"| {kind} | plugin | defaults |", "|---|---|---|", *rows])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
     "hooks": hooks,
@@ -104,6 +124,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "help": command_help,
     "llama2 arguments": llama2_arguments,
     "plugins": plugins,
+    "losses": functools.partial(defaults, "loss"),
+    "optimizers": functools.partial(defaults, "optimizer"),
+    "annotators": functools.partial(defaults, "annotator"),
+    "transforms": functools.partial(defaults, "transform"),
 }
 
 
