@@ -401,7 +401,7 @@ def test_a_random_model_gives_what_it_gives_and_a_run_keeps_it(tmp_path: Path) -
 
     def stage(file: str, **fields: Any) -> Groups:
         run = Run(tmp_path / "run", quiet=True)
-        maker = CritiqueRevise(file, max_new_tokens=3, max_critique_tokens=3, rounds=1, **fields)
+        maker = CritiqueRevise(file, **{"max_new_tokens": 3, "max_critique_tokens": 3, "rounds": 1, **fields})
         policy = run.policy("tiny", lora=None)
         handle = run.transform(Groups.from_prompts(["say a", "say b"]), maker, policy=policy, name="revisions")
         run.close()
