@@ -21,8 +21,9 @@ import pytest
 from alignkit_rlaif import Endpoint, Judge
 from alignkit_rlaif import http as http_module
 from alignkit_rlaif.direct import Direct
-from alignkit_rlaif.http import HttpBackend, label_said, retry_after
+from alignkit_rlaif.http import HttpBackend
 from alignkit_rlaif.prompts import Question
+from alignkit_rlaif.replies import label_said, retry_after
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.models.tiny import tiny_model
@@ -337,6 +338,8 @@ def test_addresses_that_would_leak_are_refused() -> None:
         "https://example.org/v1?key=secret",
         "ftp://example.org/v1",
         "http://127.0.0.1.example.org/v1",
+        "https://example.org:99999/v1",
+        "https://example.org/v1 x",
     ):
         with pytest.raises(ConfigError) as caught:
             Endpoint(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_planted_judge_is_understood_in_both_orders(prefers_longer: Any) -> No
     assert [round(c.prob or 0, 6) for c in found] == [0.2, 0.8, 0.5]
     assert [c.mass for c in found] == pytest.approx([0.9] * 3)
     assert [c.consistent for c in found] == [True, True, False]
+
+
+def test_the_worked_example_comes_out_of_the_whole_path(planted: Any) -> None:
+    def logits(_question: str, first: str, _second: str) -> tuple[float, float]:
+        one, two = (-0.2, -1.7) if first == "A" else (-0.5, -0.9)
+        return math.exp(one), math.exp(two)
+
+    (found,) = Judge(model=planted(logits)).compare(groups({"prompt": "p", "responses": ["A", "B"]}))
+    assert found.prob == pytest.approx(0.609443408, abs=1e-6)  # log-probs of a model are float32
 
 
 def test_the_annotation_has_ranks_levels_and_soft_labels(prefers_longer: Any) -> None:
@@ -257,6 +267,8 @@ def test_a_question_too_long_is_unanswered_not_cut(monkeypatch: pytest.MonkeyPat
     assert found[0].prob is not None
     assert found[1].failed
     assert "tokens" in (found[1].reason or "")
+    thinking = Judge(model="tiny", min_mass=0.0, max_failed=1.0, cot=True, max_thought_tokens=2)
+    assert thinking.compare(groups({"prompt": "p", "responses": ["x" * 900, "b"]}))[0].reason == "no chain of thought"
     with pytest.raises(DataError, match="1 of 2 comparisons failed"):
         Judge(model="tiny", min_mass=0.0).annotate(groups(PAIRS[0], {"prompt": "p", "responses": ["x" * 900, "b"]}))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from alignkit import hookimpl
 from alignkit.plugins.hookspecs import Register
-from alignkit_rlaif.http import Endpoint
-from alignkit_rlaif.judge import Comparison, Judge, Vote
+from alignkit_rlaif.comparison import Comparison, Vote
+from alignkit_rlaif.endpoint import Endpoint
+from alignkit_rlaif.judge import Judge
 
 
 @hookimpl

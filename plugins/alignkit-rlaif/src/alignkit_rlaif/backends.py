@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from alignkit_rlaif.endpoint import Endpoint, is_url
 from alignkit_rlaif.prompts import Question
 
 
@@ -49,12 +50,11 @@ def open_backend(model: Any, endpoint: dict[str, Any]) -> Backend:
         model: see `Judge`.
         endpoint: arguments of `Endpoint` where `model` is a URL.
     """
-    from alignkit_rlaif.http import Endpoint, HttpBackend, is_url
+    where = Endpoint(model, **endpoint) if is_url(model) else model
+    if isinstance(where, Endpoint):
+        from alignkit_rlaif.http import HttpBackend
 
-    if is_url(model):
-        return HttpBackend(Endpoint(model, **endpoint))
-    if isinstance(model, Endpoint):
-        return HttpBackend(model)
+        return HttpBackend(where)
     from alignkit_rlaif.local import LocalBackend
 
     return LocalBackend(model)
@@ -62,12 +62,9 @@ def open_backend(model: Any, endpoint: dict[str, Any]) -> Backend:
 
 def identity_of(model: Any, endpoint: dict[str, Any]) -> Any:
     """What identifies a model in a stage's key: an endpoint by its address and name, a local model by its weights."""
-    from alignkit_rlaif.http import Endpoint, is_url
-
-    if is_url(model):
-        return Endpoint(model, **endpoint).key()
-    if isinstance(model, Endpoint):
-        return model.key()
+    where = Endpoint(model, **endpoint) if is_url(model) else model
+    if isinstance(where, Endpoint):
+        return where.key()
     from alignkit_rlaif.local import digest_of
 
     return digest_of(model)

@@ -32,6 +32,7 @@ class Direct(Reward):
         lead: how a local judge's answer begins.
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
+        draws: of each score, where a URL gives no log-probs, or where one score begins another ("1" and "10").
         name: of the reward's column.
     """
 
@@ -42,6 +43,7 @@ class Direct(Reward):
     lead: str = "Score:"
     served_model: str = ""
     key_env: str = ""
+    draws: int = 8
     name: str = "direct"
     _backend: ClassVar[Any] = None
 
@@ -51,7 +53,7 @@ class Direct(Reward):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "served_model", "key_env"):
+        for name in ("model", "served_model", "key_env", "draws"):
             del fields[name]
         return {"direct": {**fields, "model": identity_of(self.model, self._endpoint())}, **class_code(type(self))}
 
@@ -72,7 +74,7 @@ class Direct(Reward):
             object.__setattr__(self, "_backend", None)
 
     def _endpoint(self) -> dict[str, Any]:
-        return {"model": self.served_model, "key_env": self.key_env}
+        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws}
 
     def _question(self, row: Mapping[str, Any], text: str) -> Question:
         nonce = nonce_for([text, *(turn["content"] for turn in row["prompt"])], "direct")

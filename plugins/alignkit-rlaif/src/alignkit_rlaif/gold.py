@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from alignkit.annotators import Annotator
+from alignkit.engine.scoring import release
 from alignkit.errors import ConfigError, DataError
 from alignkit.plugins.grammar import Component
 from alignkit.plugins.host import default_host
@@ -69,7 +70,9 @@ class Gold(Annotator):
         Raises:
             DataError: noise or soft labels asked for more than two responses.
         """
-        scores = self.truth().score(groups)
+        truth = self.truth()
+        scores = truth.score(groups)
+        release(truth)
         drawn = [
             self._draw(row, values, i, seed) for i, (row, values) in enumerate(zip(groups, scores.values, strict=True))
         ]

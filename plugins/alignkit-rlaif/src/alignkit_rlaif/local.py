@@ -99,9 +99,10 @@ class LocalBackend:
 
     @property
     def policy(self) -> Policy:
-        """The live model, loaded when first used."""
+        """The live model, loaded when first used, onto the first GPU where there is one."""
         if self._policy is None:
-            self._policy = self.given.load() if isinstance(self.given, PolicyHandle) else Policy.load(self.given)
+            loaded = self.given.load() if isinstance(self.given, PolicyHandle) else Policy.load(self.given)
+            self._policy = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         return self._policy
 
     def release(self) -> None:
@@ -127,13 +128,16 @@ class LocalBackend:
         return [answer for answer in answers if answer is not None]
 
     def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[str | None]:
-        """The likeliest text in reply to each question, token by token (d-RLAIF and RLAIF decode greedily)."""
+        """The likeliest text in reply to each question, token by token (as RLAIF does); None where one is too long."""
         from alignkit.sampling import Sampler
         from alignkit.types import Groups
 
+        fits = [len(self.policy.chat.encode_prompt(question.messages)) <= MAX_PROMPT for question in questions]
         sampler = Sampler(greedy=True, max_new_tokens=max_new_tokens, max_prompt_tokens=MAX_PROMPT)
-        prompts = Groups.from_prompts([list(question.messages) for question in questions])
-        return [row["responses"][0].strip() for row in sampler.sample(self.policy, prompts, seed=(seed, "judge"))]
+        prompts = [list(question.messages) for question, short in zip(questions, fits, strict=True) if short]
+        drawn = sampler.sample(self.policy, Groups.from_prompts(prompts), seed=(seed, "judge")) if prompts else ()
+        texts = iter([row["responses"][0].strip() for row in drawn])
+        return [next(texts) if short else None for short in fits]
 
     def _spellings(self, question: Question) -> tuple[list[int], list[list[list[int]]]]:
         """(ids of the lead, for each label its spellings as lists of ids)."""

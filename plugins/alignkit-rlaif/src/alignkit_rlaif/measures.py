@@ -16,6 +16,7 @@ from alignkit.errors import DataError
 from alignkit.evaluation.statistics import bootstrap_mean
 from alignkit.functional import take_responses
 from alignkit.types import Groups
+from alignkit_rlaif.comparison import Comparison
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.verdicts import both_orders, consistent
 
@@ -49,12 +50,14 @@ def judgements(annotator: Annotator, groups: Groups, seed: int = 0) -> list[Judg
         seed: of whatever is random in it.
 
     Raises:
-        DataError: a group without exactly two responses, or an annotator of several dimensions.
+        DataError: a group without exactly two responses, an annotator of several dimensions, or too many failed calls.
     """
     if any(len(row["responses"]) != 2 for row in groups) or len(annotator.dimensions) != 1:
         raise DataError("needs two responses a group and an annotator of one dimension", where="judge_report")
     if isinstance(annotator, Judge):
-        return [_of_judge(comparison) for comparison in annotator.compare(groups, seed)]
+        compared = annotator.compare(groups, seed)
+        annotator.check(compared)  # what an endpoint that was down said is no measurement, and must not be kept as one
+        return [_of_judge(comparison) for comparison in compared]
     turned = take_responses(groups, [[1, 0]] * len(groups))
     (ab,), (ba,) = (annotator.annotate(part, seed).values() for part in (groups, turned))
     first, second = ({_identity(row): _named_first(row) for row in part} for part in (ab, ba))
@@ -65,7 +68,7 @@ def judgements(annotator: Annotator, groups: Groups, seed: int = 0) -> list[Judg
     ]
 
 
-def _of_judge(comparison: Any) -> Judgement:
+def _of_judge(comparison: Comparison) -> Judgement:
     counted = [vote for vote in comparison.votes if vote.prob is not None]
     ab, ba = (
         sum(getattr(vote, name) for vote in counted) / len(counted) if counted else None
