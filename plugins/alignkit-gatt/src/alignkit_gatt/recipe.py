@@ -51,7 +51,7 @@ class Sizes:
 
 
 SIZES = {
-    "small": Sizes(16, 3, 4, 6, 24, 2048, 0.7, True, 2, 5e-4, 8, 16),
+    "small": Sizes(12, 3, 3, 5, 20, 2048, 0.7, True, 3, 5e-4, 8, 16),
     "tiny": Sizes(96, 3, 16, 16, 6, 512, 1.0, False, 16, 3e-3, 32, 0),
 }
 """Found by short runs, like everything of this recipe that the paper does not give."""
