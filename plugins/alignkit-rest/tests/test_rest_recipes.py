@@ -8,7 +8,7 @@ import pytest
 import torch
 from alignkit_rest.recipes import distill, rest, shallower
 
-from alignkit import Policy, Run
+from alignkit import Groups, Policy, Run
 from alignkit.errors import ConfigError
 
 SUITE = "embedded(prompts=16, heldout=32)"
@@ -60,3 +60,41 @@ def test_every_other_layer_is_left_out_and_the_rest_is_untouched(tmp_path: Path)
     assert (tmp_path / "student" / "config.json").stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match="cannot be halved"):
         shallower(str(tmp_path / "student"), tmp_path / "again")
+
+
+def test_samples_of_another_tokenizer_are_tokenised_anew_and_the_run_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ids of a teacher with another tokenizer mean nothing to the student; the text does."""
+    rows = [
+        {"prompt": f"say {w}", "responses": [w], "response_ids": [ids], "tokenizer": "of the teacher"}
+        for w, ids in (("abc", [1, 2]), ("defg", [3]))
+    ]
+    learn = Groups.from_rows(rows).with_rewards("r", [[1.0], [2.0]])
+    losses = []
+    for name, groups in (("foreign", learn), ("plain", learn.map_rows(lambda r: {"response_ids": None}))):
+        with Run(tmp_path / name, quiet=True) as run:
+            student = run.policy("tiny", lora=None)
+            made = run.improve(
+                student, groups, optimizer="rest(samples_per_prompt=0, quantiles=[0.0])", max_new_tokens=8
+            )
+        losses.append(made.result["budget"]["trained_tokens"])
+        if name == "foreign":
+            assert "tokenised anew from their text" in caplog.text
+    assert losses == [9, 9]  # letters and an end each
+
+
+def test_rest_makes_a_version_of_llama2(tmp_path: Path) -> None:
+    from alignkit_recipes import llama2
+
+    with Run(tmp_path, quiet=True) as run:
+        llama2.main(
+            run,
+            policy="tiny",
+            algorithms="rest(quantiles=[0.3, 0.6], require_finished=False)",
+            prompts_per_version=8,
+            heldout=4,
+            max_new_tokens=6,
+        )
+    logged = [path.read_text() for path in tmp_path.glob("stages/*-v1-*/metrics.jsonl")]
+    assert any('"kept_share"' in text and '"round": 1' in text for text in logged)
