@@ -41,7 +41,7 @@ class Model:
 MODELS = {"small": Model(16, 0.8, 5e-4, 3, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 5e-3, 3)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
-_PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 2e-3, "weight_decay": 0.0}
+_PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
 _GROUPS_SMALL = {
     "samples_per_prompt": 4,
     "rounds": 4,
@@ -84,6 +84,7 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         "kto": _PAIRS_SMALL,
         "online_dpo": {**_GROUPS_SMALL, "samples_per_prompt": 2, "learning_rate": 3e-4},
         "grpo": _GROUPS_SMALL,
+        "dapo": _GROUPS_SMALL,
         "rloo": _GROUPS_SMALL,
         "reinforce_pp": {**_GROUPS_SMALL, "samples_per_prompt": 1, "prompts_per_round": 32},
         "rest": {"samples_per_prompt": 6, "batch_size": 16, "learning_rate": 5e-4, "weight_decay": 0.0},
@@ -108,12 +109,13 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
             "whiten_scores": True,
         },
         "dpo": _PAIRS_TINY,
-        "kto": _PAIRS_TINY,
-        "online_dpo": {**_GROUPS_TINY, "samples_per_prompt": 4, "learning_rate": 2e-3},
+        "kto": {**_PAIRS_TINY, "batch_size": 8},
+        "online_dpo": {**_GROUPS_TINY, "samples_per_prompt": 4},
         "grpo": _GROUPS_TINY,
+        "dapo": _GROUPS_TINY,
         "rloo": _GROUPS_TINY,
         "reinforce_pp": {**_GROUPS_TINY, "samples_per_prompt": 2, "prompts_per_round": 64},
-        "rest": {"samples_per_prompt": 8, "batch_size": 16, "learning_rate": 3e-3, "weight_decay": 0.0},
+        "rest": {"samples_per_prompt": 16, "batch_size": 8, "epochs": 2, "learning_rate": 5e-3, "weight_decay": 0.0},
         "hir": {"batch_size": 16, "epochs": 3, "learning_rate": 3e-3, "weight_decay": 0.0},
     },
 }
