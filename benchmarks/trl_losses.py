@@ -244,7 +244,11 @@ def policy_gradient_cases() -> list[Case]:
     """GRPO with its loss types, RLOO, online DPO."""
     losses = {
         "grpo": ({}, "grpo(kl_coef=0)", ""),
-        "grpo, beta=0.04": ({"beta": 0.04}, "grpo(kl_coef=0.04)", ""),
+        "grpo, beta=0.04": (
+            {"beta": 0.04},
+            "grpo(kl_coef=0.04)",
+            "use_bias_correction_kl=False; TRL's default is True",
+        ),
         "bnpo": ({}, "grpo(kl_coef=0, reduction='token')", "one micro-batch: TRL's mean is of each, ours of the step"),
         "dapo": ({"high": 0.28}, "dapo", ""),
         "dr_grpo": ({}, "grpo(kl_coef=0, reduction='constant', constant=8)", "constant = max_completion_length"),
