@@ -260,6 +260,7 @@ def test_languages_are_told_apart(code: str, text: str) -> None:
     assert in_language(text, code)
     assert sum(in_language(text, other) for other in ("en", "it", "sw", "hi", "mr", "ko", "fa", "ur", "de")) == 1
     assert not in_language("1234 !!", code)
+    assert in_language("Hello world", code) == (code == "en")
 
 
 def test_ends_of_sentences() -> None:

@@ -134,7 +134,7 @@ _COMMON = {
 
 def in_language(text: str, code: str) -> bool:
     """Whether a text is in a language: four fifths of its letters in its script, and no other language that is written
-    in it has more of its common words there.
+    in it has more of its common words there. Without a common word of any, Latin letters count as English.
 
     Args:
         text: any; one without a letter is in no language.
@@ -152,10 +152,10 @@ def in_language(text: str, code: str) -> bool:
     if code in ("ja", "zh"):
         return (code == "ja") == any(name in ("HIRAGANA", "KATAKANA") for name in names)
     seen = Counter(re.findall(r"[^\s\d.,;:!?()\"।،؟]+", text.lower()))
-    rivals = {
-        other: sum(seen[word] for word in _COMMON.get(other, "").split()) for other in _SCRIPTS[scripts[0]].split()
-    }
-    return rivals[code] == max(rivals.values())
+    rivals = _SCRIPTS[scripts[0]].split()
+    common = {rival: sum(seen[word] for word in _COMMON.get(rival, "").split()) for rival in rivals}
+    told = common[code] > 0 or code == "en" or len(rivals) == 1
+    return told and common[code] == max(common.values())
 
 
 # -- the 25 kinds ------------------------------------------------------------------------------------------------------
