@@ -41,6 +41,7 @@ class Sizes:
         rounds: of critique and revision.
         max_new_tokens: longest answer.
         sft_epochs: of the supervised stage.
+        shots: examples of the constitution before a conversation.
     """
 
     prompts: int
@@ -48,9 +49,10 @@ class Sizes:
     rounds: int
     max_new_tokens: int
     sft_epochs: int
+    shots: int
 
 
-SIZES = {"small": Sizes(28, 40, 1, 40, 1), "tiny": Sizes(64, 48, 1, 16, 1)}
+SIZES = {"small": Sizes(28, 40, 1, 40, 2, 3), "tiny": Sizes(64, 48, 1, 16, 1, 0)}
 EMBEDDED = 660
 """Embedded prompts of a split that are drawn from, at most: there are not many more."""
 KL_PROMPTS = 40
@@ -70,7 +72,7 @@ def main(
     optimizer: str = "ppo",
     rounds: int | None = None,
     learn: str = "all",
-    shots: int = 0,
+    shots: int | None = None,
     prompts: int | None = None,
     heldout: int | None = None,
     max_new_tokens: int | None = None,
@@ -93,7 +95,7 @@ def main(
         optimizer: registered optimizer of the second stage.
         rounds: critiques and revisions per red-team prompt.
         learn: "all": each revision is learned from; "last": only the last one of a prompt.
-        shots: examples of the constitution before each conversation.
+        shots: examples of the constitution before each conversation; default 3, and none for the tiny model.
         prompts: red-team prompts, and as many ordinary ones.
         heldout: held-out prompts of each of the two.
         max_new_tokens: longest answer, critique and revision, in tokens.
@@ -119,7 +121,7 @@ def main(
             constitution or "",
             rounds=rounds or sizes.rounds,
             learn=learn,
-            shots=shots,
+            shots=sizes.shots if shots is None else shots,
             max_critique_tokens=tokens,
             require_finished=kind != "tiny",  # random bytes hardly ever end
             **sampling,
