@@ -33,6 +33,9 @@ PAGES = (
     "docs/concepts.md",
     "docs/write-a-plugin.md",
     "docs/cli.md",
+    "docs/methods.md",
+    "docs/choosing.md",
+    "docs/from-trl.md",
     "CONTRIBUTING.md",
     "plugins/alignkit-recipes/README.md",
 )
