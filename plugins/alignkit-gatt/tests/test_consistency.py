@@ -253,6 +253,26 @@ def test_the_recipe_runs_on_tiny_and_writes_consistency_by_turn(tmp_path: Path) 
     assert "turn 04" in (tmp_path / "report.html").read_text()
 
 
+def test_dialogues_of_a_file_are_split_and_plain_demonstrations_learned_beside_them(tmp_path: Path) -> None:
+    turns = ("user", "assistant", "user", "assistant")
+    asked = [{"messages": [{"role": r, "content": f"{c}{i}"} for i, r in enumerate(turns)]} for c in "abcdefgh"]
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(row) for row in asked))
+    (tmp_path / "plain.jsonl").write_text(json.dumps({"prompt": "hello", "response": "hi"}))
+    options = {"samples_per_turn": 16, "heldout_dialogues": 4, "max_new_tokens": 2, "epochs": 1}
+    with Run(tmp_path / "run", quiet=True) as run:
+        files = {"dialogues": str(tmp_path / "asked.jsonl"), "demonstrations": str(tmp_path / "plain.jsonl")}
+        main(run, policy="tiny", **files, **options)
+    stages = {s["name"]: s["result"] for s in map(_stage, (tmp_path / "run" / "stages").iterdir())}
+    assert stages["gatt"]["rows"] == stages["gatt/dialogues"]["rows"] + 1
+    assert stages["consistency/V0"]["metrics"]["consistency"]["n"] == 2
+    with pytest.raises(DataError, match="1 distinct dialogues"), Run(tmp_path / "few", quiet=True) as run:
+        main(run, policy="tiny", dialogues=str(tmp_path / "plain.jsonl"))
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "stage.json").read_text())
+
+
 def test_the_recipe_plans_without_doing_anything(tmp_path: Path) -> None:
     run = Run(tmp_path, plan=True, quiet=True)
     main(run, policy="tiny")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from alignkit import Groups, LoRA, Run, read_groups
+from alignkit.errors import DataError
 from alignkit.plugins.grammar import Component, use
 from alignkit.run import GroupsHandle, PolicyHandle
 from alignkit.run.store import write_json
@@ -118,7 +119,7 @@ def main(
         constraints: JSON file of constraints; default those of the plugin.
         kinds: those kinds alone, separated by commas; default some that a program can judge.
         most: constraints combined in one instruction at most.
-        dialogues: file of dialogues whose user turns are asked; default short ones of the plugin.
+        dialogues: file of whole dialogues, whose user turns are asked; default short ones of the plugin.
         train_dialogues: dialogues to learn from.
         train_turns: user turns of the embedded ones.
         samples_per_turn: answers sampled for each turn, of which the first that obeys is kept.
@@ -194,6 +195,10 @@ def _dialogues(
         return train, user_turns(kind, "heldout", counts[1], turns[1], seed)
     given = read_groups(Path(file)).without_responses()
     unique = given.select({row["prompt_id"]: i for i, row in enumerate(given)}.values())
+    if len(unique) < 4:
+        raise DataError(
+            f"{len(unique)} distinct dialogues", where=file, remedy="give four or more: a quarter is held out"
+        )
     kept_back = min(counts[1], len(unique) // 4)
     return unique.select(range(kept_back, min(len(unique), kept_back + counts[0]))), unique.select(range(kept_back))
 
