@@ -234,6 +234,53 @@ def test_the_kl_in_the_loss_pulls_back_to_the_reference() -> None:
     assert "kl" not in GRPO(kl_coef=0.0).terms()
 
 
+# -- against closed forms, by enumeration ------------------------------------------------------------------------------
+
+BANDIT = {"reward": [1.0, 0.0, 3.0], "theta": [0.3, -0.4, 0.1], "ref": [0.0, 0.5, -0.5]}
+
+
+def expected_gradient(optimizer: Any, loss: Any) -> torch.Tensor:
+    """The gradient of the loss on two one-token responses, averaged over all that could be drawn, negated."""
+    reward, theta, ref = (torch.tensor(BANDIT[n], dtype=torch.float64) for n in ("reward", "theta", "ref"))
+    theta.requires_grad_()
+    pi, ref = theta.log_softmax(0), ref.log_softmax(0)
+    rows = Groups.from_rows([{"prompt": "p", "responses": ["a", "b"]}])
+    mask, total = torch.ones(2, 1, dtype=torch.bool), torch.zeros((), dtype=torch.float64)
+    for a in range(3):
+        for b in range(3):
+            drawn = torch.tensor([a, b])
+            tensors = {"rewards": reward[drawn], "present": mask[:, 0], "response_mask": mask, "max_new_tokens": 1}
+            tensors |= {"logprobs": pi[drawn].detach().unsqueeze(1), "ref_logprobs": ref[drawn].unsqueeze(1)}
+            advantages = prepare(optimizer, rows, tensors).tensors["advantages"]
+            value = loss(pi[drawn].unsqueeze(1), ref[drawn].unsqueeze(1), advantages).mean()
+            total = total - (pi[a] + pi[b]).exp().detach() * value
+    return torch.autograd.grad(total, theta)[0]
+
+
+def gradient_of(objective: Any) -> torch.Tensor:
+    reward, theta, ref = (torch.tensor(BANDIT[n], dtype=torch.float64) for n in ("reward", "theta", "ref"))
+    theta.requires_grad_()
+    return torch.autograd.grad(objective(reward, theta.log_softmax(0), ref.log_softmax(0)), theta)[0]
+
+
+def test_rloo_climbs_reward_minus_kl_without_bias() -> None:
+    """Its expected gradient is that of E[r] - beta KL(pi || ref), whose optimum is ref exp(r / beta) / Z."""
+    found = expected_gradient(RLOO(kl_coef=0.7), lambda pi, _ref, a: reinforce(pi, pi.detach(), a)["policy_loss"])
+    close(found, gradient_of(lambda r, pi, ref: (pi.exp() * (r - 0.7 * (pi - ref))).sum()))
+
+
+def test_grpo_without_scale_climbs_the_reward_by_the_factor_of_its_baseline() -> None:
+    """A mean that includes the response itself shrinks the gradient by (k - 1) / k: 1/2 for two responses."""
+    found = expected_gradient(GRPO(scale=False), lambda pi, _ref, a: clipped_policy(pi, pi.detach(), a)["policy_loss"])
+    close(found, 0.5 * gradient_of(lambda r, pi, _ref: (pi.exp() * r).sum()))
+
+
+def test_k3_as_a_loss_pulls_like_the_kl_from_the_reference() -> None:
+    """Its value is an estimate of KL(pi || ref), its gradient one of KL(ref || pi)'s."""
+    found = expected_gradient(GRPO(), lambda pi, ref, _a: k3(pi, ref))
+    close(found, -gradient_of(lambda _r, pi, ref: (ref.exp() * (ref - pi)).sum()))
+
+
 # -- reductions --------------------------------------------------------------------------------------------------------
 
 VALUES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 0.0, 0.0, 0.0]], dtype=torch.float64)

@@ -33,6 +33,13 @@ def test_recipe_rest_plans_without_work(tmp_path: Path) -> None:
         assert [p.name for p in run.planned if p.verb == "improve"] == ["improve1", "improve2", "improve3"]
 
 
+def test_recipe_distill_plans_without_a_student(tmp_path: Path) -> None:
+    with Run(tmp_path, plan=True, quiet=True) as run:
+        distill(run, teacher="tiny", suite=SUITE)
+        assert [p.name for p in run.planned if p.verb == "improve"] == ["distilled"]
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_smaller_student_learns_from_the_best_samples_of_a_larger_teacher(tmp_path: Path) -> None:
     with Run(tmp_path, quiet=True) as run:
         distill(

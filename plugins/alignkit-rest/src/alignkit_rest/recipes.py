@@ -124,8 +124,9 @@ def distill(
     task = open_suite(run, suite, kind)
     tokens = max_new_tokens or task.max_new_tokens
     large = open_policy(run, teacher, kind)
-    folder = student or str(shallower(teacher, run.folder / "student"))
-    small = run.policy(folder, lora=LoRA(r=student_lora) if student_lora else None, name="student")
+    if student is None:  # a plan writes nothing, and takes the teacher for its size
+        student = teacher if run.planning else str(shallower(teacher, run.folder / "student"))
+    small = run.policy(student, lora=LoRA(r=student_lora) if student_lora else None, name="student")
     if teach:
         large = run.improve(
             large,
