@@ -99,6 +99,8 @@ def test_ipo_golden(dtype: torch.dtype) -> None:
     """Target 1/(2 beta) = 5; per token, the lengths being 8, a gap of 8 counts as 1."""
     assert [at_gap(ipo, h, dtype, beta=0.1) for h in (0.0, 1.0, 5.0)] == pytest.approx([25.0, 16.0, 0.0], abs=1e-4)
     assert at_gap(ipo, 8.0, dtype, beta=0.1, mean=True) == near(dtype, 16.0)
+    tensors = one(-4.0, -12.0, -6.0, -9.0, 2.0, 3.0, 1.0, dtype=dtype)  # 2 over 2 tokens, -3 over 3: a gap of 2
+    assert ipo(*tensors, beta=0.1, mean=True).item() == near(dtype, 9.0)
     assert at_gap(ipo, 1.0, dtype, p=0.25, beta=0.1) == near(dtype, 0.25 * 16 + 0.75 * 36)
 
 
@@ -210,6 +212,8 @@ def test_what_becomes_dpo(w: float, lo: float, ref_w: float, ref_lo: float, beta
     smooth = dpo(*pair, sure, beta=beta, label_smoothing=eps)
     swapped = dpo(pair[1], pair[0], pair[3], pair[2], sure, beta=beta)
     assert smooth.item() == pytest.approx(dpo(*pair, one(1 - eps)[0], beta=beta).item(), abs=1e-9)
+    both = dpo(*pair, one(0.7)[0], beta=beta, label_smoothing=eps)
+    assert both.item() == pytest.approx(dpo(*pair, one(0.7 * (1 - eps) + 0.3 * eps)[0], beta=beta).item(), abs=1e-9)
     assert smooth.item() == pytest.approx(((1 - eps) * plain + eps * swapped).item(), abs=1e-9)
 
 
