@@ -34,7 +34,7 @@ def groups(folder: Path, name: str, part: str = "groups") -> Groups:
 
 
 def test_both_stages_run_and_three_versions_are_measured(tmp_path: Path) -> None:
-    stages = run(tmp_path, optimizer="ppo(rounds=1, prompts_per_round=4)")
+    stages = run(tmp_path, optimizer="ppo(rounds=1, prompts_per_round=12)")
     labels = [stages[f"{v}/heldout"]["result"]["label"] for v in ("v0", "sl_cai", "rl_cai")]
     assert labels == ["V0", "SL-CAI", "RL-CAI"]
     assert set(stages["v0/heldout"]["config"]["scores"]) == {"gold", "safety", "helpfulness"}
@@ -46,6 +46,8 @@ def test_both_stages_run_and_three_versions_are_measured(tmp_path: Path) -> None
     assert {row["prompt_id"] for row in learned} > {row["prompt_id"] for row in revised}  # ordinary answers too
     assert stages["rl_cai"]["inputs"]["policy"] == {"stage": stages["sl_cai"]["key"]}
     assert stages["rl_cai"]["inputs"]["reference"] == {"stage": stages["sl_cai"]["key"]}
+    sampled = groups(tmp_path, "rl_cai")
+    assert sum("safety" in row["tags"] for row in sampled) == 6  # of twelve: prompts of both kinds
     assert stages["preference_model"]["config"]["loss"] == "alignkit-rlaif/soft_ranking"
     assert {"comparisons0", "comparisons1"} <= set(stages["preference_model"]["inputs"])
     held = [json.loads(line) for line in next(tmp_path.glob("stages/*v0*heldout*/evaluation.jsonl")).open()]
