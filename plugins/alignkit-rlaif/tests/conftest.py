@@ -140,7 +140,7 @@ def gives_logprobs(rule: Rule) -> Callable[..., None]:
 
 
 def draws_only(rule: Rule, refuses: bool = True) -> Callable[..., None]:
-    """As `transformers serve` does it: the field `logprobs` is refused (or, by others, ignored)."""
+    """The field `logprobs` is refused, or ignored as `transformers serve` does."""
 
     def behave(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         if "logprobs" in body and refuses:

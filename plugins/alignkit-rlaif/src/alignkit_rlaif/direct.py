@@ -1,6 +1,6 @@
 """The reward `direct`: a judge's expected score of one response, without a reward model.
 
-d-RLAIF (Lee et al. 2023, arXiv 2309.00267), section 2.2.2: the probabilities of the scores 1 to 10 are normalised,
+d-RLAIF (Lee et al. 2023, arXiv 2309.00267, third version): the probabilities of the scores 1 to 10 are normalised,
 their mean is the score, and it is normalised to [-1, 1].
 """
 

@@ -1,7 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint. Its replies are untrusted bytes: parsed strictly, bounded in size and
 time, and whatever is wrong with one makes the answer missing, never a number.
 
-Where the server gives log-probs, one call is one answer. Where it gives none (`transformers serve` refuses the field),
+Where the server gives log-probs, one call is one answer. Where it gives none (`transformers serve` ignores the field),
 the verdict is drawn several times and counted.
 """
 

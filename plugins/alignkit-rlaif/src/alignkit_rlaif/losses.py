@@ -10,7 +10,7 @@ from alignkit.functional import check_shapes, preference_cross_entropy
 def soft_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, preference_prob: Tensor) -> Tensor:
     """-p log sigmoid(r_c - r_r) - (1 - p) log sigmoid(r_r - r_c): cross-entropy with the judge's soft label.
 
-    RLAIF (Lee et al. 2023, section 2.2) and Constitutional AI (Bai et al. 2022, section 4.1). p = 1 is pairwise
+    RLAIF (Lee et al. 2023) and Constitutional AI (Bai et al. 2022, section 4.1). p = 1 is pairwise
     ranking; p = 1/2 has no gradient where the scores are equal and pulls them together elsewhere.
 
     Args:

@@ -1,8 +1,8 @@
 """From the probabilities of verdict tokens to a preference: pure arithmetic, no model.
 
-RLAIF (Lee et al. 2023, arXiv 2309.00267), section 2.1: softmax over the log-probs of the verdicts "1" and "2", two
-passes with the order of the responses reversed, averaged. Constitutional AI (Bai et al. 2022, arXiv 2212.08073),
-section 4.1: soft labels; those that come after a chain of thought are clamped to 40-60 per cent.
+RLAIF (Lee et al. 2023, arXiv 2309.00267), "Addressing Position Bias": softmax over the log-probs of the verdicts "1" and
+"2", two passes with the order of the responses reversed, averaged. Constitutional AI (Bai et al. 2022, arXiv
+2212.08073), section 4.1: soft labels; those that come after a chain of thought are clamped to 40-60 per cent.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def rating_of(prob: float, levels: Sequence[float] = LEVELS) -> str:
 
 
 def expected_score(probs: Sequence[float]) -> float:
-    """Sum over i of i P(i), with the probabilities normalised (d-RLAIF, section 2.2.2).
+    """Sum over i of i P(i), with the probabilities normalised (d-RLAIF).
 
     Args:
         probs: of the scores 1, 2, …, n, not normalised.
