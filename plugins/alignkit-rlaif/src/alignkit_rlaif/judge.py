@@ -1,6 +1,6 @@
 """The annotator `judge`: a language model compares two responses, in both orders.
 
-RLAIF (Lee et al. 2023, arXiv 2309.00267), "Preference Labeling with LLMs"; the principles, the ensemble and the clamp are
+RLAIF (Lee et al. 2023, arXiv 2309.00267), "Preference Labeling with LLMs"; principles, ensemble and clamp are
 Constitutional AI's (Bai et al. 2022, arXiv 2212.08073), section 4.
 """
 

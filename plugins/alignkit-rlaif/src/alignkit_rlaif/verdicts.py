@@ -1,6 +1,6 @@
 """From the probabilities of verdict tokens to a preference: pure arithmetic, no model.
 
-RLAIF (Lee et al. 2023, arXiv 2309.00267), "Addressing Position Bias": softmax over the log-probs of the verdicts "1" and
+RLAIF (Lee et al. 2023, arXiv 2309.00267), "Addressing Position Bias": softmax over the log-probs of verdicts "1" and
 "2", two passes with the order of the responses reversed, averaged. Constitutional AI (Bai et al. 2022, arXiv
 2212.08073), section 4.1: soft labels; those that come after a chain of thought are clamped to 40-60 per cent.
 """
