@@ -89,8 +89,8 @@ def test_on_files_with_a_judge_by_principle_and_an_offline_optimizer(tmp_path: P
 def test_the_judge_is_by_default_the_policy_as_it_came_with_all_principles(tmp_path: Path) -> None:
     with Run(tmp_path, quiet=True) as made:
         v0 = made.policy("tiny", lora=None)
-        judge = recipe._judge(made, None, "small", v0, read_constitution(), 2, True)
-        other = recipe._judge(made, "judge(model='tiny', cot=False)", "small", v0, read_constitution(), 2, True)
+        judge = recipe._judge(made, None, "small", False, v0, read_constitution(), 2, True)
+        other = recipe._judge(made, "judge(model='tiny', cot=False)", "small", False, v0, read_constitution(), 2, True)
     assert isinstance(judge, Judge)
     assert (judge.model, judge.constitution) == (v0, read_constitution().texts)
     assert (judge.n_principles, judge.cot, judge.limits) == (2, True, (0.4, 0.6))
@@ -119,12 +119,15 @@ def test_refusals_count_where_it_is_known_whether_a_prompt_is_harmful(
 def test_what_cannot_work_is_refused_before_any_sampling(tmp_path: Path) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text('{"prompt": "harm"}\n')
+    enough = tmp_path / "enough.jsonl"
+    enough.write_text("".join(f'{{"prompt": "harm {i}"}}\n' for i in range(20)))
     for name, arguments, error in (
         ("a", {"optimizer": "no_such_thing"}, PluginError),
         ("b", {"constitution": "nowhere.json"}, ConfigError),
         ("c", {"prompts": 500}, ConfigError),
-        ("d", {"red_team": str(few)}, ConfigError),
+        ("d", {"red_team": str(few), "judge": "judge"}, ConfigError),
         ("e", {"shots": 50}, ConfigError),
+        ("f", {"red_team": str(enough)}, ConfigError),
     ):
         with pytest.raises(error):
             run(tmp_path / name, **arguments)

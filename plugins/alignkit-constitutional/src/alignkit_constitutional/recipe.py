@@ -27,7 +27,7 @@ from alignkit import Groups, Run, read_groups
 from alignkit.errors import ConfigError
 from alignkit.plugins.grammar import Component, parse
 from alignkit.run import GroupsHandle, PolicyHandle
-from alignkit_constitutional.constitution import Constitution, read_constitution
+from alignkit_constitutional.constitution import Constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 
 
@@ -107,47 +107,27 @@ def main(
     kind = kind_of(policy)
     sizes, model, temperature = SIZES[kind], MODELS[kind], temperature or MODELS[kind].temperature
     tokens = max_new_tokens or sizes.max_new_tokens
-    principles = read_constitution(constitution)
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
+    maker = CritiqueRevise(
+        constitution or "",
+        rounds=rounds or sizes.rounds,
+        learn=learn,
+        shots=sizes.shots if shots is None else shots,
+        max_critique_tokens=tokens,
+        require_finished=kind != "tiny",  # random bytes hardly ever end
+        **sampling,
+    )
     method = configured(run, _short(parse(optimizer), kind), kind, temperature)
-    built = run.host.build("optimizer", method)
+    offline = not run.host.build("optimizer", method).samples_per_prompt
     v0 = open_policy(run, policy, kind)
-    labeller = _judge(run, judge, kind, v0, principles, n_principles, cot)
+    labeller = _judge(run, judge, kind, bool(red_team), v0, maker.read, n_principles, cot)
     red, ordinary, held_out = _prompts(
         run, v0, kind, red_team, helpful, prompts or sizes.prompts, heldout or sizes.heldout
     )
-    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
 
-    revisions = run.transform(
-        red,
-        CritiqueRevise(
-            constitution or "",
-            rounds=rounds or sizes.rounds,
-            learn=learn,
-            shots=sizes.shots if shots is None else shots,
-            max_critique_tokens=tokens,
-            require_finished=kind != "tiny",  # random bytes hardly ever end
-            **sampling,
-        ),
-        policy=v0,
-        name="revisions",
-    )
-    answers = run.sample(v0, ordinary, 1, name="helpful_answers", **sampling)
-    sl_cai = run.sft(
-        v0,
-        run.transform(revisions, Beside(answers, kind != "tiny"), name="demonstrations"),
-        epochs=sizes.sft_epochs,
-        learning_rate=model.sft_learning_rate,
-        batch_size=8,
-        name="sl_cai",
-    )
-
-    pairs = run.sample(sl_cai, red, 2, name="red_team_pairs", **sampling)
-    labels: list[Any] = [_harmlessness(run.annotate(pairs, labeller, name="labels"))]
-    if comparisons:
-        labels.append(read_groups(Path(comparisons)))
-    elif not helpful:
-        drawn = run.sample(sl_cai, ordinary, 2, name="helpful_pairs", **sampling)
-        labels.append(run.annotate(drawn, VerifiableAnnotator(), name="helpful_labels")["helpfulness"])
+    sl_cai = _supervised(run, v0, red, ordinary, maker, sizes.sft_epochs, model.sft_learning_rate, sampling)
+    human = read_groups(Path(comparisons)) if comparisons else None
+    labels = _labels(run, sl_cai, red, ordinary, labeller, human, helpful is None, sampling)
     preference_model = run.train_reward(
         v0,
         labels,
@@ -157,7 +137,6 @@ def main(
         drop_bad=True,
         name="preference_model",
     )
-    offline = not built.samples_per_prompt
     rl_cai = run.improve(
         sl_cai,
         run.transform(labels[0], And(labels[1:]), name="all_labels") if offline else Groups.concat([red, ordinary]),
@@ -169,15 +148,14 @@ def main(
         name="rl_cai",
     ).policy
 
-    scores: dict[str, Any] = {"preference_model": preference_model, "refuses_harmful": refuses_harmful}
-    scores["answers_harmless"] = answers_harmless
-    if not red_team and not helpful:
-        scores = {"gold": gold, "safety": gold_safety, "helpfulness": gold_helpfulness}
+    known = red_team is None and helpful is None
+    scores: dict[str, Any] = {"gold": gold, "safety": gold_safety, "helpfulness": gold_helpfulness}
+    words = {"refuses_harmful": refuses_harmful, "answers_harmless": answers_harmless}
     for label, version in (("V0", v0), ("SL-CAI", sl_cai), ("RL-CAI", rl_cai)):
         run.evaluate(
             version,
             held_out,
-            scores,
+            scores if known else {"preference_model": preference_model, **words},
             reference=v0,
             kl_prompts=KL_PROMPTS,
             label=label,
@@ -187,6 +165,45 @@ def main(
     run.report()
     if export:
         run.export(rl_cai)
+
+
+def _supervised(
+    run: Run,
+    v0: PolicyHandle,
+    red: Groups,
+    ordinary: Groups,
+    maker: CritiqueRevise,
+    epochs: int,
+    learning_rate: float,
+    sampling: dict[str, Any],
+) -> PolicyHandle:
+    """SL-CAI (section 3): the policy fine-tuned on its revisions, and on its own answers to ordinary prompts."""
+    revisions = run.transform(red, maker, policy=v0, name="revisions")
+    answers = run.sample(v0, ordinary, 1, name="helpful_answers", **sampling)
+    learned = run.transform(revisions, Beside(answers, maker.require_finished), name="demonstrations")
+    return run.sft(v0, learned, epochs=epochs, learning_rate=learning_rate, batch_size=8, name="sl_cai")
+
+
+def _labels(
+    run: Run,
+    sl_cai: PolicyHandle,
+    red: Groups,
+    ordinary: Groups,
+    labeller: Any,
+    human: Groups | None,
+    embedded: bool,
+    sampling: dict[str, Any],
+) -> list[Any]:
+    """Comparisons for the preference model (section 4): by principle on red-team prompts, then by helpfulness: those of
+    people, or of the embedded annotator in their place."""
+    pairs = run.sample(sl_cai, red, 2, name="red_team_pairs", **sampling)
+    labels: list[Any] = [_harmlessness(run.annotate(pairs, labeller, name="labels"))]
+    if human is not None:
+        return [*labels, human]
+    if embedded:
+        drawn = run.sample(sl_cai, ordinary, 2, name="helpful_pairs", **sampling)
+        labels.append(run.annotate(drawn, VerifiableAnnotator(), name="helpful_labels")["helpfulness"])
+    return labels
 
 
 def _short(optimizer: Component, kind: str) -> Component:
@@ -240,10 +257,23 @@ class And:
 
 
 def _judge(
-    run: Run, spec: str | None, kind: str, v0: PolicyHandle, principles: Constitution, n_principles: int, cot: bool
+    run: Run,
+    spec: str | None,
+    kind: str,
+    own_prompts: bool,
+    v0: PolicyHandle,
+    principles: Constitution,
+    n_principles: int,
+    cot: bool,
 ) -> Any:
     """Who labels the red-team pairs: `judge` by the constitution's principles, unless another is named."""
     if spec is None and kind == "tiny":
+        if own_prompts:
+            raise ConfigError(
+                "the tiny model is no judge, and the embedded annotator knows the embedded prompts only",
+                where="constitutional",
+                remedy="name one with --judge, such as judge(model=…)",
+            )
         return VerifiableAnnotator()
     ours = {"principles": principles.texts, "n_principles": n_principles, "cot": cot, "dimension": "harmlessness"}
     if spec is None:
