@@ -200,10 +200,10 @@ class CritiqueRevise:
         replies = self._ask(ctx, prompts, self.max_new_tokens, "prompt")
         chains = [Chain(r.text, r.refused or (None if r.text else "empty response")) for r in replies]
         for number in range(1, self.rounds + 1):
-            open_ = [i for i, chain in enumerate(chains) if chain.dropped is None]
-            drawn = [self._principle(ctx.seed, *times[i], number) for i in open_]
-            found = self._round(ctx, [(prompts[i], chains[i].text) for i in open_], drawn, number)
-            for i, one in zip(open_, found, strict=True):
+            going = [i for i, chain in enumerate(chains) if chain.dropped is None]
+            drawn = [self._principle(ctx.seed, *times[i], number) for i in going]
+            found = self._round(ctx, [(prompts[i], chains[i].text) for i in going], drawn, number)
+            for i, one in zip(going, found, strict=True):
                 chains[i] = replace(chains[i], rounds=(*chains[i].rounds, one))
         return chains
 
@@ -273,9 +273,8 @@ class CritiqueRevise:
             return "unfinished revision"
         if critique is not None and _same(text, critique):
             return "the revision is the critique"
-        return (
-            "the revision repeats a request" if any(_same(text, entry[k]) for k in ("critique", "revision")) else None
-        )
+        requests = (entry["critique"], entry["revision"])
+        return "the revision repeats a request" if any(_same(text, request) for request in requests) else None
 
     # -- what comes out ------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from alignkit import Groups, Run, read_groups
 from alignkit.errors import ConfigError
 from alignkit.plugins.grammar import Component, parse
 from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit.run.keys import class_code
 from alignkit_constitutional.constitution import Constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 
@@ -253,7 +254,8 @@ class And:
         return Groups.concat([groups, *(other.groups if hasattr(other, "groups") else other for other in self.others)])
 
     def key(self) -> Any:
-        return [other.digest() if isinstance(other, Groups) else other.to_json() for other in self.others]
+        others = [other.digest() if isinstance(other, Groups) else other.to_json() for other in self.others]
+        return {"and": others, **class_code(type(self))}
 
 
 def _judge(
