@@ -379,6 +379,8 @@ def test_earlier_rounds_are_learned_from_again_the_newest_first_and_no_more_than
     third = prepare(sampled(("o", ["6"], [0.0])), second.state, replay=3)
     assert {text for _, text, _ in responses(third)} == {"6", "4", "5", "2"}
     json.dumps(third.state)
+    again = prepare(sampled(("q", ["2"], [1.0])), first.state)
+    assert len(again.pairs or ()) == 2  # a response drawn again is not learned from twice
     none = prepare(sampled(("p", ["4"], [0.0])), prepare(sampled(("q", ["2"], [1.0])), replay=0).state, replay=0)
     assert none.metrics["replayed"] == 0
 
@@ -457,3 +459,9 @@ def test_samples_drawn_elsewhere_are_relabelled_offline(tmp_path: Any) -> None:
         method = use("hir", samples_per_prompt=0, rounds=1, epochs=1, require_finished=False)
         v1 = run.improve(v0, drawn, optimizer=method, reward=suite.scores["gold"], max_new_tokens=6)
     assert (v1.policy.path / "metrics.jsonl").read_text()
+
+
+def test_the_entropy_is_raised_and_the_others_fall() -> None:
+    weights = {name: term.weight for name, term in HIR(entropy_coef=0.01, contrastive_coef=2.0).terms().items()}
+    assert weights == {"loss": 1.0, "contrast": 2.0, "entropy_bonus": -0.01}
+    assert set(HIR().extra_losses()) == {"contrast", "entropy_bonus"}

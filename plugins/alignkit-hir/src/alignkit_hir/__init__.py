@@ -166,30 +166,37 @@ class HIR(PolicyOptimizer):
             DataError: a program can verify nothing of any response.
         """
         samples = list(samples_of(groups, reward_name))
-        relabel = relabelling(self.relabel, self.threshold)
-        kept = [(one, sample) for one, sample in samples if sample.finished is not False or not self.require_finished]
-        found = [(one, sample, relabel(sample)) for one, sample in kept]
-        new = [(one, sample, what) for one, sample, what in found if what is not None]
-        fresh = distinct([relabelled_rows(one, what) for one, _, what in new])
+        told = self._told(samples)
+        fresh = distinct([relabelled_rows(one, what) for one, _, what in told])
         learned = distinct([*fresh, *state["earlier"]])
         if not learned:
-            raise DataError(
-                f"of {len(samples)} responses a program can verify nothing ({len(kept)} of them are finished)",
-                where="hir",
-                effect="There is no instruction to relabel them with, so nothing was learned.",
-                remedy="use prompts whose instructions or answers a program checks (suites embedded, gsm8k, bbh_hir), "
-                "raise max_new_tokens, or pass relabel=a function",
-            )
+            raise self._nothing_verifiable(samples)
         batch = paired(learned)
         mask = measure(batch.groups)["response_mask"] & follows(batch.groups).unsqueeze(1)
         metrics = {
-            "followed": sum(what.achieved == sample.asked for _, sample, what in new) / max(len(new), 1),
-            "verifiable": len(new) / len(samples),
+            "followed": sum(what.achieved == sample.asked for _, sample, what in told) / max(len(told), 1),
+            "verifiable": len(told) / len(samples),
             "contrasted": len(batch.pairs or ()) / len(learned),
             "replayed": float(len(learned) - len(fresh)),
         }
         later = {"earlier": learned[: self.replay]}
         return replace(batch, tensors={"hindsight_mask": mask}, metrics=metrics, state=later)
+
+    def _told(self, samples: Sequence[tuple[Row, Sample]]) -> list[tuple[Row, Sample, Relabelled]]:
+        """The samples of which a program can tell what they achieved."""
+        relabel = relabelling(self.relabel, self.threshold)
+        whole = [each for each in samples if each[1].finished is not False or not self.require_finished]
+        return [(one, sample, what) for one, sample in whole if (what := relabel(sample)) is not None]
+
+    def _nothing_verifiable(self, samples: Sequence[tuple[Row, Sample]]) -> DataError:
+        cut = sum(sample.finished is False for _, sample in samples)
+        return DataError(
+            f"of {len(samples)} responses a program can verify nothing ({cut} of them were cut off)",
+            where="hir",
+            effect="There is no instruction to relabel them with, so nothing was learned.",
+            remedy="use prompts whose instructions or answers a program checks (suites embedded, gsm8k, bbh_hir), "
+            "raise max_new_tokens, or pass relabel=a function",
+        )
 
 
 def samples_of(groups: Groups, reward_name: str | None) -> Sequence[tuple[Row, Sample]]:
