@@ -45,6 +45,9 @@ NOT_TYPED = (
     "alignkit run llama2 --plan",  # needs the large model
     "alignkit run llama2 --preferences.helpfulness",  # needs the reader's files
     'alignkit run llama2 --algorithms "rejection_sampling(samples_per_prompt=16)',  # needs the large model
+    "alignkit run method --policy package:",  # likewise
+    "alignkit run instructgpt --policy package:",  # likewise
+    "alignkit run instructgpt --demonstrations",  # needs the reader's files
 )
 BLOCK = re.compile(r"(?:^<!-- file: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ROOMS = re.compile(r"^\*\*`([\w]+)(/?)`\*\*", re.MULTILINE)
