@@ -29,6 +29,7 @@ class Sizes:
         turns: user turns of those.
         samples_per_turn: of which the first that obeys is kept.
         heldout: dialogues to evaluate on.
+        heldout_turns: user turns of those.
         max_new_tokens: longest answer.
         context: tokens of a prompt and its answer.
         temperature: of sampling.
@@ -41,6 +42,7 @@ class Sizes:
     turns: int
     samples_per_turn: int
     heldout: int
+    heldout_turns: int
     max_new_tokens: int
     context: int
     temperature: float
@@ -52,13 +54,14 @@ class Sizes:
 
 
 SIZES = {
-    "small": Sizes(12, 3, 3, 5, 20, 2048, 0.7, True, 3, 5e-4, 8, 16),
-    "tiny": Sizes(96, 3, 16, 16, 6, 512, 1.0, False, 16, 3e-3, 32, 0),
+    "small": Sizes(32, 3, 4, 8, 12, 28, 2048, 0.7, True, 3, 5e-4, 8, 16),
+    "tiny": Sizes(96, 3, 16, 16, 20, 6, 512, 1.0, False, 16, 3e-3, 32, 0),
 }
 """Found by short runs, like everything of this recipe that the paper does not give."""
 
-KINDS = {"small": "opening,ending,case", "tiny": "first byte"}
-"""Kinds of constraint that a program can judge, and that the model obeys now and then when they are in the turn."""
+KINDS = {"small": "word", "tiny": "first byte"}
+"""A kind of constraint that a program can judge, that the model obeys now and then when it is in the turn (README: how
+often), and that it forgets when it is not."""
 
 TINY = str(Path(__file__).with_name("tiny_constraints.json"))
 """What a model of random bytes can be asked: which kind of byte comes first."""
@@ -104,7 +107,7 @@ def main(
     samples_per_turn: int | None = None,
     require_obeyed: bool = True,
     heldout_dialogues: int | None = None,
-    heldout_turns: int = 20,
+    heldout_turns: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     demonstrations: str | None = None,
@@ -125,7 +128,7 @@ def main(
         samples_per_turn: answers sampled for each turn, of which the first that obeys is kept.
         require_obeyed: learn only answers that obey, where a program can judge.
         heldout_dialogues: dialogues to evaluate on; of a file a quarter at most.
-        heldout_turns: user turns of the embedded ones; every second one is evaluated.
+        heldout_turns: user turns of the embedded ones, of which every second one is evaluated.
         max_new_tokens: longest answer, in tokens.
         temperature: of sampling.
         demonstrations: file of plain demonstrations, learned from beside the dialogues.
@@ -146,7 +149,8 @@ def main(
         "max_prompt_tokens": sizes.context - tokens,
     }
     counts = (train_dialogues or sizes.dialogues, heldout_dialogues or sizes.heldout)
-    train, asked = _dialogues(kind, dialogues, counts, (train_turns or sizes.turns, heldout_turns), run.seed)
+    turns = (train_turns or sizes.turns, heldout_turns or sizes.heldout_turns)
+    train, asked = _dialogues(kind, dialogues, counts, turns, run.seed)
     judged = [c for c in of_kinds(read_constraints(source), wanted) if c.check is not None]
     heldout = with_instructions(asked, judged, most, shortened=0.0, seed=run.seed)
     v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
