@@ -110,7 +110,7 @@ class HIR(PolicyOptimizer):
     contrastive_coef: float = 1.0
     contrastive_smoothing: float = 0.2
     entropy_coef: float = 0.001
-    replay: int = 512
+    replay: int = 256
     require_finished: bool = True
 
     provides: ClassVar[Mapping[str, str]] = {
@@ -179,7 +179,7 @@ class HIR(PolicyOptimizer):
             "contrasted": len(batch.pairs or ()) / len(learned),
             "replayed": float(len(learned) - len(fresh)),
         }
-        later = {"earlier": learned[: self.replay]}
+        later = {"earlier": [[remembered(row) for row in rows] for rows in learned[: self.replay]]}
         return replace(batch, tensors={"hindsight_mask": mask}, metrics=metrics, state=later)
 
     def _told(self, samples: Sequence[tuple[Row, Sample]]) -> list[tuple[Row, Sample, Relabelled]]:
@@ -222,6 +222,11 @@ def relabelled_rows(one: Row, what: Relabelled) -> list[Row]:
     ]
 
 
+def remembered(row: Row) -> Row:
+    """What is needed of a row to learn from it again."""
+    return {name: value for name, value in row.items() if name not in ("meta", "tags", "iteration")}
+
+
 def distinct(samples: Sequence[list[Row]]) -> list[list[Row]]:
     """Each relabelled response once, in order, as the reference keeps the unique ones."""
     unique: dict[str, list[Row]] = {}
@@ -251,7 +256,7 @@ def merged(rows: Sequence[Row]) -> Row:
     known = [
         n for n in ("responses", "response_ids", "finished", "labels") if all(row.get(n) is not None for row in rows)
     ]
-    shared = {name: rows[0][name] for name in ("prompt", "meta", "tags", "tokenizer", "iteration")}
+    shared = {name: rows[0].get(name) for name in ("prompt", "meta", "tags", "tokenizer", "iteration")}
     return {**shared, **{name: [value for row in rows for value in row[name]] for name in known}}
 
 
