@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from alignkit_rlaif.direct import Direct
 from alignkit_rlaif.local import LocalBackend, verdict_ids, written_out
 from alignkit_rlaif.prompts import Question, nonce_for, principles_of
 
+from alignkit import Run
 from alignkit.data.chat import ChatFormat
 from alignkit.data.tiny_tokenizer import tiny_tokenizer
 from alignkit.errors import ConfigError, DataError
@@ -297,6 +299,17 @@ def test_a_live_policy_is_known_by_its_weights() -> None:
     one, same, other = (Policy(*tiny_model(seed=s)) for s in (0, 0, 1))
     keys = [json.dumps(Judge(model=policy).key(), sort_keys=True) for policy in (one, same, other)]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_policy_of_the_run_is_a_judge_and_its_labels_are_found_again(tmp_path: Path) -> None:
+    digests = []
+    for plan in (True, False, False):
+        with Run(tmp_path / "run", quiet=True, plan=plan) as run:
+            judge = Judge(model=run.policy("tiny"), min_mass=0.0)
+            labels = run.annotate(groups(), judge, name="labels")["preference"]
+            digests += [] if plan else [labels.groups.digest()]
+    assert digests[0] == digests[1]
+    assert len(list((tmp_path / "run" / "stages").glob("*labels*"))) == 1
 
 
 def test_fields_outside_their_range_are_refused() -> None:
