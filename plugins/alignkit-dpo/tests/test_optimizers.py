@@ -174,10 +174,9 @@ def test_reference_kept_or_online_is_the_same(tmp_path: Path) -> None:
     assert later[0]["loss"] == pytest.approx(later[1]["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "simpo"])
-def test_micro_batches_and_their_padding_change_nothing(tmp_path: Path, loss: str) -> None:
+def test_micro_batches_and_their_padding_change_nothing(tmp_path: Path) -> None:
     whole, split = (
-        learn(tmp_path / str(tokens), use("dpo", loss=loss, epochs=3, **FAST), max_tokens=tokens)
+        learn(tmp_path / str(tokens), use("dpo", loss="simpo", epochs=3, **FAST), max_tokens=tokens)
         for tokens in (4096, 60)
     )
     for name in ("loss", "margins", "chosen_logprobs", "accuracy", "ties"):
@@ -202,9 +201,9 @@ def test_the_nll_term_is_added_and_keeps_the_chosen_logprob_up(tmp_path: Path) -
     assert kept_up[-1]["chosen_logprobs"] > plain[-1]["chosen_logprobs"] + 0.5
 
 
-@pytest.mark.parametrize("loss", ["ipo", "hinge", "cpl", "slic"])
+@pytest.mark.parametrize("loss", ["ipo", "cpl"])
 def test_a_loss_of_another_signature_trains(tmp_path: Path, loss: str) -> None:
-    free = loss in ("cpl", "slic")
+    free = loss == "cpl"
     steps = learn(tmp_path, use("dpo", loss=loss, epochs=2, **FAST), reference=not free)
     assert len(steps) == 2
     assert all(math.isfinite(value) for step in steps for value in step.values())
