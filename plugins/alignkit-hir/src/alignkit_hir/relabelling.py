@@ -20,6 +20,9 @@ from alignkit.errors import ConfigError, DataError
 WRONG = "Generate a wrong answer to this problem."
 """What takes the place of `CORRECT` where the answer was wrong (section 3.2 of the paper)."""
 
+SANE = 0.5
+"""How much like prose a response must be (`embedded.sane`): noise without a comma is no answer without commas."""
+
 Message = dict[str, Any]
 
 
@@ -112,7 +115,7 @@ def instructions(sample: Sample) -> Relabelled | None:
     """
     meta, response = sample.asked.meta, sample.response
     asked = [tuple(each) for each in meta.get("instructions") or ()]
-    if not asked or not task.sane(response, meta["ask"]):
+    if not asked or task.sane(response, meta["ask"]) < SANE:
         return None
     rng = random.Random(f"{meta['ask']} {response}")
     done = {pair for pair in _every() if task.CHECKS[pair[0]](response, pair[1]) == 1}
