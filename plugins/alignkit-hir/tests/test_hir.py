@@ -280,6 +280,12 @@ def test_a_relabelling_never_fails_on_what_a_model_may_write(response: str) -> N
         verifiable(Sample(Asked(row["messages"], row["meta"]), response, False))
 
 
+def test_instructions_are_relabelled_whatever_the_reward_says() -> None:
+    """As in the recipe llama2, where the score is a reward model's."""
+    for each in text_samples()[:20]:
+        assert verifiable(Sample(each.asked, each.response, True, score=-7.0)) == instructions(each)
+
+
 def test_the_tiny_kind_is_judged_by_its_own_program_whatever_the_reward_says() -> None:
     row = task.tiny_prompts("train", 1)[0]
     good = Sample(Asked(row["messages"], row["meta"]), row["meta"]["topic"] * 2 + "xyz", True, score=-7.0)
