@@ -199,8 +199,8 @@ def test_instructgpt_goes_through_its_three_steps_with_the_mix(tmp_path: Path) -
     assert found["reward"]["pairs"] > 10
     assert [found[f"{v}/heldout"]["label"] for v in ("v0", "sft", "ppo")] == ["V0", "SFT", "PPO"]
     assert found["sft/heldout"]["metrics"]["kl"]["mean"] == 0
-    metrics = next((tmp_path / "stages").glob("*/metrics.jsonl")).parent.parent.glob("*ppo*/metrics.jsonl")
-    steps = [json.loads(line) for file in metrics for line in file.read_text().splitlines()]
+    files = (tmp_path / "stages").glob("*-ppo-*/metrics.jsonl")
+    steps = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert all(step["ptx"] > 0 for step in steps)
     assert steps
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from alignkit import Groups, Reward, Run, read_groups
-from alignkit.functional import take_responses
+from alignkit.errors import DataError
+from alignkit.functional import best_responses
 from alignkit.plugins.grammar import Component, parse
 from alignkit.rewards import Scores, rank_by_reward, score_groups
 from alignkit.run import GroupsHandle, PolicyHandle
@@ -36,6 +37,10 @@ LEVELS = 7
 SOURCE = {"kl_coef": 0.02, "gamma": 1.0, "clip_range": 0.2, "whiten_scores": False}
 """PPO's settings that carry over from appendix C.4 to a small model: beta, no discount, the clip ratio. The reward is
 centred on the demonstrations instead of whitened."""
+
+
+TRAINING: dict[str, Any] = {"warmup_ratio": 0.0, "drop_bad": True}
+"""Of steps 1 and 2: a cosine to a tenth without warm-up (C.1, C.2)."""
 
 
 def main(
@@ -91,27 +96,19 @@ def main(
     for_sft, for_reward, for_ppo = (task.prompts.select(range(i, len(task.prompts), 3)) for i in range(3))
 
     base = open_policy(run, policy, kind, lora)
-    shown: Groups | GroupsHandle = (
-        read_groups(demonstrations)
-        if demonstrations
-        else run.transform(
-            run.sample(base, for_sft, candidates, name="candidates", **sampling), Best(truth), name="demonstrations"
-        )
-    )
-    sft = run.sft(
-        base,
-        shown,
-        epochs=model.sft_epochs,
-        learning_rate=model.sft_learning_rate,
-        warmup_ratio=0.0,
-        drop_bad=True,
-        name="sft",
-    )
-    ranked: Groups | GroupsHandle = (
-        read_groups(rankings)
-        if rankings
-        else run.transform(for_reward, Rankings(truth, k, noise, sampling), policy=sft, name="rankings")
-    )
+    shown: Groups | GroupsHandle
+    if demonstrations:
+        shown = read_groups(demonstrations)
+    else:
+        answers = run.sample(base, for_sft, candidates, name="candidates", **sampling)
+        shown = run.transform(answers, Best(truth), name="demonstrations")
+    sft = run.sft(base, shown, epochs=model.sft_epochs, learning_rate=model.sft_learning_rate, **TRAINING, name="sft")
+
+    ranked: Groups | GroupsHandle
+    if rankings:
+        ranked = read_groups(rankings)
+    else:
+        ranked = run.transform(for_reward, Rankings(truth, k, noise, sampling), policy=sft, name="rankings")
     scorer = run.train_reward(
         sft,
         ranked,
@@ -119,21 +116,19 @@ def main(
         epochs=model.reward_epochs,
         batch_size=8,
         learning_rate=model.reward_learning_rate,
-        warmup_ratio=0.0,
         heldout_fraction=0.2,
-        drop_bad=True,
-        column="reward_model",
+        **TRAINING,
         name="reward",
     )
+
     reward = AboveDemonstrations(scorer, shown)
-    mix = {"ptx": run.groups(plain_texts(pretraining), name="pretraining")} if ptx_coef else {}
     improved = run.improve(
         sft,
         for_ppo,
         optimizer=method,
         reward=reward,
         reference=sft,
-        streams=mix,
+        streams={"ptx": plain_texts(pretraining)} if run.host.build("optimizer", method).streams() else {},
         max_new_tokens=tokens,
         iteration=1,
         name="ppo",
@@ -143,7 +138,7 @@ def main(
         _evaluate(run, label, version, task.heldout, scores, sft, sampling)
     run.report()
     if not run.planning:
-        run.console.say(f"PPO\n\n{curve(improved.policy)}")
+        run.console.say(f"{ppo}\n\n{curve(improved.policy)}")
     if export:
         run.export(improved.policy)
 
@@ -151,8 +146,10 @@ def main(
 def _ppo(run: Run, ppo: str, kind: str, temperature: float, ptx_coef: float, ptx_batch_size: int) -> Component:
     """The optimizer with the paper's settings where they carry over, else those of the kind of model."""
     given = parse(ppo)
-    mix = {"ptx_coef": ptx_coef, "ptx_batch_size": ptx_batch_size}
-    return configured(run, Component(given.name, {**SOURCE, **mix, **given.params}), kind, temperature)
+    known = run.host.resolve("optimizer", given).hyperparameters
+    papers = {name: value for name, value in SOURCE.items() if name in known}
+    mix = {"ptx_coef": ptx_coef, "ptx_batch_size": ptx_batch_size} if ptx_coef else {}
+    return configured(run, Component(given.name, {**papers, **mix, **given.params}), kind, temperature)
 
 
 def _sized(run: Run, suite: str, prompts: int) -> str:
@@ -187,12 +184,8 @@ class Best:
     reward: Reward
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        values, present = score_groups(groups, self.reward).rewards(self.reward.name)
-        return take_responses(groups, [self._best(*row) for row in zip(values, present, strict=True)])
-
-    def _best(self, values: list[float], present: list[bool]) -> list[int]:
-        scored = [k for k, there in enumerate(present) if there]
-        return [max(scored, key=lambda k: values[k])] if scored else []
+        best = best_responses(score_groups(groups, self.reward), self.reward.name, 1)
+        return best.map_rows(lambda row: {"rewards": None})  # a demonstration knows no score
 
 
 @dataclass(frozen=True)
@@ -270,7 +263,11 @@ class AboveDemonstrations(Reward):
             given = self.demonstrations
             scored = self.model.score(given.groups if isinstance(given, GroupsHandle) else given).values
             kept = [value for row in scored for value in row if value is not None]
-            self._mean = sum(kept) / max(len(kept), 1)
+            if not kept:
+                raise DataError(
+                    "no demonstration can be scored", where="instructgpt", remedy="look at the reward model"
+                )
+            self._mean = sum(kept) / len(kept)
         return self._mean
 
     def release(self) -> None:

@@ -19,7 +19,7 @@ from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness
 from alignkit import Groups, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
 from alignkit.errors import ConfigError
-from alignkit.functional import take_responses
+from alignkit.functional import best_responses
 from alignkit.plugins.grammar import Component, parse, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
@@ -159,7 +159,7 @@ def main(
             optimizer=algorithm,
             reward=reward,
             reference=v0,
-            init=v0 if restart and not run.host.build("optimizer", algorithm).on_policy else None,
+            init=v0 if restart and not run.host.build("optimizer", algorithm).own_samples else None,
             history=history,
             max_new_tokens=tokens,
             iteration=i,
@@ -253,12 +253,7 @@ class BestSamples:
         if not names:  # a method that samples nothing hands nothing on
             return groups
         name = "piecewise" if "piecewise" in names else names[0]
-        values, present = groups.rewards(name)
-        return take_responses(groups, [self._best(*row) for row in zip(values, present, strict=True)])
-
-    def _best(self, values: list[float], present: list[bool]) -> list[int]:
-        ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
-        return sorted(ranked[: self.n])
+        return best_responses(groups, name, self.n)
 
 
 def _slice(groups: Groups, part: int, parts: int, most: int | None) -> Groups:

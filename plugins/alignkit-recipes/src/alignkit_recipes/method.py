@@ -14,7 +14,7 @@ from typing import Any
 from alignkit import Groups, Reward, Run
 from alignkit.errors import ConfigError
 from alignkit.plugins.grammar import Component, parse
-from alignkit.rewards import FunctionReward, rank_by_reward, score_groups
+from alignkit.rewards import FunctionReward, labels_from_ranks, rank_by_reward, score_groups
 from alignkit.run import GroupsHandle, PolicyHandle
 from alignkit.suites import Suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
@@ -166,7 +166,7 @@ def labelled(groups: Groups, _ctx: Any = None) -> Groups:
     Raises:
         ConfigError: no prompt has two responses of different rank.
     """
-    rows = [{**row, "labels": _labels(row["ranks"])} for row in groups if len(set(row["ranks"] or [])) > 1]
+    rows = [{**row, "labels": labels_from_ranks(row["ranks"])} for row in groups if len(set(row["ranks"] or [])) > 1]
     if not rows:
         raise ConfigError(
             "every prompt's responses are ranked alike",
@@ -175,11 +175,6 @@ def labelled(groups: Groups, _ctx: Any = None) -> Groups:
             remedy="sample more (--samples) or hotter (--temperature)",
         )
     return Groups.from_rows(rows)
-
-
-def _labels(ranks: Sequence[int]) -> list[bool | None]:
-    best, worst = min(ranks), max(ranks)
-    return [True if rank == best else False if rank == worst else None for rank in ranks]
 
 
 def curve(version: PolicyHandle) -> str:
