@@ -151,8 +151,8 @@ class HIR(PolicyOptimizer):
         groups: Groups,
         state: Mapping[str, Any],
         *,
-        reward_name: str | None,
         measure: Callable[..., Mapping[str, Tensor]],
+        reward_name: str | None = None,
     ) -> Batch:
         """Each sample under the instruction that it follows and, as its pair, under another one.
 
