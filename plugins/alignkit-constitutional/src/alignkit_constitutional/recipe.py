@@ -6,8 +6,8 @@ SL-CAI answers each red-team prompt twice, a judge says by a principle which ans
 from its soft labels and from comparisons by helpfulness, and an optimizer improves SL-CAI against it: RL-CAI.
 
 With `--policy tiny` the model is random bytes: its critiques and revisions are noise, and a judge made of it would be
-too. There the supervised stage only shows that the machinery runs, and the labels come from the embedded task's own
-annotator instead of a judge.
+too. There the supervised stage only shows that the machinery runs, and the judge is planted: soft labels from the
+embedded task's truth.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from alignkit_recipes.llama2 import keep_usable_prompts
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit_rlaif import Judge
+from alignkit_rlaif.gold import Gold
 from alignkit_tasks import embedded as task
-from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
+from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety
 
 from alignkit import Groups, Run, read_groups
 from alignkit.errors import ConfigError
@@ -58,6 +59,9 @@ EMBEDDED = 660
 """Embedded prompts of a split that are drawn from, at most: there are not many more."""
 KL_PROMPTS = 32
 """Held-out prompts on which the KL is measured."""
+CHOICE = 0.1
+"""Difference of the embedded task's truth at which those who stand for a judge or for people prefer the better answer
+with probability 0.73 (a Bradley-Terry choice)."""
 SHORT = {"small": {"ppo": {"prompts_per_round": 24}}}
 """Kind of model -> optimizer -> what this recipe sets otherwise than the other recipes, to end within ten minutes."""
 
@@ -90,9 +94,9 @@ def main(
         red_team: file of red-team prompts instead of the embedded ones; a tenth, at least 8, is held out.
         helpful: file of ordinary prompts instead of the embedded ones.
         comparisons: file of comparisons by helpfulness for the preference model; without it, and with embedded
-            ordinary prompts, the embedded task's annotator stands for the people who made them in the paper.
+            ordinary prompts, choices by the embedded task's truth stand for those that people made in the paper.
         judge: annotator of the red-team answers, "NAME" or "NAME(key=value, …)"; default `judge` with the policy as it
-            came, and the embedded task's annotator for the tiny model.
+            came, and for the tiny model one that is planted: soft labels from the embedded task's truth.
         n_principles: principles drawn per label and averaged.
         cot: the judge reasons before its verdict; its labels are then clamped to 0.4 to 0.6.
         optimizer: registered optimizer of the second stage.
@@ -203,7 +207,8 @@ def _labels(
         return [*labels, human]
     if embedded:
         drawn = run.sample(sl_cai, ordinary, 2, name="helpful_pairs", **sampling)
-        labels.append(run.annotate(drawn, VerifiableAnnotator(), name="helpful_labels")["helpfulness"])
+        people = Gold(gold_helpfulness, noise=0.0, temperature=CHOICE, dimension="helpfulness")
+        labels.append(run.annotate(drawn, people, name="helpful_labels")["helpfulness"])
     return labels
 
 
@@ -272,11 +277,11 @@ def _judge(
     if spec is None and kind == "tiny":
         if own_prompts:
             raise ConfigError(
-                "the tiny model is no judge, and the embedded annotator knows the embedded prompts only",
+                "the tiny model is no judge, and the planted one knows the embedded prompts only",
                 where="constitutional",
                 remedy="name one with --judge, such as judge(model=…)",
             )
-        return VerifiableAnnotator()
+        return Gold(gold_safety, noise=0.0, temperature=CHOICE, soft=True, dimension="harmlessness")
     ours = {"principles": principles.texts, "n_principles": n_principles, "cot": cot, "dimension": "harmlessness"}
     if spec is None:
         return Judge(v0, **ours)
