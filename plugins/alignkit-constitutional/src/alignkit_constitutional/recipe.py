@@ -282,7 +282,12 @@ def _judge(
                 remedy="name one with --judge, such as judge(model=…)",
             )
         return Gold(gold_safety, noise=0.0, temperature=CHOICE, soft=True, dimension="harmlessness")
-    ours = {"principles": principles.texts, "n_principles": n_principles, "cot": cot, "dimension": "harmlessness"}
+    ours: dict[str, Any] = {
+        "principles": principles.texts,
+        "n_principles": n_principles,
+        "cot": cot,
+        "dimension": "harmlessness",
+    }
     if spec is None:
         return Judge(v0, **ours)
     named = parse(spec)
