@@ -21,6 +21,7 @@ def test_recipe_rest_prints_what_each_threshold_kept_and_brought(
         rest(run, policy="tiny", suite=SUITE, samples=8, epochs=3)
     printed = "".join(capfd.readouterr())
     table = printed[printed.index("Improve    kept") :].splitlines()
+    assert table[0].endswith("held-out gold")
     assert [line.split()[0] for line in table[:5]] == ["Improve", "V0", "1", "2", "3"]
     counts = [int(line.split()[1]) for line in table[2:5]]
     assert counts == sorted(counts, reverse=True)
@@ -57,16 +58,18 @@ def test_a_smaller_student_learns_from_the_best_samples_of_a_larger_teacher(tmp_
 
 
 def test_every_other_layer_is_left_out_and_the_rest_is_untouched(tmp_path: Path) -> None:
-    large, small = Policy.load("tiny"), Policy.load(shallower("tiny", tmp_path / "student"))
+    made = shallower("tiny", tmp_path / "student")
+    large, small = Policy.load("tiny"), Policy.load(made)
     own, theirs = dict(large.model.named_parameters()), dict(small.model.named_parameters())
     assert len(theirs) < len(own)
     assert all(torch.equal(value, own[name]) for name, value in theirs.items())
     assert not any("layers.1." in name for name in theirs)
-    before = (tmp_path / "student" / "config.json").stat().st_mtime_ns
-    shallower("tiny", tmp_path / "student")
-    assert (tmp_path / "student" / "config.json").stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="cannot be halved"):
-        shallower(str(tmp_path / "student"), tmp_path / "again")
+    folder = shallower("tiny", tmp_path / "student")
+    before = (folder / "config.json").stat().st_mtime_ns
+    assert shallower("tiny", tmp_path / "student") == folder
+    assert (folder / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="cannot be halved"):  # of another model, and not the student that is there
+        shallower(str(folder), tmp_path / "student")
 
 
 def test_samples_of_another_tokenizer_are_tokenised_anew_and_the_run_says_so(

@@ -5,6 +5,8 @@ Both are the same two verbs, `sample` by a teacher and `improve` of a student. I
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +91,7 @@ def rest(
     found = evaluate(run, dict(zip(names, versions, strict=True)), task, temperature, tokens, versions[0])
     run.report()
     if not run.planning:
-        run.console.say(thresholds_table([improved.result["last"] for improved in made], found))
+        run.console.say(thresholds_table(next(iter(task.scores)), [m.result["last"] for m in made], found))
 
 
 def distill(
@@ -201,9 +203,8 @@ def evaluate(
     ]
 
 
-def thresholds_table(rounds: Sequence[dict[str, float]], found: Sequence[EvaluationHandle]) -> str:
-    """What each Improve kept, and what it brought: the leading score on held-out prompts, with its 95% interval."""
-    score = next(iter(found[0].metrics))
+def thresholds_table(score: str, rounds: Sequence[dict[str, float]], found: Sequence[EvaluationHandle]) -> str:
+    """What each Improve kept, and what it brought: this score on held-out prompts, with its 95% interval."""
     lines = [f"{'Improve':<8} {'kept':>6} {'of':>6} {'least reward':>13} {'mean reward':>12}   held-out {score}"]
     for i, evaluation in enumerate(found):
         held = evaluation.metrics[score]
@@ -222,7 +223,7 @@ def shallower(spec: str, folder: Path) -> Path:
 
     Args:
         spec: the model, see `alignkit.models.loading.resolve_source`.
-        folder: where it is written, unless it is there.
+        folder: under which it is written, unless it is there; by the digest of the model it comes from.
 
     Raises:
         ConfigError: the model's layers are not where those of Llama's relatives are.
@@ -231,9 +232,11 @@ def shallower(spec: str, folder: Path) -> Path:
 
     from alignkit.models.loading import load_causal, resolve_source, save_plain
 
-    if (folder / "config.json").is_file():
-        return folder
-    model, tokenizer = load_causal(resolve_source(spec))
+    source = resolve_source(spec)
+    final = folder / source.digest()[:16]
+    if final.is_dir():
+        return final
+    model, tokenizer = load_causal(source)
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or len(layers) < 2:
         raise ConfigError("its layers cannot be halved", where=spec, remedy="name a student")
@@ -243,5 +246,10 @@ def shallower(spec: str, folder: Path) -> Path:
     model.config.num_hidden_layers = len(model.model.layers)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[::2]
-    save_plain(model, tokenizer, folder)
-    return folder
+    working = folder / f".{final.name}.{os.getpid()}"
+    save_plain(model, tokenizer, working)
+    try:
+        working.rename(final)  # whole or not at all
+    except OSError:  # another process was first
+        shutil.rmtree(working)
+    return final
