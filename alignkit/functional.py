@@ -316,6 +316,26 @@ def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[l
     ]
 
 
+def best_responses(groups: Groups, reward_name: str, n: int) -> Groups:
+    """The n responses of each group with the highest reward, in the order they stand; of equals the first.
+
+    A response without the reward is not among them; a group without any that has it is dropped.
+
+    Args:
+        groups: scored.
+        reward_name: the reward.
+        n: how many.
+
+    Raises:
+        DataError: no row has a reward of that name.
+    """
+    kept = []
+    for values, present in zip(*groups.rewards(reward_name), strict=True):
+        ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
+        kept.append(sorted(ranked[:n]))
+    return take_responses(groups, kept)
+
+
 def _take(row: dict[str, Any], indices: list[int]) -> dict[str, Any]:
     if indices == list(range(len(row["responses"]))):
         return row

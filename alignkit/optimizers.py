@@ -8,7 +8,7 @@ weighted and reduced as `terms()` declares. `prepare` and the loss ask for tenso
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -115,6 +115,8 @@ class PolicyOptimizer:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive", where=type(self).__name__)
+        if not self.rounds and not self.sample_every:
+            raise ConfigError("rounds=0 and sample_every=0 say nothing of each other", where=type(self).__name__)
         for name in (
             "samples_per_prompt",
             "prompts_per_round",
@@ -140,7 +142,8 @@ class PolicyOptimizer:
         round.
 
         Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `reward_name` (of the reward being optimised; None where an annotator ranks instead),
+        whether there is one), `reward_name` (of the reward being optimised; None where there is but an annotator, which
+        a method can take that gives it a default), `annotated` (whether an annotator has ranked the groups),
         `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
         `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by
         the current reward), `generator` (a seeded `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`:
@@ -153,7 +156,7 @@ class PolicyOptimizer:
         """The terms of the loss by name ("loss" for a loss that returns one tensor), and of `extra_losses`."""
         return {"loss": Term()}
 
-    def extra_losses(self) -> Mapping[str, Callable[..., Any]]:
+    def extra_losses(self) -> Mapping[str, Any]:
         """Further losses on the same forward pass, by name: functions like any loss.
 
         Each has a signature, and so a level, of its own. The term of one that returns a tensor has its name here. A
@@ -194,6 +197,11 @@ class PolicyOptimizer:
         True where `prepare` asks for log-probs; the engine adds the losses that ask for `old_logprobs`.
         """
         return bool({"logprobs", "ref_logprobs"} & set(self.prepare_arguments()))
+
+    @property
+    def own_samples(self) -> bool:
+        """Whether what is learned from must be sampled by the policy that learns, and by no other."""
+        return self.on_policy
 
     def prepare_arguments(self) -> tuple[str, ...]:
         """The names that `prepare` asks for beyond `groups` and `state`."""

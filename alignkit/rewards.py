@@ -269,8 +269,33 @@ def rank_by_reward(groups: Groups, name: str) -> Groups:
     if not len(rated):
         return rated
     values, _ = rated.rewards(name)
-    ranks = iter([[1 + sum(other > score for other in row) for score in row] for row in values])
-    return rated.map_rows(lambda row: {"ranks": next(ranks)})
+    return with_ranks(rated, [[1 + sum(other > score for other in row) for score in row] for row in values])
+
+
+def with_ranks(groups: Groups, ranks: Sequence[Sequence[int]]) -> Groups:
+    """`groups` ranked anew: what was said of an earlier ranking (rating, soft label, margin) goes with it.
+
+    Args:
+        groups: any.
+        ranks: [groups][K], 1 is best, equal ranks tie.
+    """
+    rows = []
+    for number, (row, new) in enumerate(zip(groups, ranks, strict=True)):
+        meta = {key: value for key, value in groups.meta(number).items() if key != "margin"}
+        rows.append({**row, "ranks": list(new), "rating": None, "preference_prob": None, "meta": meta or None})
+    return Groups.from_rows(rows)
+
+
+def labels_from_ranks(ranks: Sequence[int]) -> list[bool | None]:
+    """Labels [K] of responses on their own: the best are good, the worst bad, of those between nothing is said; nor of
+    any where all tie.
+
+    Args:
+        ranks: [K], 1 is best.
+    """
+    if len(set(ranks)) < 2:
+        return [None] * len(ranks)
+    return [True if rank == min(ranks) else False if rank == max(ranks) else None for rank in ranks]
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,16 @@ class Plain(PolicyOptimizer):
         return Batch(kept, {"advantages": advantages}, metrics, {"rounds": state.get("rounds", 0) + 1})
 
 
+@dataclass(frozen=True)
+class Imitates(PolicyOptimizer):
+    """Learns from its samples as they are."""
+
+    samples_per_prompt: int = 2
+
+    def prepare(self, groups, state):
+        return Batch(groups)
+
+
 PROMPTS = Groups.from_prompts([f"prompt number {i}" for i in range(5)])
 
 
@@ -466,7 +476,7 @@ def test_what_is_kept_may_depend_on_the_reward_that_is_optimised():
 
 @pytest.mark.parametrize(("every", "draws"), [(1, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (0, [0, 0, 0, 0])])
 def test_rounds_that_share_their_samples(every, draws):
-    source = rollouts(tiny(), Plain(rounds=4, sample_every=every, prompts_per_round=2))
+    source = rollouts(tiny(), Imitates(rounds=4, sample_every=every, prompts_per_round=2))
     seen = [source._collect(index) for index in range(4)]
     texts = [[row["responses"] for row in groups] for groups in seen]
     assert [texts.index(t) for t in texts] == [draws.index(d) for d in draws]
@@ -474,7 +484,7 @@ def test_rounds_that_share_their_samples(every, draws):
 
 
 def test_a_lap_with_shared_samples_still_draws_each_prompt():
-    assert rollouts(tiny(), Plain(rounds=0, sample_every=2, prompts_per_round=2)).rounds == 6
+    assert rollouts(tiny(), Imitates(rounds=0, sample_every=2, prompts_per_round=2)).rounds == 6
 
 
 def test_epochs_stop_when_the_method_says_so():

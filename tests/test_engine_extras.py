@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from alignkit import Batch, ConfigError, DataError, Groups, PolicyOptimizer, Run, Stream, Term
+from alignkit import Batch, ConfigError, DataError, Groups, LoRA, PolicyOptimizer, Run, Stream, Term
 from alignkit.annotators import Annotator
 from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
@@ -17,7 +17,7 @@ from alignkit.engine.losses import nll
 from alignkit.engine.module import Learner, Training
 from alignkit.engine.objectives import Objective, StreamData, extra_objectives
 from alignkit.engine.rounds import Round
-from alignkit.functional import logistic_ranking, preference_cross_entropy
+from alignkit.functional import best_responses, logistic_ranking, preference_cross_entropy
 from alignkit.models import Policy
 from alignkit.plugins.host import PluginHost
 from alignkit.rewards import FunctionReward, rank_by_reward
@@ -154,11 +154,15 @@ def test_a_stream_adds_its_gradient_whatever_its_micro_batches():
     assert rows[0]["mix"] > 0
 
 
-def test_a_stream_goes_around_its_rows_and_counts_none_twice_in_a_step():
+def test_a_stream_goes_around_its_rows_in_full_batches_without_a_row_twice():
     policy = Policy.load("tiny")
     (stream,) = stream_of(DEMOS, 1.0, 2)(policy)
-    seen = [n for index in range(5) for n in stream.step(index, 1).numbers]
-    assert sorted(seen) == sorted(2 * list(range(5)))  # ten places are two laps
+    steps = [stream.step(index, 1).numbers for index in range(12)]
+    assert all(len(set(step)) == 2 for step in steps)
+    for lap in range(6):
+        assert len({*steps[2 * lap], *steps[2 * lap + 1]}) == 4
+    assert {n for step in steps for n in step} == set(range(5))  # what one lap leaves over comes in another
+    assert stream.step(3, 1).numbers == steps[3]
     (wide,) = stream_of(DEMOS, 1.0, 50)(policy)
     assert sorted(wide.step(0, 1).numbers) == list(range(5))
 
@@ -174,6 +178,9 @@ def test_pairs_between_prompts_stay_in_one_micro_batch_and_give_the_same_gradien
     close(single.gradients, whole.gradients, 1e-5)
     data = make_round(Policy.load("tiny"), PAIRS, pairs)
     assert data.units == [[0, 1, 2, 3]]  # 0-2 joins groups 0 and 1, 2-4 joins 1 and 2, 5-7 joins 2 and 3
+    for world in (1, 4):  # more processes than units: some are idle, and none gets half a unit
+        (step,) = data.steps(0, 1, 10**6, (0,), world)
+        assert [len(part) for part in step.micro if part] == [4]
     apart = make_round(Policy.load("tiny"), PAIRS, [(0, 2), (4, 6)])
     assert apart.units == [[0, 1], [2, 3]]
     steps = apart.steps(1, 1, 1, (0,))
@@ -314,6 +321,47 @@ def test_sampling_without_reward_or_annotator_is_told():
         source_of(Policy.load("tiny", trainable=True), Learns(), reward=None).start(0)
 
 
+def test_a_method_that_learns_from_scores_is_told_that_an_annotator_gives_ranks():
+    @dataclass(frozen=True)
+    class Scored(Learns):
+        def prepare(self, groups, state, *, reward_name):
+            return Batch(groups)
+
+    with pytest.raises(ConfigError, match="learns from scores"):
+        source_of(Policy.load("tiny"), Scored(), reward=None, annotator=Longest())
+    source_of(Policy.load("tiny"), Scored(), annotator=Longest())
+
+
+def test_missing_rewards_are_counted_over_the_whole_round():
+    """Of 10 responses at first none is missing; of the 2 sampled anew one: 1 of 12, not 1 of 2."""
+    asked = []
+
+    def sometimes(meta, response, finished):
+        asked.append(response)
+        return None if len(asked) == 11 else 1.0
+
+    @dataclass(frozen=True)
+    class Choosy(Learns):
+        def keep(self, groups):
+            return [len(asked) > 10 or i > 0 for i in range(len(groups))]
+
+    source = source_of(Policy.load("tiny", trainable=True), Choosy(), reward=FunctionReward(sometimes), max_missing=0.1)
+    source._collect(0)
+    assert len(asked) == 12
+
+
+def test_samples_cannot_be_shared_by_rounds_that_compare_with_their_sampler():
+    @dataclass(frozen=True)
+    class Ratios(Learns):
+        sample_every: int = 2
+
+        def prepare(self, groups, state, *, logprobs):
+            return Batch(groups)
+
+    with pytest.raises(ConfigError, match="sample_every"):
+        source_of(Policy.load("tiny"), Ratios(rounds=2))
+
+
 def test_an_annotator_of_two_dimensions_is_told():
     class Two(Longest):
         def annotate(self, groups, seed=0):
@@ -352,17 +400,22 @@ class Given(PolicyOptimizer):
         return {"mix": Stream(weight=self.mix, batch_size=2)} if self.mix else {}
 
 
-def test_reference_kept_and_online_give_the_same_bits(tmp_path):
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+def test_reference_kept_and_online_give_the_same_bits(tmp_path, lora):
     """In the first epoch the micro-batches are the same ones; another reference than the policy's start."""
     digests = []
     for how in ("kept", "online"):
         with Run(tmp_path / how, quiet=True) as run:
-            policy = run.policy("tiny", lora=None)
+            policy = run.policy("tiny", lora=lora)
             other = run.improve(policy, PAIRS, optimizer=Given(loss=ranking), name="other").policy
             made = run.improve(policy, PAIRS, optimizer=Given(), reference=other, reference_logprobs=how, name="made")
             model = Policy.load(made.policy.model_folder)
             digests.append([p.clone() for p in model.parameters()])
+            start = Policy.load(policy.model_folder)
     assert all(torch.equal(a, b) for a, b in zip(*digests, strict=True))
+    assert len(digests[0]) != len(list(start.parameters())) or not all(
+        torch.equal(a, b) for a, b in zip(digests[0], start.parameters(), strict=True)
+    )
 
 
 def test_streams_are_brought_by_name_or_refused(tmp_path):
@@ -400,6 +453,56 @@ def test_ranks_by_reward_tie_and_leave_out_what_is_missing():
     assert [(row["responses"], row["ranks"]) for row in rank_by_reward(part, "r")] == [(["1", "3"], [2, 1])]
 
 
+def test_new_ranks_take_nothing_over_from_the_old_ones():
+    """A soft label of 0.95 for A must not become one for B."""
+    row = {"prompt": "a", "responses": ["A", "B"], "ranks": [1, 2], "rating": "better", "preference_prob": 0.95}
+    groups = Groups.from_rows([{**row, "meta": {"margin": 2.0, "topic": "x"}}]).with_rewards("r", [[0.0, 1.0]])
+    (ranked,) = rank_by_reward(groups, "r")
+    assert ranked["ranks"] == [2, 1]
+    assert (ranked["rating"], ranked["preference_prob"], ranked["meta"]) == (None, None, '{"topic":"x"}')
+
+
+def test_the_best_responses_stand_in_their_order():
+    groups = Groups.from_rows([{"prompt": "a", "responses": ["1", "2", "3"]}, {"prompt": "b", "responses": ["4"]}])
+    scored = groups.with_rewards("r", [[1.0, 3.0, 3.0], [None]])
+    assert [row["responses"] for row in best_responses(scored, "r", 2)] == [["2", "3"]]
+    assert [row["responses"] for row in best_responses(scored, "r", 1)] == [["2"]]
+
+
+def test_a_diagnostic_without_an_element_is_left_out_and_not_zero():
+    rows: list = []
+    terms = {"loss": Term()}
+    ones = Groups.from_rows([{"prompt": "a", "responses": ["x"]}])
+    one_step(ones, nll, terms, rows=rows, extras=extra_objectives({"gap": bound(chosen_nll)}, terms))
+    assert "gap" not in rows[0]
+    assert rows[0]["loss"] > 0
+
+
+def test_what_an_extra_loss_is_made_of_counts_in_the_key(tmp_path):
+    """The same name, another function: the stage is made anew."""
+
+    def built(factor):
+        @dataclass(frozen=True)
+        class Further(Given):
+            loss: object = ranking
+
+            def terms(self):
+                return {"loss": Term(), "more": Term()}
+
+            def extra_losses(self):
+                return {"more": lambda chosen_logprobs: factor * chosen_logprobs}
+
+        return Further()
+
+    digests = []
+    for factor in (0.0, 50.0):
+        with Run(tmp_path, quiet=True) as run:
+            policy = run.policy("tiny", lora=None)
+            made = run.improve(policy, PAIRS, optimizer=built(factor), name="made")
+            digests.append(made.policy.key)
+    assert digests[0] != digests[1]
+
+
 def test_given_answers_are_scored_as_they_are(tmp_path):
     with Run(tmp_path, quiet=True) as run:
         policy = run.policy("tiny", lora=None)
@@ -407,5 +510,7 @@ def test_given_answers_are_scored_as_they_are(tmp_path):
         assert made.result["metrics"]["letters"]["mean"] == 1.0
         with pytest.raises(DataError, match="no answer"):
             run.evaluate(policy, DEMOS.without_responses(), {"letters": letters}, answers="given", name="bare")
+        with pytest.raises(ConfigError, match="reference"):
+            run.evaluate(policy, DEMOS, {"letters": letters}, answers="given", reference=policy, name="kl")
         with pytest.raises(ConfigError, match="answers"):
             run.evaluate(policy, DEMOS, {"letters": letters}, answers="none", name="odd")

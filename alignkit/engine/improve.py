@@ -103,14 +103,25 @@ class Rollouts:
         self._metrics: dict[str, float] = {}
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._history_scored: Groups | None = None
+        self._unscored: dict[str, tuple[int, int]] = {}
         on_policy = self.optimizer.on_policy or "old_logprobs" in self._loss_names
-        if on_policy and self.optimizer.samples_per_prompt and self.behaviour is not self.policy:
+        samples = self.optimizer.samples_per_prompt > 0
+        if samples and (on_policy or self.optimizer.own_samples) and self.behaviour is not self.policy:
             raise ConfigError(
                 "the method learns from its own samples, and init names other weights than the policy's",
                 where="improve",
                 effect="Its ratios would compare two policies of which neither drew the samples.",
                 remedy="leave init out, or improve(init, …)",
             )
+        if samples and on_policy and self.optimizer.sample_every != 1:
+            raise ConfigError(
+                f"sample_every={self.optimizer.sample_every} with a method that compares with its sampler",
+                where="improve",
+                effect="Later rounds would take the weights of that moment for those that sampled.",
+                remedy="use epochs, which keep the log-probs of the sampler",
+            )
+        if self.reward is None and self.annotator is not None:
+            self._check_rewards_needed()
         if on_policy and self.sampler.truncates:
             raise ConfigError(
                 "the method compares with the probabilities of its sampler, and this sampler truncates them",
@@ -126,6 +137,20 @@ class Rollouts:
             idle = set() if self._referenced else {n for n in loss.optional if n.startswith("ref_")}
             names |= set(loss.tensor_names) - idle
         return frozenset(names)
+
+    def _check_rewards_needed(self) -> None:
+        """Refuse a method that learns from scores where there are only ranks; one that can do without says so by a
+        default for `reward_name`."""
+        for method in (self.optimizer.prepare, self.optimizer.keep):
+            parameters = inspect.signature(method).parameters
+            needed = {"rewards", "present"} & set(parameters)
+            name = parameters.get("reward_name")
+            if needed or (name is not None and name.default is inspect.Parameter.empty):
+                raise ConfigError(
+                    "the method learns from scores, and an annotator gives ranks",
+                    where="improve",
+                    remedy="pass reward=…, or use a method that learns from comparisons",
+                )
 
     # -- the engine's side ---------------------------------------------------------------------------------------------
 
@@ -161,19 +186,17 @@ class Rollouts:
         size = self.optimizer.prompts_per_round
         if not size or size >= len(self.prompts):
             return self.prompts
-        wanted: list[int] = []
-        position = index * size
-        while len(wanted) < size:
-            lap = position // len(self.prompts)
-            order = permutation(len(self.prompts), *self.seed, "prompts", lap)
-            wanted.append(order[position % len(self.prompts)])
-            position += 1
-        return self.prompts.select(wanted)
+        rows = len(self.prompts)
+        places = range(index * size, (index + 1) * size)
+        laps = range(places[0] // rows, places[-1] // rows + 1)
+        orders = {lap: permutation(rows, *self.seed, "prompts", lap) for lap in laps}
+        return self.prompts.select(orders[place // rows][place % rows] for place in places)
 
     def _collect(self, index: int) -> Groups:
         """The round's scored groups."""
         every = self.optimizer.sample_every or max(self.rounds, 1)
         prompts = self._round_prompts(index // every)
+        self._unscored = {}
         if not self.optimizer.samples_per_prompt:
             return self._judge(prompts, index, 0)
         if index % every:
@@ -255,18 +278,21 @@ class Rollouts:
             raise DataError("the annotator ranked none of the groups", where=f"round {index}")
         return ranked
 
-    def _score(self, groups: Groups) -> Groups:
+    def _score(self, groups: Groups, part: str = "round") -> Groups:
+        """Scored groups; what is missing is counted over all that was scored of this part so far."""
         assert self.reward is not None
         groups = score_groups(groups, self.reward)
         self.counts["reward_calls"] += groups.num_responses
         _, present = groups.rewards(self.reward.name)
-        missing = sum(not p for row in present for p in row) / max(groups.num_responses, 1)
-        if missing > self.max_missing:
+        gone, scored = self._unscored.get(part, (0, 0))
+        gone, scored = gone + sum(not p for row in present for p in row), scored + groups.num_responses
+        self._unscored[part] = gone, scored
+        if gone > self.max_missing * scored:
             reasons = [
                 r for row in groups for e in row["rewards"] if e["name"] == self.reward.name for r in e["reasons"] if r
             ]
             raise DataError(
-                f"{missing:.0%} of the rewards are missing; the first reason: {reasons[0]}",
+                f"{gone / scored:.0%} of the rewards are missing; the first reason: {[*reasons, 'none given'][0]}",
                 where=f"reward {self.reward.name}",
                 effect="Nothing was learned from this round.",
                 remedy="mend the reward, or allow more with max_missing",
@@ -277,7 +303,7 @@ class Rollouts:
         """Earlier versions' samples with the current reward's scores, worked out once."""
         if self._history_scored is None:
             scored = len(self.history) and self.reward is not None
-            self._history_scored = self._score(self.history) if scored else self.history
+            self._history_scored = self._score(self.history, "history") if scored else self.history
         return self._history_scored
 
     # -- preparing -----------------------------------------------------------------------------------------------------
@@ -369,6 +395,7 @@ class Rollouts:
             "reward_name": lambda: self._reward_name(groups),
             "ends_with_eos": lambda: ends_with(data, self.policy.chat.end_ids),
             "history": self._scored_history,
+            "annotated": lambda: self.annotator is not None,
             "max_new_tokens": lambda: self.sampler.max_new_tokens,
             "measure": lambda: self._measure,
             "generator": lambda: torch.Generator().manual_seed(stream_key(*self.seed, "prepare") % 2**31),
@@ -385,7 +412,7 @@ class Rollouts:
     def _reward_name(self, groups: Groups) -> str | None:
         if self.reward is not None:
             return self.reward.name
-        if self.annotator is not None:  # its ranks take the place of a score
+        if self.annotator is not None:  # the method has said that it can do without
             return None
         names = groups.reward_names()
         if len(names) != 1:
@@ -394,8 +421,7 @@ class Rollouts:
 
     def _rewards(self, groups: Groups) -> tuple[Tensor, Tensor]:
         name = self._reward_name(groups)
-        if name is None:
-            raise ConfigError("the method learns from rewards", where="improve", remedy="pass reward=…")
+        assert name is not None
         values, present = groups.rewards(name)
         return (
             torch.tensor([v for row in values for v in row], dtype=torch.float32),

@@ -128,6 +128,9 @@ class Learner(L.LightningModule):
         if not any(term.weight for term in terms.values()):
             raise ConfigError("every term has weight 0: nothing to learn from", where=f"loss {loss.name}")
         self.terms, self.training_config, self.source = dict(terms), training, source
+        clash = {stream.name for stream in streams} & {*terms, "total", "loss"}
+        if clash:
+            raise ConfigError(f"the streams {sorted(clash)} are named like terms of the loss", where="streams")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
@@ -136,8 +139,7 @@ class Learner(L.LightningModule):
         self.round_index = -1
         self.steps_done = 0
         self._skip = False
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._sums: dict[str, tuple[float, int]] = {}
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class Learner(L.LightningModule):
     def train_dataloader(self) -> StepLoader:
         """Begin the next round: sample, score, prepare; its steps are the data."""
         self.round_index += 1
-        self._skip, self._sums, self._count = False, {}, 0
+        self._skip, self._sums = False, {}
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             self.data, self.steps = self.source.start(self.round_index)
@@ -172,7 +174,7 @@ class Learner(L.LightningModule):
         self._log(step, shares, norm, factor)
 
     def on_train_epoch_end(self) -> None:
-        means = {k: v / max(self._count, 1) for k, v in self._sums.items()}
+        means = {name: total / count for name, (total, count) in self._sums.items()}
         if self.source.finish(self.round_index, {**means, **self.source.round_metrics()}):
             self.trainer.should_stop = True
 
@@ -187,7 +189,8 @@ class Learner(L.LightningModule):
             work.append((stream.data, stream.step(self.steps_done, world), partial(self._stream_micro, stream)))
         for data, part_step, micro in work:
             for numbers in part_step.mine(self.global_rank, world):
-                batch = data.collate(numbers or part_step.numbers[:1]).to(self.device)
+                busy = numbers or next(each for each in part_step.micro if each)
+                batch = data.collate(busy).to(self.device)
                 total, part = micro(part_step, batch)
                 # A process with nothing to do still takes part in the backward pass, with weight 0.
                 self.manual_backward(total * (float(world) if numbers else 0.0))
@@ -213,7 +216,7 @@ class Learner(L.LightningModule):
             reference=self.reference,
         )
         total, shares = self._reduce(self.data, step, batch, self.objectives, tensors, pair_group)
-        absent = sorted(set(self.terms) - set(shares))
+        absent = sorted(name for name, term in self.terms.items() if term.weight and name not in shares)
         if absent:
             raise ConfigError(
                 f"the terms {absent} are declared, and no loss returned them",
@@ -291,8 +294,8 @@ class Learner(L.LightningModule):
         row |= accuracies(shares)
         row |= {"grad_norm": norm, "lr": self.training_config.learning_rate * factor}
         for name, value in row.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
         row |= self.source.round_metrics()
         self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
         self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))

@@ -38,7 +38,9 @@ class Objective:
     ) -> tuple[Tensor | None, dict[str, float]]:
         """One micro-batch's share of the step, see `reduce_terms`."""
         found = call_loss(self.loss, tensors, self.name)
-        declared = {name: self.terms.get(name, DIAGNOSTIC) for name in found} if self.open else self.terms
+        # What cannot be differentiated can only be for the eye, whoever returned it.
+        free = [name for name, term in found.items() if self.open or not term.requires_grad]
+        declared = {**dict.fromkeys(free, DIAGNOSTIC), **self.terms}
         return reduce_terms(found, declared, self.loss.tensor_names, layout, count)
 
 
@@ -66,13 +68,17 @@ class StreamData:
     batch_size: int
     max_tokens: int
     seed: Sequence[int | str]
+    _order: tuple[int, list[int]] = (-1, [])
 
     def step(self, index: int, world: int) -> Step:
-        """The rows of optimizer step `index` (counted over the whole verb), around and around."""
-        size, rows = self.batch_size, len(self.data.encoded)
-        numbers = []
-        for place in range(index * size, (index + 1) * size):
-            number = permutation(rows, *self.seed, place // rows)[place % rows]
-            if number not in numbers:  # fewer rows than a batch: each counts once
-                numbers.append(number)
+        """The rows of optimizer step `index` (counted over the whole verb), lap after lap, each in an order of its own.
+
+        Every batch is full: what is left over at the end of a lap waits for the next one.
+        """
+        rows = len(self.data.encoded)
+        size = min(self.batch_size, rows)
+        lap, place = divmod(index, rows // size)
+        if self._order[0] != lap:
+            self._order = lap, permutation(rows, *self.seed, lap)
+        numbers = self._order[1][place * size : (place + 1) * size]
         return Step(self.data.micro_batches(numbers, self.max_tokens, world), numbers)

@@ -97,8 +97,8 @@ def local_sum(term: Tensor, how: Term, level: str, layout: Layout) -> Tensor:
     return (values * present).sum()
 
 
-def denominator(how: Term, level: str, count: Callable[[str, str | None], float]) -> float:
-    """The divisor of a term over the whole step.
+def denominator(how: Term, level: str, count: Callable[[str, str | None], float]) -> float | None:
+    """The divisor of a term over the whole step; None for a diagnostic of which the step has no element.
 
     Args:
         how: the term's reduction.
@@ -112,7 +112,10 @@ def denominator(how: Term, level: str, count: Callable[[str, str | None], float]
         kind = "pair_group" if level == "pair" else "group"
     else:
         kind = level
-    return max(count(kind, how.mask), 1.0) * (how.constant if how.reduction == "constant" else 1.0)
+    elements = count(kind, how.mask)
+    if not elements and not how.weight:
+        return None
+    return max(elements, 1.0) * (how.constant if how.reduction == "constant" else 1.0)
 
 
 def reduce_terms(
@@ -148,7 +151,10 @@ def reduce_terms(
     for name, term in terms.items():
         how, level = declared[name], level_of(term, tensor_names)
         _check_size(name, term, level, layout)
-        share = local_sum(term if how.weight else term.detach(), how, level, layout) / denominator(how, level, count)
+        divisor = denominator(how, level, count)
+        if divisor is None:  # a diagnostic of which the step has none: no number is made up
+            continue
+        share = local_sum(term if how.weight else term.detach(), how, level, layout) / divisor
         shares[name] = float(share.detach())
         if how.weight:
             total = how.weight * share if total is None else total + how.weight * share

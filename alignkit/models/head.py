@@ -30,12 +30,12 @@ class TokenTensors(NamedTuple):
     mean_logprobs: Tensor | None = None
 
 
-def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, mean: bool) -> tuple[Tensor, ...]:
     logits = head(hidden).float() / temperature
     logsumexp = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logsumexp
     entropy = logsumexp - (logits.softmax(-1) * logits).sum(-1)
-    return logprobs, entropy, logits.mean(-1) - logsumexp
+    return (logprobs, entropy, logits.mean(-1) - logsumexp) if mean else (logprobs, entropy)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -100,10 +100,10 @@ def token_logprobs(
     for start in range(0, hidden.shape[0], CHUNK):
         part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
         if torch.is_grad_enabled():
-            values = checkpoint(_chunk, head, part, wanted, temperature, use_reentrant=False)
+            values = checkpoint(_chunk, head, part, wanted, temperature, mean, use_reentrant=False)
         else:
-            values = _chunk(head, part, wanted, temperature)
+            values = _chunk(head, part, wanted, temperature, mean)
         logprobs.append(values[0])
         entropy.append(values[1] if entropy_gradient else values[1].detach())
-        means.append(values[2])
+        means += values[2:]
     return TokenTensors(torch.cat(logprobs), torch.cat(entropy), torch.cat(means) if mean else None)

@@ -459,6 +459,12 @@ class Run:
             "lora": plain((init or policy).lora),
             **({"reference_logprobs": reference_logprobs} if reference_logprobs != "kept" else {}),
         }
+        if others:  # plain functions count by their source
+            config["further_losses"] = [
+                [self.host.resolve("loss", other).qualified, _loss_key(self.host.build("loss", other))]
+                for other in others
+            ]
+            config["streams"] = {key: plain(stream) for key, stream in mixed.items()}
         inputs: dict[str, Any] = {"policy": policy, "prompts": prompts, "reference": reference, "init": init}
         inputs |= {f"history{i}": h for i, h in enumerate(history)} | {"reward": reward, "heldout": heldout}
         inputs |= {"annotator": judge} | {f"stream {key}": groups for key, groups in (streams or {}).items()}
@@ -582,7 +588,15 @@ class Run:
         """
         if answers not in ("sampled", "given"):
             raise ConfigError(f"answers={answers!r}", where=name, remedy="use sampled or given")
-        rewards = {key: self._reward(value, key)[0] for key, value in scores.items()}
+        if answers == "given" and reference is not None:
+            raise ConfigError(
+                "answers='given' with a reference",
+                where=name,
+                effect="The KL of a policy is measured on its own samples, and these may be another's.",
+                remedy="leave reference out, or sample",
+            )
+        found = {key: self._reward(value, key) for key, value in scores.items()}
+        rewards = {key: reward for key, (reward, _) in found.items()}
         baseline = baseline or self._first_evaluation
         self._evaluations += 1
         order = self._evaluations
@@ -605,8 +619,9 @@ class Run:
             lambda work: verbs.evaluate(
                 self, work, policy, _groups(prompts), rewards, {**config, "order": order}, reference, baseline, name
             ),
+            plugins=[distribution for _, distribution in found.values() if distribution],
             cost=planning.Cost(
-                generated=len(prompts) * n * max_new_tokens,
+                generated=len(prompts) * n * max_new_tokens if answers == "sampled" else 0,
                 forwarded=len(prompts) * n * max_new_tokens * (len(rewards) + 1),
                 parameters=policy.parameters,
             ),

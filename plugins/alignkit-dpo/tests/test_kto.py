@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from alignkit_dpo.kto import KTO, by_rank, kl_baseline, kto, label_statistics, labelled, mismatched
+from alignkit_dpo.kto import KTO, kl_baseline, kto, label_statistics, labelled, mismatched
 from torch import Tensor
 
 from alignkit import Groups, Run, use
 from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.rewards import labels_from_ranks
 
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 NAN = math.nan
@@ -124,7 +125,7 @@ def test_ranks_give_labels_where_there_are_none() -> None:
     )
     found = {r["prompt"][0]["content"]: dict(zip(r["responses"], r["labels"], strict=True)) for r in labelled(data)}
     assert found == {"a": {"a0": False, "a1": True}, "c": {"c0": False, "c1": True}, "d": {"d1": True}}
-    assert by_rank([]) == []
+    assert labels_from_ranks([]) == []
 
 
 def test_no_label_at_all_is_told() -> None:

@@ -22,6 +22,7 @@ from alignkit import use
 from alignkit.errors import DataError
 from alignkit.functional import check_shapes, masked_sum, take_responses
 from alignkit.optimizers import PolicyOptimizer, Term
+from alignkit.rewards import labels_from_ranks
 from alignkit.types import Batch, Groups
 from alignkit_dpo.losses import positive
 from alignkit_dpo.optimizers import given_only, settings_of, try_out
@@ -222,7 +223,7 @@ def labelled(groups: Groups) -> Groups:
     Raises:
         DataError: there is none.
     """
-    labels = [row["labels"] or by_rank(row["ranks"] or []) for row in groups]
+    labels = [row["labels"] or labels_from_ranks(row["ranks"] or []) for row in groups]
     kept = [[k for k, label in enumerate(row) if label is not None] for row in labels]
     if not any(kept):
         raise DataError(
@@ -235,10 +236,3 @@ def labelled(groups: Groups) -> Groups:
         return groups
     each = iter([row or None for row in labels])
     return take_responses(groups.map_rows(lambda _: {"labels": next(each)}), kept)
-
-
-def by_rank(ranks: list[int]) -> list[bool | None]:
-    """Labels from ranks [K]: the best are good, the worst bad, those between unknown; nothing where all tie."""
-    if len(set(ranks)) < 2:
-        return [None] * len(ranks)
-    return [True if rank == min(ranks) else False if rank == max(ranks) else None for rank in ranks]

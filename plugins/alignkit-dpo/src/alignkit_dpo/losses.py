@@ -501,10 +501,14 @@ def rewards(
 def preference_statistics(
     chosen_logprobs: Tensor,
     rejected_logprobs: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
     ref_chosen_logprobs: Tensor | None = None,
     ref_rejected_logprobs: Tensor | None = None,
     *,
     beta: float = 1.0,
+    per_token: bool = False,
+    referenced: bool = True,
 ) -> dict[str, Tensor]:
     """What is logged of every pair: log-probs, implied rewards, their margin, which is ahead.
 
@@ -514,13 +518,20 @@ def preference_statistics(
     Args:
         chosen_logprobs: [pairs].
         rejected_logprobs: [pairs].
+        chosen_lengths: [pairs], tokens.
+        rejected_lengths: [pairs], tokens.
         ref_chosen_logprobs: [pairs]; None (no reference was given): the rewards are beta log pi.
         ref_rejected_logprobs: [pairs], likewise.
         beta: of the loss; 1 where it has none, and rewards are in nats.
+        per_token: the loss compares means over tokens: so do the rewards.
+        referenced: the loss looks at the reference; otherwise the rewards do not either.
     """
-    ref_chosen = torch.zeros_like(chosen_logprobs) if ref_chosen_logprobs is None else ref_chosen_logprobs
-    ref_rejected = torch.zeros_like(rejected_logprobs) if ref_rejected_logprobs is None else ref_rejected_logprobs
+    ref_chosen, ref_rejected = ref_chosen_logprobs, ref_rejected_logprobs
+    if ref_chosen is None or ref_rejected is None or not referenced:
+        ref_chosen, ref_rejected = torch.zeros_like(chosen_logprobs), torch.zeros_like(rejected_logprobs)
     chosen, rejected = rewards(chosen_logprobs, rejected_logprobs, ref_chosen, ref_rejected, beta)
+    if per_token:
+        chosen, rejected = chosen / chosen_lengths.clamp(min=1), rejected / rejected_lengths.clamp(min=1)
     return {
         "chosen_logprobs": chosen_logprobs,
         "rejected_logprobs": rejected_logprobs,

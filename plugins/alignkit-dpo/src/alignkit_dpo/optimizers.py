@@ -38,6 +38,19 @@ def settings_of(loss: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     return {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} | given
 
 
+def tensors_of(loss: Any, own: Mapping[str, Any]) -> set[str]:
+    """The tensors that a loss asks for, as far as they can be known here; none of another's loss by name.
+
+    Args:
+        loss: a name, a configured component or a function.
+        own: our losses by name.
+    """
+    spec = parse(loss) if isinstance(loss, str) else loss
+    known = own.get(_bare(spec)) if isinstance(spec, Component) else spec
+    parameters = inspect.signature(known).parameters if callable(known) else {}
+    return {n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
 def _bare(spec: Component) -> str:
     """The loss's name if it may be one of ours."""
     distribution, _, name = spec.name.rpartition("/")
@@ -99,8 +112,12 @@ class PreferenceOptimizer(PolicyOptimizer):
         return {"loss": Term(reduction="group"), "chosen_nll": Term(weight=self.nll_coef, reduction="group")}
 
     def extra_losses(self) -> Mapping[str, Any]:
+        settings, asked = settings_of(self.loss, PAIR_LOSSES), tensors_of(self.loss, PAIR_LOSSES)
         statistics = use(
-            "alignkit-dpo/preference_statistics", beta=settings_of(self.loss, PAIR_LOSSES).get("beta", 1.0)
+            "alignkit-dpo/preference_statistics",
+            beta=settings.get("beta", settings.get("alpha", 1.0)),
+            per_token="chosen_lengths" in asked and settings.get("mean", True),
+            referenced=not asked or "ref_chosen_logprobs" in asked,
         )
         return {"chosen_nll": use("alignkit-dpo/chosen_nll"), "statistics": statistics}
 
@@ -176,20 +193,28 @@ class OnlineDPO(PreferenceOptimizer):
                 remedy="use 2 or more, or dpo for comparisons that are there already",
             )
 
-    def prepare(self, groups: Groups, state: Mapping[str, Any], *, reward_name: str | None) -> Batch:
+    @property
+    def own_samples(self) -> bool:
+        return True
+
+    def prepare(
+        self, groups: Groups, state: Mapping[str, Any], *, annotated: bool, reward_name: str | None = None
+    ) -> Batch:
         """The best and the worst sample of each prompt; of equals the first.
 
         Args:
             groups: this round's samples, ranked by an annotator or scored.
             state: unused.
-            reward_name: the reward that ranks them; None where an annotator did.
+            annotated: whether an annotator has ranked them; it goes before the reward.
+            reward_name: the reward that ranks them otherwise.
 
         Raises:
             DataError: every prompt's samples tie.
         """
-        ranked = groups if reward_name is None else rank_by_reward(groups, reward_name)
+        ranked = groups if annotated or reward_name is None else rank_by_reward(groups, reward_name)
         batch = pairs_only(ranked, [best_and_worst(row["ranks"]) for row in ranked], "online_dpo")
-        return Batch(batch.groups, metrics={**batch.metrics, "tied_prompts": float(len(groups) - len(batch.groups))})
+        left_out = {"tied_prompts": len(ranked) - len(batch.groups), "unscored_prompts": len(groups) - len(ranked)}
+        return Batch(batch.groups, metrics={**batch.metrics, **{name: float(n) for name, n in left_out.items()}})
 
 
 def best_and_worst(ranks: list[int]) -> list[int]:

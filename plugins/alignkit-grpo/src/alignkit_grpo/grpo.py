@@ -69,7 +69,7 @@ class GRPO(PolicyOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples_per_prompt == 1 or self.kl_coef < 0:
+        if self.samples_per_prompt < 2 or self.kl_coef < 0:
             raise ConfigError("needs 2 or more samples of a prompt, and no negative kl_coef", where=type(self).__name__)
 
     @property

@@ -60,6 +60,9 @@ class ReinforcePP(PolicyOptimizer):
     def terms(self) -> Mapping[str, Term]:
         return {"policy_loss": Term(reduction="token"), **DIAGNOSTICS}
 
+    def prepare_arguments(self) -> tuple[str, ...]:
+        return tuple(name for name in super().prepare_arguments() if self.kl_coef or name != "ref_logprobs")
+
     def prepare(  # the engine passes what is named here
         self,
         groups: Groups,
@@ -68,8 +71,8 @@ class ReinforcePP(PolicyOptimizer):
         rewards: Tensor,
         present: Tensor,
         logprobs: Tensor,
-        ref_logprobs: Tensor,
         response_mask: Tensor,
+        ref_logprobs: Tensor | None = None,
     ) -> Batch:
         """Advantages [responses, tokens], whitened over the round's tokens; a response without a reward is left out.
 
@@ -77,6 +80,7 @@ class ReinforcePP(PolicyOptimizer):
             DataError: no response has a reward.
         """
         groups, scores, mask = take_present(groups, present), rewards[present], response_mask[present]
-        raw = reward_to_go(scores, k1(logprobs, ref_logprobs)[present], mask, self.kl_coef)
+        kl = torch.zeros_like(logprobs) if ref_logprobs is None else k1(logprobs, ref_logprobs)
+        raw = reward_to_go(scores, kl[present], mask, self.kl_coef)
         metrics = group_metrics(scores, [len(row["responses"]) for row in groups])
         return Batch(groups, {"advantages": whiten(raw, mask)}, metrics)

@@ -39,7 +39,8 @@ class RLOO(PolicyOptimizer):
     """REINFORCE leave-one-out.
 
     Args:
-        loss: "reinforce", or any that returns `policy_loss` and `ratio`.
+        loss: "reinforce", which is on-policy for the first step of a round only; with several steps a round
+            "clipped_policy" corrects for the rest.
         samples_per_prompt: k; the paper compares 2 and 4.
         prompts_per_round: with `batch_size` 0 one step per round on all of them.
         kl_coef: beta of the KL (k1, summed over the response) in the reward.
@@ -56,11 +57,14 @@ class RLOO(PolicyOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples_per_prompt == 1 or self.kl_coef < 0:
+        if self.samples_per_prompt < 2 or self.kl_coef < 0:
             raise ConfigError("needs 2 samples of a prompt or more, and no negative kl_coef", where="rloo")
 
     def terms(self) -> Mapping[str, Term]:
         return {"policy_loss": Term(reduction="constant"), "ratio": Term(0.0, "token")}
+
+    def prepare_arguments(self) -> tuple[str, ...]:
+        return tuple(name for name in super().prepare_arguments() if self.kl_coef or name != "ref_logprobs")
 
     def prepare(  # the engine passes what is named here
         self,
@@ -70,8 +74,8 @@ class RLOO(PolicyOptimizer):
         rewards: Tensor,
         present: Tensor,
         logprobs: Tensor,
-        ref_logprobs: Tensor,
         response_mask: Tensor,
+        ref_logprobs: Tensor | None = None,
     ) -> Batch:
         """Advantages [responses, tokens], the same on every token; a response without a reward is left out.
 
@@ -79,7 +83,8 @@ class RLOO(PolicyOptimizer):
             DataError: no response has a reward.
         """
         groups, mask = take_present(groups, present), response_mask[present]
-        kl = masked_sum(k1(logprobs, ref_logprobs)[present], mask, 1)
-        sizes = [len(row["responses"]) for row in groups]
-        advantages = leave_one_out(rewards[present] - self.kl_coef * kl, sizes)
+        sizes, scores = [len(row["responses"]) for row in groups], rewards[present]
+        if ref_logprobs is not None:
+            scores = scores - self.kl_coef * masked_sum(k1(logprobs, ref_logprobs)[present], mask, 1)
+        advantages = leave_one_out(scores, sizes)
         return Batch(groups, {"advantages": advantages.unsqueeze(1) * mask}, group_metrics(rewards[present], sizes))

@@ -13,12 +13,13 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import eligible, take_responses
 from alignkit.optimizers import PolicyOptimizer, Term
+from alignkit.rewards import with_ranks
 from alignkit.types import Batch, Groups
 
 
@@ -55,7 +56,7 @@ class ReST(PolicyOptimizer):
         loss: the paper found behaviour cloning best; any other registered offline loss, with `contrast` for those that
             compare responses.
         samples_per_prompt: of a Grow; 0 learns from the scored groups it is given (a Grow made elsewhere).
-        rounds: Grows x Improves; worked out, not given.
+        rounds: Grows x Improves; worked out, not given, as is `sample_every`.
         learning_rate: of the first Improve; each later one has a lower one (`schedule`).
         quantiles: one Improve for each: the rewards of this share of the samples lie below its threshold.
         thresholds: one Improve for each, in units of the reward, instead of the quantiles; kept is what lies above.
@@ -67,8 +68,8 @@ class ReST(PolicyOptimizer):
     """
 
     samples_per_prompt: int = 16
-    rounds: int = 0
-    sample_every: int = 0
+    rounds: int = field(default=0, init=False)
+    sample_every: int = field(default=0, init=False)
     epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 2e-5
@@ -80,7 +81,6 @@ class ReST(PolicyOptimizer):
     require_finished: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         levels = self.levels
         if not levels or any(a >= b for a, b in itertools.pairwise(levels)):
             raise ConfigError(
@@ -88,15 +88,11 @@ class ReST(PolicyOptimizer):
             )
         if not self.thresholds and not all(0 <= q < 1 for q in levels):
             raise ConfigError(f"quantiles {list(levels)} must be in [0, 1)", where="rest")
-        rounds = self.grows * len(levels)
-        if self.grows < 1 or self.rounds not in (0, rounds):
-            raise ConfigError(
-                f"rounds={self.rounds}, grows={self.grows}",
-                where="rest",
-                remedy="leave rounds out; it is grows x Improves",
-            )
-        object.__setattr__(self, "rounds", rounds)
+        if self.grows < 1:
+            raise ConfigError(f"grows={self.grows} must be at least 1", where="rest")
+        object.__setattr__(self, "rounds", self.grows * len(levels))
         object.__setattr__(self, "sample_every", len(levels))
+        super().__post_init__()
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -176,7 +172,6 @@ class ReST(PolicyOptimizer):
                 remedy="sample more of a prompt, or choose another threshold",
             )
         taken = take_responses(groups.select(mixed), [places[i] for i in mixed])
-        return Groups.from_rows(
-            {**row, "ranks": [1 if good else 2 for good in better[i]], "labels": better[i]}
-            for i, row in zip(mixed, taken, strict=True)
-        )
+        ranked = with_ranks(taken, [[1 if good else 2 for good in better[i]] for i in mixed])
+        labels = iter([better[i] for i in mixed])
+        return ranked.map_rows(lambda row: {"labels": next(labels)})
