@@ -26,6 +26,9 @@ class Annotator:
         """
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Give back what is held between calls, such as a model; called when a verb ends."""
+
     def key(self) -> Any:
         """Plain JSON that changes whenever a judgement could."""
         raise NotImplementedError(f"{type(self).__name__} must say what identifies it")

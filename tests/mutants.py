@@ -235,8 +235,8 @@ MUTANTS = [
         "the last of equals wins", REJECTION, "max(places, key", "max(places[::-1], key", IN_REJECTION + "of_equals"
     ),
     Mutant("NaN may win", REJECTION, "if able and not math.isnan(r)]", "if able]", IN_REJECTION + "nan_never"),
-    Mutant("missing rewards may win", REJECTION, "[there and (done", "[True and (done", IN_REJECTION + "a_missing"),
-    Mutant("cut off responses win", REJECTION, "done is not False or", "True or", IN_REJECTION + "a_response_cut"),
+    Mutant("missing rewards may win", FUNCTIONAL, "[there and (done", "[True and (done", IN_REJECTION + "a_missing"),
+    Mutant("cut off responses win", FUNCTIONAL, "done is not False or", "True or", IN_REJECTION + "a_response_cut"),
     Mutant("older wins a tie", REJECTION, "or value > best[", "or value >= best[", IN_REJECTION + "on_a_tie"),
     Mutant(
         "pool forgotten",
@@ -430,7 +430,7 @@ MUTANTS = [
     Mutant(
         "history keeps its old scores",
         IMPROVE,
-        "self._score(self.history) if scored else self.history",
+        'self._score(self.history, "history") if scored else self.history',
         "self.history",
         "tests/test_engine.py::test_history_is_scored_again",
     ),
@@ -463,6 +463,70 @@ MUTANTS = [
         "tests/test_rewards.py::test_piecewise_golden",
     ),
 ]
+
+EXTRAS = "tests/test_engine_extras.py::test_"
+OBJECTIVES = "alignkit/engine/objectives.py"
+ASSEMBLE = "alignkit/engine/assemble.py"
+MUTANTS += [
+    # what an optimizer may add to a step
+    Mutant("extra losses never weigh", OBJECTIVES, "**self.terms}", "**{}}", EXTRAS + "an_extra_loss_with"),
+    Mutant(
+        "streams shrink at the end of a lap",
+        OBJECTIVES,
+        "divmod(index, rows // size)",
+        "divmod(index, -(-rows // size))",
+        EXTRAS + "a_stream_goes_around",
+    ),
+    Mutant(
+        "paired prompts parted",
+        ROUNDS,
+        "units = [unit for unit in self.units if unit[0] in wanted]",
+        "units = [[i] for i in numbers]",
+        EXTRAS + "pairs_between_prompts",
+    ),
+    Mutant("unknown labels are bad", ROUNDS, "-1.0 if flag is None", "0.0 if flag is None", EXTRAS + "labels_reach"),
+    Mutant(
+        "mean over the wrong axis", HEAD, "logits.mean(-1) - logsumexp", "logits.mean(-1)", EXTRAS + "mean_logprobs"
+    ),
+    Mutant(
+        "the online reference is the policy",
+        ASSEMBLE,
+        'tensors["ref_logprobs"] = reference(batch, temperature)',
+        'tensors["ref_logprobs"] = reference(batch, temperature) * 0',
+        EXTRAS + "reference_kept",
+    ),
+    Mutant(
+        "soft labels stay",
+        REWARDS,
+        '"preference_prob": None',
+        '"preference_prob": row["preference_prob"]',
+        EXTRAS + "new_ranks",
+    ),
+    Mutant(
+        "ties are broken",
+        REWARDS,
+        "sum(other > score for other",
+        "sum(other >= score for other",
+        EXTRAS + "ranks_by_reward",
+    ),
+    Mutant(
+        "a lap is one round",
+        IMPROVE,
+        "self.optimizer.rounds or lap\n",
+        "self.optimizer.rounds or 1\n",
+        EXTRAS + "rounds_zero",
+    ),
+    Mutant(
+        "missing rewards by part",
+        IMPROVE,
+        "self._unscored[part] = gone, scored",
+        "self._unscored.clear()",
+        EXTRAS + "missing_rewards_are_counted",
+    ),
+]
+
+for listed in sorted(ROOT.glob("plugins/*/tests/mutants.json")):  # each plugin brings its own
+    MUTANTS += [Mutant(**row) for row in json.loads(listed.read_text(encoding="utf-8"))]
 
 
 # -- trying them -------------------------------------------------------------------------------------------------------

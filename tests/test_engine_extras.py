@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -501,6 +502,14 @@ def test_what_an_extra_loss_is_made_of_counts_in_the_key(tmp_path):
             made = run.improve(policy, PAIRS, optimizer=built(factor), name="made")
             digests.append(made.policy.key)
     assert digests[0] != digests[1]
+
+
+def test_the_first_score_given_leads_whatever_its_name(tmp_path):
+    with Run(tmp_path, quiet=True) as run:
+        policy = run.policy("tiny", lora=None)
+        made = run.evaluate(policy, DEMOS, {"z": letters, "a": lambda response: 0.0}, answers="given", name="order")
+        lines = (made.path / "evaluation.jsonl").read_text().splitlines()
+    assert list(json.loads(lines[0])["scores"]) == ["z", "a"]
 
 
 def test_given_answers_are_scored_as_they_are(tmp_path):

@@ -66,7 +66,10 @@ def annotate(run: Run, work: Path, groups: Groups, annotator: Annotator, name: s
 
     if run.rank:
         return {}
-    found = annotator.annotate(groups, seed=derived_seed(run.seed, name))
+    try:
+        found = annotator.annotate(groups, seed=derived_seed(run.seed, name))
+    finally:
+        annotator.release()
     if set(found) != set(annotator.dimensions):
         raise DataError(f"the annotator gave {sorted(found)}, it declares {sorted(annotator.dimensions)}", where=name)
     result: dict[str, Any] = {}

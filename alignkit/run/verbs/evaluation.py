@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,10 @@ def evaluate(
         scores = reward.score(groups)
         groups = groups.with_rewards(label, scores.values, scores.reasons)
         release(reward)
-    rows = _evaluation_rows(groups, kl)
+    rows = _evaluation_rows(groups, kl, list(rewards))
     with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row, sort_keys=True) + "\n")
+            out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
     first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
     return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
 
@@ -91,11 +91,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def _evaluation_rows(groups: Groups, kl: list[list[float]] | None) -> list[dict[str, Any]]:
+def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(groups):
         for k, response in enumerate(row["responses"]):
-            scores = {r["name"]: r["values"][k] for r in row["rewards"] or []}
+            found = {r["name"]: r["values"][k] for r in row["rewards"] or []}
+            scores = {name: found[name] for name in (*names, *(n for n in found if n not in names))}
             rows.append(
                 {
                     "prompt_id": row["prompt_id"],

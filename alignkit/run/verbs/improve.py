@@ -113,6 +113,8 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     )
     best = source.restore_best()
     release(request.reward)
+    if request.annotator is not None:
+        request.annotator.release()
     return _keep_improved(run, work, request, source, learner, policy, best)
 
 
