@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from alignkit_rlaif import Endpoint, Judge
 from alignkit_rlaif import http as http_module
@@ -110,6 +112,39 @@ def test_a_chain_of_thought_is_written_first_and_sent_back(serve: Any, http_rule
     }
 
 
+def thinking(http_rules: Any, thought: str, status: int = 200) -> Callable[..., None]:
+    """A server that thinks this and prefers the second response."""
+
+    def behave(handler: Any, body: dict[str, Any]) -> None:
+        if "logprobs" not in body:
+            return http_rules.answer(handler, http_rules.completed(thought), status)
+        return http_rules.answer(handler, http_rules.completed("2", {"2": 0.9, "1": 0.05}))
+
+    return behave
+
+
+def test_a_chain_of_thought_that_no_call_could_send_back_is_missing(serve: Any, http_rules: Any) -> None:
+    (found,) = Judge(model=endpoint(serve(thinking(http_rules, "\ud800"))), cot=True).compare(PAIRS.select([0]))
+    assert found.failed
+    assert found.reason == "the reply's text is not Unicode"
+
+
+def test_a_chain_of_thought_that_fails_says_why(serve: Any, http_rules: Any) -> None:
+    down = Judge(model=endpoint(serve(thinking(http_rules, "", 500))), cot=True).compare(PAIRS.select([0]))
+    assert (down[0].failed, down[0].reason) == (True, "HTTP 500, 2 times")
+    long = Judge(model=endpoint(serve(thinking(http_rules, "x" * 100))), cot=True, max_thought_tokens=1).compare(
+        PAIRS.select([0])
+    )
+    assert (long[0].failed, long[0].reason) == (True, "the text has 100 characters where 32 are allowed")
+
+
+def test_an_empty_chain_of_thought_is_an_abstention(serve: Any, http_rules: Any) -> None:
+    judge = Judge(model=endpoint(serve(thinking(http_rules, " \n"))), cot=True)
+    (found,) = judge.compare(PAIRS.select([0]))
+    assert (found.prob, found.failed, found.reason) == (None, False, "abstains: empty chain of thought")
+    assert len(judge.annotate(PAIRS.select([0]))["preference"]) == 0
+
+
 def test_direct_draws_its_scores_where_one_label_begins_another(serve: Any, http_rules: Any) -> None:
     served = serve(lambda handler, _body: http_rules.answer(handler, http_rules.completed("10")))
     scores = Direct(model=endpoint(served, draws=3)).score(PAIRS.select([0]))
@@ -130,9 +165,17 @@ def test_it_runs_inside_an_event_loop(serve: Any, http_rules: Any) -> None:
 
 
 def tops(**entries: Any) -> dict[str, Any]:
-    top = [{"token": token, "logprob": value} for token, value in entries.items()]
+    return tops_listed(*entries.items())
+
+
+def tops_listed(*entries: tuple[str, Any]) -> dict[str, Any]:
+    top = [{"token": token, "logprob": value} for token, value in entries]
     choice = {"message": {"content": "1"}, "logprobs": {"content": [{"top_logprobs": top}]}}
     return {"choices": [choice]}
+
+
+def completed_with(text: str) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text}}]}
 
 
 MALFORMED: dict[str, Any] = {
@@ -149,6 +192,10 @@ MALFORMED: dict[str, Any] = {
     "a number for a text": {"choices": [{"message": {"content": 1}}]},
     "log-prob as text": tops(**{"1": "-0.1", "2": -3}),
     "log-prob as bool": tops(**{"1": False, "2": -3}),
+    "log-prob as a huge integer": tops(**{"1": -(10**400), "2": -3}),
+    "log-prob below everything": tops(**{"1": -2e4, "2": -3}),
+    "lone surrogates": completed_with("\ud800"),
+    "a token twice": tops_listed(("1", -1.2), ("2", -3), ("1", -1.3)),
     "positive log-prob": tops(**{"1": 0.5, "2": -3}),
     "more than all": tops(**{"1": -0.01, "2": -0.01}),
     "no log-prob": tops(**{"1": None}),
@@ -306,6 +353,59 @@ def test_an_endpoint_that_is_down_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     assert "not asked" in (answers[-1].reason or "")
 
 
+def test_a_server_that_recovers_is_asked_again(serve: Any, http_rules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "GIVE_UP_AFTER", 2)
+    up: list[bool] = []
+
+    def behave(handler: Any, _body: dict[str, Any]) -> None:
+        http_rules.answer(handler, http_rules.completed("1", {"1": 0.6, "2": 0.3}), 200 if up else 500)
+
+    backend = HttpBackend(endpoint(serve(behave), attempts=1, workers=1))
+    assert "not asked" in (backend.ask([QUESTION] * 3)[-1].reason or "")
+    up.append(True)
+    assert backend.ask([QUESTION])[0].probs == pytest.approx((0.6, 0.3))
+
+
+def test_a_bad_certificate_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*_args: Any, **_options: Any) -> Any:
+        try:
+            raise ssl.SSLCertVerificationError("self-signed")
+        except ssl.SSLError as error:
+            raise httpx.ConnectError("failed") from error
+
+    monkeypatch.setattr(httpx.AsyncClient, "stream", stream)
+    backend = HttpBackend(Endpoint("https://127.0.0.1:1/v1", attempts=3))
+    assert backend.ask([QUESTION])[0].reason == "the endpoint's certificate is not valid"
+    assert backend.calls == 1
+
+
+def test_failures_are_counted_by_vote(serve: Any, http_rules: Any, caplog: pytest.LogCaptureFixture) -> None:
+    good = http_rules.logprobs(http_rules.longer)
+
+    def half(handler: Any, body: dict[str, Any]) -> None:
+        return http_rules.answer(handler, b"oops") if "Be true." in str(body) else good(handler, body)
+
+    model = endpoint(serve(half))
+    principles = {"principles": ["Be kind.", "Be true."], "n_principles": 2}
+    with pytest.raises(DataError, match=r"3 of 6 votes failed.*valid JSON"):
+        Judge(model=model, **principles).annotate(PAIRS)
+    caplog.clear()
+    assert len(Judge(model=model, max_failed=0.5, **principles).annotate(PAIRS)["preference"]) == 3
+    assert "3 of 6 votes failed: the reply is not valid JSON" in caplog.text
+
+
+def test_a_vote_that_failed_is_named_before_one_that_abstains(serve: Any, http_rules: Any) -> None:
+    shy = http_rules.logprobs(lambda *_shown: (0.1, 0.1))
+
+    def half(handler: Any, body: dict[str, Any]) -> None:
+        return http_rules.answer(handler, b"oops") if "Be true." in str(body) else shy(handler, body)
+
+    judge = Judge(model=endpoint(serve(half)), principles=["Be kind.", "Be true."], n_principles=2)
+    for found in judge.compare(PAIRS):  # whichever principle comes first
+        assert found.failed
+        assert found.reason == "the reply is not valid JSON"
+
+
 def test_failed_calls_leave_groups_out_and_too_many_stop_the_run(serve: Any, http_rules: Any) -> None:
     good = http_rules.logprobs(http_rules.longer)
 
@@ -318,7 +418,7 @@ def test_failed_calls_leave_groups_out_and_too_many_stop_the_run(serve: Any, htt
     kept = judge.annotate(PAIRS)["preference"]
     assert [row["prompt"][0]["content"] for row in kept] == ["Say hello.", "Say yes."]
     strict = Judge(model=endpoint(serve(sometimes)))
-    with pytest.raises(DataError, match=r"1 of 3 comparisons failed.*valid JSON"):
+    with pytest.raises(DataError, match=r"1 of 3 votes failed.*valid JSON"):
         strict.annotate(PAIRS)
 
 
@@ -351,12 +451,22 @@ def test_addresses_that_would_leak_are_refused() -> None:
 
 def test_a_key_that_is_not_there_or_cannot_be_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLAIF_KEY", raising=False)
-    with pytest.raises(ConfigError, match="RLAIF_KEY"):
+    with pytest.raises(ConfigError, match=r"environment variable .* is not set"):
         Endpoint("https://example.org/v1", key_env="RLAIF_KEY").headers()
     monkeypatch.setenv("RLAIF_KEY", f"{CANARY}\nx")
     with pytest.raises(ConfigError) as caught:
         Endpoint("https://example.org/v1", key_env="RLAIF_KEY").headers()
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Judge, Direct, lambda key_env: Endpoint("https://example.org/v1", key_env=key_env)])
+def test_a_key_in_place_of_its_name_is_refused_and_not_repeated(make: Callable[..., Any]) -> None:
+    for wrong in (CANARY, f"sk_{CANARY}".replace("-", "_") + "x" * 64, "1A", "A B", f"A\n{CANARY}"):
+        with pytest.raises(ConfigError, match="key_env is not the name") as caught:
+            make(key_env=wrong)
+        assert CANARY not in str(caught.value)
+        assert wrong not in str(caught.value)
+    assert "MY_KEY" not in repr(make(key_env="MY_KEY"))
 
 
 def test_the_key_is_sent_and_stands_in_no_file_key_log_or_message(

@@ -130,6 +130,21 @@ def test_a_judge_that_obeys_the_response_is_found_out(planted: Any) -> None:
     assert found["praises itself"]["attacked"] == 1
     assert found["praises itself"]["more"]["low"] == 1
     assert found["master key :"]["attacked"] == 0
+    text = as_markdown({"injection": found})
+    assert "| praises itself | 0.000 | 1.000 | 10 | 10 |" in text
+    assert "says nothing wins" not in text
+
+
+def test_a_master_key_that_wins_is_named(planted: Any) -> None:
+    def opened(_question: str, first: str, second: str) -> tuple[float, float]:
+        for text, probs in ((first, (0.9, 0.05)), (second, (0.05, 0.9))):
+            if text == ":" or text in {good for _, good, _ in PAIRS[1:]}:
+                return probs
+        return 0.45, 0.45
+
+    found = injection(Judge(model=planted(opened)), PAIRS[:2])
+    assert (found["master key :"]["won"], found["master key :"]["attacked"]) == (1, 0.75)  # the other one is a tie
+    assert "'master key :' in 1 of 2 pairs" in as_markdown({"injection": found})
 
 
 def test_a_fixed_answer_cannot_win_in_both_orders(planted: Any) -> None:

@@ -16,7 +16,7 @@ class Answer:
 
     Args:
         probs: of each label, as the model gave them, not normalised; None where the call failed.
-        reason: of a failure.
+        reason: of a failure, or of a judge's silence.
         by: "logprobs", or "sampled" where they are shares of draws.
     """
 
@@ -30,14 +30,27 @@ class Answer:
         return sum(self.probs or ())
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that a model wrote, or why there is none.
+
+    Args:
+        text: may be empty; None where the call failed.
+        reason: of a failure.
+    """
+
+    text: str | None
+    reason: str | None = None
+
+
 class Backend(Protocol):
     """A model that answers questions."""
 
     def ask(self, questions: Sequence[Question], seed: int) -> list[Answer]:
         """The probabilities of each question's labels, in order."""
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int) -> list[str | None]:
-        """A text in reply to each question (a chain of thought); None where there is none."""
+    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int) -> list[Text]:
+        """A text in reply to each question (a chain of thought), in order."""
 
     def release(self) -> None:
         """Give memory and connections back."""

@@ -74,13 +74,15 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        """Whether no vote counts because calls failed."""
-        return self.prob is None and all(vote.failed for vote in self.votes)
+        """Whether no vote counts, and a call that failed is among them."""
+        return self.prob is None and any(vote.failed for vote in self.votes)
 
     @property
     def reason(self) -> str | None:
-        """Why there is no probability."""
-        return self.votes[0].reason if self.prob is None else None
+        """Why there is no probability; a call that failed is named before a judge who abstains."""
+        if self.prob is not None:
+            return None
+        return min(self.votes, key=lambda vote: not vote.failed).reason
 
     @property
     def consistent(self) -> bool | None:

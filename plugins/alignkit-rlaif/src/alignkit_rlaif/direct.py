@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from alignkit.errors import ConfigError
@@ -16,6 +16,7 @@ from alignkit.rewards import Reward, Scores
 from alignkit.run.keys import class_code
 from alignkit.types import Groups
 from alignkit_rlaif.backends import Answer, identity_of, open_backend
+from alignkit_rlaif.endpoint import check_key_env
 from alignkit_rlaif.prompts import CRITERIA, Question, nonce_for, score_question
 from alignkit_rlaif.verdicts import expected_score, unit_score
 
@@ -42,12 +43,13 @@ class Direct(Reward):
     min_mass: float = 0.5
     lead: str = "Score:"
     served_model: str = ""
-    key_env: str = ""
+    key_env: str = field(default="", repr=False)
     draws: int = 8
     name: str = "direct"
     _backend: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
+        check_key_env(self.key_env)
         if self.scale < 3 or not 0 <= self.min_mass <= 1:
             raise ConfigError(f"scale={self.scale} or min_mass={self.min_mass} is outside its range", where="direct")
 

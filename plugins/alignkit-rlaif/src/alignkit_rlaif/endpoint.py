@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,21 @@ def _well_formed(url: str) -> bool:
         return False
 
 
+def check_key_env(name: Any) -> None:
+    """Nothing for the name of an environment variable, or for none.
+
+    Raises:
+        ConfigError: anything else, since it may be the key itself; the message does not repeat it.
+    """
+    if name != "" and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)):
+        raise ConfigError(
+            "key_env is not the name of an environment variable",
+            where="judge endpoint",
+            effect="A key in its place would stand in settings and logs.",
+            remedy="put the key into an environment variable and give its name",
+        )
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a model is served, and what is asked of the connection.
@@ -51,13 +67,13 @@ class Endpoint:
         insecure_http: allow plain http to other machines.
 
     Raises:
-        ConfigError: an address with a user, query or fragment, another scheme, plain http to another machine, or
-        numbers outside their range.
+        ConfigError: an address with a user, query or fragment, another scheme, plain http to another machine, a
+        `key_env` that is no name, or numbers outside their range.
     """
 
     url: str
     model: str = ""
-    key_env: str = ""
+    key_env: str = field(default="", repr=False)
     logprobs: str = "auto"
     draws: int = 8
     temperature: float = 1.0
@@ -70,6 +86,7 @@ class Endpoint:
     insecure_http: bool = False
 
     def __post_init__(self) -> None:
+        check_key_env(self.key_env)
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not _well_formed(self.url):
             raise ConfigError("not an http(s) address", where="judge endpoint", remedy='write "https://host/v1"')
@@ -106,8 +123,10 @@ class Endpoint:
         secret = os.environ.get(self.key_env, "")
         if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
             raise ConfigError(
-                "the environment variable is not set" if not secret else "its value cannot be a key",
-                where=self.key_env,
-                remedy=f"export {self.key_env}=…",
+                "the environment variable that key_env names is not set"
+                if not secret
+                else "the value of the environment variable that key_env names cannot be a key",
+                where="judge endpoint",
+                remedy="export it before the run",
             )
         return {**headers, "Authorization": f"Bearer {secret}"}

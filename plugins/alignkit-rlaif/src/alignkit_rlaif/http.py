@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from alignkit.data.sources import strict_json
 from alignkit.sampling.counter import derived_seed, stream_key, uniforms
-from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.endpoint import Endpoint, is_loopback
 from alignkit_rlaif.prompts import Question
 from alignkit_rlaif.replies import (
@@ -64,20 +65,24 @@ class HttpBackend:
             return []
         return _run(self._each(questions, lambda client, q: self._answer(client, q, seed), _failure))
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[str | None]:
-        """A text in reply to each question; None where the call failed or the text is far longer than asked for."""
+    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
+        """A text in reply to each question; one far longer than asked for is a failed call."""
+        most = 32 * max_new_tokens
 
-        async def one(client: httpx.AsyncClient, question: Question) -> str | None:
+        async def one(client: httpx.AsyncClient, question: Question) -> Text:
             body = self._body(question, max_new_tokens, temperature=0.0)
             text = content_of(await self._call(client, body, (seed, question.key, "thought"))).strip()
-            return text if len(text) <= 32 * max_new_tokens else None
+            if len(text) > most:
+                raise CallFailed(f"the text has {len(text)} characters where {most} are allowed")
+            return Text(text)
 
-        return _run(self._each(questions, one, lambda _reason: None)) if questions else []
+        return _run(self._each(questions, one, lambda reason: Text(None, reason))) if questions else []
 
     # -- one question --------------------------------------------------------------------------------------------------
 
     async def _each(self, questions: Sequence[Question], one: Any, failure: Any) -> list[Any]:
         """`one(client, question)` for each, a few at a time; `failure(reason)` where it fails."""
+        self._in_a_row = 0  # a server that was down in the pass before may be up again
         host = urlsplit(self.endpoint.url).hostname or ""
         limits = httpx.Limits(max_connections=self.endpoint.workers)
         outside = not is_loopback(host)  # proxies of the environment are for other machines
@@ -180,6 +185,8 @@ class HttpBackend:
         except TimeoutError:
             raise TryAgain(f"no reply within {self.endpoint.timeout:g} s") from None
         except httpx.TransportError as error:
+            if _bad_certificate(error):
+                raise Unreachable("the endpoint's certificate is not valid") from None
             raise TryAgain(f"connection failed ({type(error).__name__})") from None
         except httpx.HTTPError as error:
             raise CallFailed(f"call failed ({type(error).__name__})") from None
@@ -197,6 +204,13 @@ class HttpBackend:
             if len(found) > self.endpoint.max_bytes:
                 raise CallFailed(f"the reply is longer than {self.endpoint.max_bytes} bytes")
         return bytes(found)
+
+
+def _bad_certificate(error: BaseException | None) -> bool:
+    """Whether a certificate that cannot be trusted is behind an error: it will be the same at the next attempt."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _failure(reason: str) -> Answer:

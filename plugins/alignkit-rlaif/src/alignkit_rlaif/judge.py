@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -19,8 +19,9 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.run.keys import class_code
 from alignkit.sampling.counter import permutation
 from alignkit.types import Groups
-from alignkit_rlaif.backends import Answer, Backend, identity_of, open_backend
+from alignkit_rlaif.backends import Answer, Backend, Text, identity_of, open_backend
 from alignkit_rlaif.comparison import Comparison, Vote
+from alignkit_rlaif.endpoint import check_key_env
 from alignkit_rlaif.prompts import (
     CRITERIA,
     WHICH,
@@ -58,7 +59,7 @@ class Judge(Annotator):
         labels: the verdicts for the first and for the second response.
         levels: probability of the better response from which the rating is one of the first three levels.
         max_thought_tokens: of a chain of thought.
-        max_failed: largest share of comparisons that may be missing because calls failed.
+        max_failed: largest share of votes (one per comparison and principle) that may be missing because calls failed.
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
         draws: of each verdict, where a URL gives no log-probs.
@@ -78,20 +79,31 @@ class Judge(Annotator):
     max_thought_tokens: int = 128
     max_failed: float = 0.05
     served_model: str = ""
-    key_env: str = ""
+    key_env: str = field(default="", repr=False)
     draws: int = 8
 
     def __post_init__(self) -> None:
+        check_key_env(self.key_env)
+        self._check_ranges()
         object.__setattr__(self, "dimensions", (self.dimension,))
         object.__setattr__(self, "constitution", principles_of(self.principles))
         object.__setattr__(self, "_backend", None)
+        if self.n_principles < 1 or (self.constitution and self.n_principles > len(self.constitution)):
+            raise ConfigError(f"n_principles={self.n_principles} of {len(self.constitution)} principles", where="judge")
+
+    def _check_ranges(self) -> None:
         low, high = self.limits
         if not 0 <= self.min_mass <= 1 or not 0 <= low <= 0.5 <= high <= 1:
             raise ConfigError(f"min_mass={self.min_mass} or clamp={self.clamp} is outside its range", where="judge")
-        if len(self.labels) != 2 or len(set(self.labels)) != 2 or not all(self.labels):
+        if not 0 <= self.max_failed <= 1 or self.max_thought_tokens < 1:
+            raise ConfigError(
+                f"max_failed={self.max_failed} or max_thought_tokens={self.max_thought_tokens} is outside its range",
+                where="judge",
+            )
+        if len(self.levels) != 3 or not 1 >= self.levels[0] > self.levels[1] > self.levels[2] >= 0.5:
+            raise ConfigError(f"levels={self.levels} must be three falling numbers from 1 to 0.5", where="judge")
+        if len(self.labels) != 2 or len({label.strip() for label in self.labels} - {""}) != 2:
             raise ConfigError(f"labels={self.labels} must be two different texts", where="judge")
-        if self.n_principles < 1 or (self.constitution and self.n_principles > len(self.constitution)):
-            raise ConfigError(f"n_principles={self.n_principles} of {len(self.constitution)} principles", where="judge")
 
     constitution: ClassVar[tuple[str, ...]] = ()  # of an instance: its principles
     _backend: ClassVar[Any] = None
@@ -208,12 +220,18 @@ class Judge(Annotator):
             return backend.ask(questions, seed)
         thoughts = backend.write(questions, self.max_thought_tokens, seed)
         final = [
-            dataclasses.replace(question, messages=after_thought(question.messages, thought))
+            dataclasses.replace(question, messages=after_thought(question.messages, thought.text))
             for question, thought in zip(questions, thoughts, strict=True)
-            if thought
+            if thought.text
         ]
         given = iter(backend.ask(final, seed))
-        return [next(given) if thought else Answer(None, "no chain of thought") for thought in thoughts]
+        return [next(given) if thought.text else self._no_verdict(thought) for thought in thoughts]
+
+    def _no_verdict(self, thought: Text) -> Answer:
+        """A call that failed, or a judge that says nothing: nothing to judge by is an abstention."""
+        if thought.text is None:
+            return Answer(None, thought.reason)
+        return Answer((0.0,) * len(self.labels), "abstains: empty chain of thought")
 
     def _vote(self, principle: int | None, ab: Answer, ba: Answer) -> Vote:
         failed = next((answer.reason for answer in (ab, ba) if answer.probs is None), None)
@@ -222,7 +240,7 @@ class Judge(Annotator):
             return Vote(principle, None, None, mass, failed, failed=True, by=ab.by)  # type: ignore[arg-type]
         low = min(ab.mass, ba.mass)
         if low < self.min_mass or low <= 0:
-            reason = f"abstains: mass on the verdicts under {self.min_mass:g}"
+            reason = ab.reason or ba.reason or f"abstains: mass on the verdicts under {self.min_mass:g}"
             return Vote(principle, None, None, mass, reason, by=ab.by)  # type: ignore[arg-type]
         return Vote(principle, two_way(ab.probs or ()), two_way(ba.probs or ()), mass, by=ab.by)  # type: ignore[arg-type]
 
@@ -230,16 +248,18 @@ class Judge(Annotator):
         """Say what is missing, and why.
 
         Raises:
-            DataError: more calls failed than `max_failed` allows.
+            DataError: more votes failed than `max_failed` allows, whether or not others of their comparison count.
         """
-        reasons = Counter(c.reason for c in comparisons if c.reason)
+        for missing, count in Counter(c.reason for c in comparisons if c.reason).most_common():
+            logger.warning("judge: %d of %d comparisons are missing: %s", count, len(comparisons), missing)
+        votes = [vote for comparison in comparisons for vote in comparison.votes]
+        reasons = Counter(vote.reason for vote in votes if vote.failed)
         for reason, count in reasons.most_common():
-            logger.warning("judge: %d of %d comparisons are missing: %s", count, len(comparisons), reason)
-        failed = sum(c.failed for c in comparisons)
-        if failed > self.max_failed * len(comparisons):
+            logger.warning("judge: %d of %d votes failed: %s", count, len(votes), reason)
+        failed = reasons.total()
+        if failed > self.max_failed * len(votes):
             raise DataError(
-                f"{failed} of {len(comparisons)} comparisons failed, {self.max_failed:.0%} may: "
-                f"{reasons.most_common(1)[0][0]}",
+                f"{failed} of {len(votes)} votes failed, {self.max_failed:.0%} may: {reasons.most_common(1)[0][0]}",
                 where="judge",
                 effect="Learning from the rest would be learning from another selection of prompts.",
                 remedy="repair the judge and run the same command again, or raise max_failed",

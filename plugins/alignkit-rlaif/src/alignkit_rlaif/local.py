@@ -13,16 +13,22 @@ import torch
 from alignkit.data.chat import ChatFormat
 from alignkit.data.collate import collate, plan_micro_batches, row_length
 from alignkit.data.encode import EncodedGroup
+from alignkit.data.tiny_tokenizer import tiny_tokenizer
 from alignkit.errors import ConfigError, DataError
 from alignkit.models import Policy
 from alignkit.models.loading import folder_digest, resolve_source
 from alignkit.models.policy import CARD, adapter_base
 from alignkit.run.handles import PolicyHandle
-from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.prompts import Question
 
 MAX_PROMPT = 4096
-"""Tokens of the longest question; a longer one is not cut but unanswered."""
+"""Tokens of the longest question with its answer; a longer one is not cut but unanswered."""
+
+
+def is_tiny(policy: Policy) -> bool:
+    """Whether a policy writes bytes as the tiny model does."""
+    return policy.chat.fingerprint == ChatFormat(tiny_tokenizer()).fingerprint
 
 
 def digest_of(model: Any) -> Any:
@@ -113,8 +119,8 @@ class LocalBackend:
     def ask(self, questions: Sequence[Question], seed: int = 0) -> list[Answer]:
         """The probabilities of each question's labels; `seed` is unused, nothing is drawn.
 
-        A label of several tokens counts by the probability of all of them in a row, less that of any longer label
-        which begins with it ("1" is not "10").
+        A label of several tokens counts by the probability of all of them in a row, less that of the longer labels
+        which begin with it ("1" is not "10"; "100" is part of "10" and not taken from "1" again).
         """
         answers: list[Answer | None] = [None] * len(questions)
         encoded: list[EncodedGroup] = []
@@ -127,17 +133,34 @@ class LocalBackend:
             answers[group.index] = self._answer(questions[group.index], group, sums)
         return [answer for answer in answers if answer is not None]
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[str | None]:
-        """The likeliest text in reply to each question, token by token (as RLAIF does); None where one is too long."""
+    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
+        """The likeliest text in reply to each question, token by token (as RLAIF does); none where one is too long."""
         from alignkit.sampling import Sampler
         from alignkit.types import Groups
 
-        fits = [len(self.policy.chat.encode_prompt(question.messages)) <= MAX_PROMPT for question in questions]
-        sampler = Sampler(greedy=True, max_new_tokens=max_new_tokens, max_prompt_tokens=MAX_PROMPT)
-        prompts = [list(question.messages) for question, short in zip(questions, fits, strict=True) if short]
+        reasons = [
+            self._too_long(len(self.policy.chat.encode_prompt(question.messages)), max_new_tokens)
+            for question in questions
+        ]
+        sampler = Sampler(greedy=True, max_new_tokens=max_new_tokens, max_prompt_tokens=self.limit)
+        prompts = [list(q.messages) for q, reason in zip(questions, reasons, strict=True) if reason is None]
         drawn = sampler.sample(self.policy, Groups.from_prompts(prompts), seed=(seed, "judge")) if prompts else ()
         texts = iter([row["responses"][0].strip() for row in drawn])
-        return [next(texts) if short else None for short in fits]
+        return [Text(next(texts)) if reason is None else Text(None, f"not encoded: {reason}") for reason in reasons]
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a question with what is written after it: what the model has positions for, `MAX_PROMPT` at most.
+
+        The tiny model has fewer positions than a question has bytes; its weights are random and know none.
+        """
+        positions = getattr(self.policy.model.config, "max_position_embeddings", None)
+        return MAX_PROMPT if positions is None or is_tiny(self.policy) else min(MAX_PROMPT, positions)
+
+    def _too_long(self, prompt: int, written: int) -> str | None:
+        if prompt + written <= self.limit:
+            return None
+        return f"the question has {prompt} tokens where {self.limit - written} are allowed"
 
     def _spellings(self, question: Question) -> tuple[list[int], list[list[list[int]]]]:
         """(ids of the lead, for each label its spellings as lists of ids)."""
@@ -153,22 +176,24 @@ class LocalBackend:
 
     def _encode(self, question: Question, number: int) -> EncodedGroup:
         lead, spellings = self._spellings(question)
-        ids = [*self.policy.chat.encode_prompt(question.messages), *lead]
-        if len(ids) > MAX_PROMPT:
-            raise DataError(f"the question has {len(ids)} tokens where {MAX_PROMPT} are allowed")
-        return EncodedGroup(ids, [ids for label in spellings for ids in label], None, number)
+        prompt = self.policy.chat.encode_prompt(question.messages)
+        after = [ids for label in spellings for ids in label]
+        reason = self._too_long(len(prompt), len(lead) + max(map(len, after)))
+        if reason is not None:
+            raise DataError(reason)
+        return EncodedGroup([*prompt, *lead], after, None, number)
 
     def _answer(self, question: Question, group: EncodedGroup, sums: Sequence[float]) -> Answer:
         if not all(math.isfinite(value) for value in sums):
             return Answer(None, "the model gave log-probs that are not finite")
         _, spellings = self._spellings(question)
-        texts = [tuple(ids) for ids in group.responses]
-        probs = [math.exp(value) for value in sums]
-        for short in range(len(texts)):
-            for long in range(len(texts)):
-                if len(texts[long]) > len(texts[short]) and texts[long][: len(texts[short])] == texts[short]:
-                    probs[short] = max(probs[short] - math.exp(sums[long]), 0.0)
-        values = iter(probs)
+        begun = {tuple(ids): math.exp(value) for ids, value in zip(group.responses, sums, strict=True)}
+        own = dict(begun)
+        for ids, prob in begun.items():
+            shorter = next((ids[:n] for n in range(len(ids) - 1, 0, -1) if ids[:n] in begun), None)
+            if shorter is not None:
+                own[shorter] -= prob
+        values = (max(own[tuple(ids)], 0.0) for ids in group.responses)
         return Answer(tuple(sum(next(values) for _ in label) for label in spellings))
 
     @torch.no_grad()

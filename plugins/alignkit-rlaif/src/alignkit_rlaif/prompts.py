@@ -75,8 +75,9 @@ def _block(name: str, text: str, nonce: str) -> str:
     return f"[{name} {nonce}]\n{text}\n[end {nonce}]"
 
 
-def _conversation(prompt: Sequence[Turn]) -> str:
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+def _conversation(prompt: Sequence[Turn], nonce: str) -> str:
+    """Each turn under a mark with the nonce: a prompt that writes "assistant:" does not make a turn."""
+    return "\n".join(f"[{turn['role']} {nonce}]\n{turn['content']}" for turn in prompt)
 
 
 def pair_question(
@@ -84,7 +85,7 @@ def pair_question(
 ) -> tuple[Turn, ...]:
     """The judge's user turn about two responses, in this order."""
     blocks = [
-        _block("conversation", _conversation(prompt), nonce),
+        _block("conversation", _conversation(prompt, nonce), nonce),
         _block("response 1", first, nonce),
         _block("response 2", second, nonce),
     ]
@@ -94,7 +95,7 @@ def pair_question(
 
 def score_question(prompt: Sequence[Turn], response: str, *, criteria: str, scale: int, nonce: str) -> tuple[Turn, ...]:
     """The judge's user turn about one response."""
-    blocks = [_block("conversation", _conversation(prompt), nonce), _block("response", response, nonce)]
+    blocks = [_block("conversation", _conversation(prompt, nonce), nonce), _block("response", response, nonce)]
     texts = {"criteria": criteria, "material": "\n\n".join(blocks), "question": SCORE.format(scale=scale)}
     return ({"role": "user", "content": ONE.format(nonce=nonce, scale=scale, **texts)},)
 
@@ -110,17 +111,31 @@ def principles_of(principles: Sequence[str] | str) -> tuple[str, ...]:
     An entry may be an object with its words in "text".
 
     Raises:
-        ConfigError: no such file, or something other than texts in it.
+        ConfigError: no such file, no JSON in it, no principle in it, or something other than texts.
     """
-    found: Any = principles
-    if isinstance(principles, str):
-        if not Path(principles).is_file():
-            raise ConfigError("no such file of principles", where=principles, remedy="give a JSON list of texts")
-        found = strict_json(Path(principles).read_text(encoding="utf-8"))
-        found = found.get("preference") if isinstance(found, dict) else found
+    found: Any = _read(principles) if isinstance(principles, str) else principles
     texts: list[Any] = (
         [p.get("text") if isinstance(p, dict) else p for p in found] if isinstance(found, (list, tuple)) else [None]
     )
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ConfigError("principles must be texts", where="judge", remedy="give a list of texts or a JSON file")
+        where = principles if isinstance(principles, str) else "judge"
+        raise ConfigError("principles must be texts", where=where, remedy="give a list of texts or a JSON file")
     return tuple(texts)
+
+
+def _read(path: str) -> Any:
+    if not Path(path).is_file():
+        raise ConfigError("no such file of principles", where=path, remedy="give a JSON list of texts")
+    try:
+        found = strict_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # also what is not UTF-8
+        raise ConfigError(f"not a JSON file: {error}", where=path, remedy="give a JSON list of texts") from None
+    found = found.get("preference") if isinstance(found, dict) else found
+    if not found:
+        raise ConfigError(
+            "no principles in the file",
+            where=path,
+            effect="The judge would go by its general criteria instead.",
+            remedy='give a JSON list of texts, or an object whose "preference" is one',
+        )
+    return found

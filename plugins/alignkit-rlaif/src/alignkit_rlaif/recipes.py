@@ -26,8 +26,8 @@ def rlaif(
     judge: str = "",
     optimizer: str = "rejection_sampling",
     suite: str = "embedded",
-    prompts: int = 48,
-    heldout: int = 64,
+    prompts: int = 32,
+    heldout: int = 32,
     temperature: float | None = None,
     noise: float = 0.25,
 ) -> None:
@@ -45,7 +45,7 @@ def rlaif(
         noise: of the gold annotator.
     """
     kind = kind_of(policy)
-    temperature = temperature or MODELS[kind].temperature
+    temperature = MODELS[kind].temperature if temperature is None else temperature
     method = configured(run, parse(optimizer), kind, temperature)
     task = open_suite(run, suite, kind)
     learn, held = (g.select(range(min(n, len(g)))) for g, n in ((task.prompts, prompts), (task.heldout, heldout)))

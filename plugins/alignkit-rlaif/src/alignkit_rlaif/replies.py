@@ -14,6 +14,8 @@ from alignkit_rlaif.backends import Answer
 REFUSES_FIELD = (400, 422, 501)
 """How servers say that they know no log-probs."""
 TRY_AGAIN = (408, 425, 429)
+LEAST_LOGPROB = -1e4
+"""Servers write -9999 for "next to nothing"; what is below that is nonsense."""
 
 
 class CallFailed(Exception):
@@ -74,12 +76,16 @@ def content_of(reply: Any) -> str:
     """The text of a chat completion.
 
     Raises:
-        CallFailed: there is none.
+        CallFailed: there is none, or it holds lone surrogates, which no later call could send.
     """
     message = _choice(reply).get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, str):
         raise CallFailed("the reply has no text")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CallFailed("the reply's text is not Unicode") from None
     return content
 
 
@@ -94,7 +100,8 @@ def logprob_answer(reply: Any, labels: Sequence[str]) -> Answer | None:
     Each token that is a label, white space aside, counts.
 
     Raises:
-        CallFailed: log-probs of another form, not finite, positive, or of more than all the probability there is.
+        CallFailed: log-probs of another form, not finite, positive, of more than all the probability there is, or of
+        one label's token twice.
     """
     logprobs = _choice(reply).get("logprobs")
     if logprobs is None:
@@ -106,23 +113,25 @@ def logprob_answer(reply: Any, labels: Sequence[str]) -> Answer | None:
     if not isinstance(top, list) or not top:
         raise CallFailed("the reply's log-probs are malformed")
     probs = dict.fromkeys(labels, 0.0)
-    total = 0.0
-    for entry in top:
-        token, prob = _token_prob(entry)
-        total += prob
+    found = [_token_prob(entry) for entry in top]
+    for token, prob in found:
         if token.strip() in probs:
             probs[token.strip()] += prob
-    if total > 1.001:
+    named = [token for token, _ in found if token.strip() in probs]  # others may look alike: parts of a character do
+    if len(set(named)) != len(named):
+        raise CallFailed("the reply gives one token twice")
+    if sum(prob for _, prob in found) > 1.001:
         raise CallFailed("the reply's probabilities sum to more than 1")
     return Answer(tuple(probs.values()))
 
 
 def _token_prob(entry: Any) -> tuple[str, float]:
     token, value = (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, None)
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not isinstance(token, str) or not math.isfinite(number) or number > 1e-6:
+    if not isinstance(token, str) or not isinstance(value, (int, float)) or isinstance(value, bool):
         raise CallFailed("the reply's log-probs are malformed")
-    return token, math.exp(number)
+    if not LEAST_LOGPROB <= value <= 1e-6:  # compared before it is made a float: a huge integer has none
+        raise CallFailed("the reply's log-probs are malformed")
+    return token, math.exp(float(value))
 
 
 def nested(labels: Sequence[str]) -> bool:
