@@ -10,7 +10,7 @@ import torch
 
 from alignkit import Batch, ConfigError, DataError, Groups, LoRA, PolicyOptimizer, Run, Stream, Term
 from alignkit.annotators import Annotator
-from alignkit.data.encode import encode_groups
+from alignkit.data.encode import encode_groups, encode_texts
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import fit
 from alignkit.engine.improve import Rollouts
@@ -166,6 +166,16 @@ def test_a_stream_goes_around_its_rows_in_full_batches_without_a_row_twice():
     assert stream.step(3, 1).numbers == steps[3]
     (wide,) = stream_of(DEMOS, 1.0, 50)(policy)
     assert sorted(wide.step(0, 1).numbers) == list(range(5))
+
+
+def test_long_texts_are_learned_in_pieces_and_nothing_is_cut_off():
+    policy = Policy.load("tiny")
+    texts = Groups.from_rows([{"prompt": [], "responses": ["abcdefghij"]}, {"prompt": [], "responses": ["k"]}])
+    pieces = encode_texts(texts, policy.chat, 4)
+    whole = policy.chat.encode_text("abcdefghij")
+    assert [i for piece in pieces for i in (*piece.prompt_ids, *piece.responses[0])] == whole
+    assert [len(piece.responses[0]) for piece in pieces] == [3, 3, 1]
+    assert {piece.index for piece in pieces} == {0}
 
 
 # -- pairs between prompts -----------------------------------------------------------------------------------------

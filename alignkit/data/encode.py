@@ -47,8 +47,6 @@ def encode_groups(
 
     `response_ids` are the truth while the row's tokenizer is this one; what another tokenizer sampled is tokenised anew
     from its text and counted in `chat.notes`.
-    A row without a prompt and with one response is plain text: no turn is put around it, and its first token, which
-    nothing comes before, is not learned.
 
     Args:
         groups: what to encode.
@@ -63,17 +61,13 @@ def encode_groups(
     """
     encoded, problems = [], []
     for index, row in enumerate(groups):
-        plain = not row["prompt"] and len(row["responses"]) == 1
         try:
-            if plain:
-                ids, trained = chat.encode_text(row["responses"][0]), None
-            else:
-                ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
+            ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
         except DataError as error:
             problems.append(_prompt_problem(row, index, error))
             continue
         try:
-            responses = [ids[1:]] if plain else _responses(row, chat, reuse_ids)
+            responses = _responses(row, chat, reuse_ids)
         except DataError as error:
             problems.append(
                 Problem("D22", index, row["prompt_id"], "responses", error.what, error.effect, error.remedy)
@@ -83,8 +77,35 @@ def encode_groups(
         if problem:
             problems.append(problem)
         else:
-            encoded.append(EncodedGroup(ids[:1] if plain else ids, responses, trained, index))
+            encoded.append(EncodedGroup(ids, responses, trained, index))
     return encoded, problems
+
+
+def is_plain_text(row: Mapping[str, Any]) -> bool:
+    """Whether a row is text without a conversation: no prompt, one response."""
+    return not row["prompt"] and len(row["responses"]) == 1
+
+
+def encode_texts(groups: Groups, chat: ChatFormat, max_tokens: int) -> list[EncodedGroup]:
+    """Plain texts, as a pretraining mix is made of: no turn is put around them, and no end is learned.
+
+    A text of more than `max_tokens` is learned in pieces. The first token of a piece, which nothing comes before, is
+    not learned; a text of one token has nothing to learn.
+
+    Args:
+        groups: rows of which `is_plain_text` holds.
+        chat: tokenizer and chat template.
+        max_tokens: of a piece, at least 2.
+
+    Raises:
+        DataError: text that is not valid Unicode.
+    """
+    encoded = []
+    for index, row in enumerate(groups):
+        ids = chat.encode_text(row["responses"][0])
+        pieces = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
+        encoded += [EncodedGroup(piece[:1], [piece[1:]], None, index) for piece in pieces if len(piece) > 1]
+    return encoded
 
 
 def _responses(row: Mapping[str, Any], chat: ChatFormat, reuse_ids: bool) -> list[list[int]]:

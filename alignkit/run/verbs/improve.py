@@ -177,7 +177,7 @@ def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: An
 
 def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
     """The second data streams, encoded. What does not fit the length limits is left out and said."""
-    from alignkit.data.encode import encode_groups
+    from alignkit.data.encode import encode_groups, encode_texts, is_plain_text
     from alignkit.engine.objectives import Objective, StreamData
     from alignkit.engine.rounds import Round
     from alignkit.optimizers import Term
@@ -185,14 +185,15 @@ def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
     found = []
     for name, stream in request.optimizer.streams().items():
         groups, most = _open(request.streams[name]), max(request.sampler.max_prompt_tokens, 1024)
-        encoded, left = encode_groups(groups, policy.chat, max_prompt_tokens=most, max_response_tokens=most)
+        texts, talks = groups.filter(is_plain_text), groups.filter(lambda row: not is_plain_text(row))
+        pieces = encode_texts(texts, policy.chat, most)
+        encoded, left = encode_groups(talks, policy.chat, max_prompt_tokens=most, max_response_tokens=most)
         if left:
             run.console.say(f"{request.name}: {len(left)} rows of the stream {name} left out: {left[0]}")
-        if not encoded:
+        if not encoded and not pieces:
             raise DataError(f"the stream {name} has no row to learn from", where=request.name)
-        data = Round(
-            groups.select(e.index for e in encoded), encoded, shared=policy.shares_prompts, pad_id=policy.chat.pad_id
-        )
+        rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
+        data = Round(rows, [*pieces, *encoded], shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
         term = Term(weight=stream.weight, reduction=stream.reduction)
         objective = Objective(run.host.build("loss", stream.loss), {name: term}, name)
         seed = (run.seed, request.name, "stream", name)
