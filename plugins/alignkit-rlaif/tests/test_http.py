@@ -422,6 +422,60 @@ def test_failed_calls_leave_groups_out_and_too_many_stop_the_run(serve: Any, htt
         strict.annotate(PAIRS)
 
 
+# -- answers that are kept ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["logprobs", "draws"])
+def test_after_a_stop_only_what_failed_is_asked_again(serve: Any, http_rules: Any, tmp_path: Path, kind: str) -> None:
+    good = getattr(http_rules, kind)(http_rules.longer)
+    broken = ["Say bye."]
+
+    def behave(handler: Any, body: dict[str, Any]) -> None:
+        if broken and broken[0] in str(body):
+            return http_rules.answer(handler, b"oops")
+        return good(handler, body)
+
+    served = serve(behave)
+    options = {"model": endpoint(served, draws=3), "cache": str(tmp_path / "kept"), "min_mass": 0.0}
+    with pytest.raises(DataError, match="failed"):
+        Judge(**options).annotate(PAIRS)
+    broken.clear()
+    served.bodies.clear()
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(file.read_bytes() + b'{"name": "torn')
+    found = Judge(**options).compare(PAIRS)
+    assert all("Say bye." in str(body) for body in served.bodies)
+    asked = len(served.bodies)
+    assert asked >= 2
+    again = Judge(**options).compare(PAIRS)
+    assert len(served.bodies) == asked
+    plain = Judge(**{**options, "cache": None}).compare(PAIRS)
+    assert [c.prob for c in found] == [c.prob for c in again] == [c.prob for c in plain]
+    if kind == "draws":
+        served.bodies.clear()
+        Judge(**options).compare(PAIRS, seed=1)
+        assert served.bodies  # other draws
+
+
+def test_a_kept_chain_of_thought_is_not_written_again(serve: Any, http_rules: Any, tmp_path: Path) -> None:
+    served = serve(thinking(http_rules, "Both greet."))
+    judge = Judge(model=endpoint(served), cot=True, cache=str(tmp_path))
+    one, two = (judge.compare(PAIRS.select([0])) for _ in range(2))
+    assert one == two
+    assert len(served.bodies) == 4
+    other = Judge(model=endpoint(served, model="another"), cot=True, cache=str(tmp_path))
+    other.compare(PAIRS.select([0]))
+    assert len(served.bodies) == 8
+    uncached = Judge(model=judge.model, cot=True)
+    assert json.dumps(judge.key()) == json.dumps(uncached.key())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot keep answers"):
+        HttpBackend(Endpoint("http://127.0.0.1:1/v1"), str(tmp_path / "file" / "kept"))
+
+
 # -- verdicts, addresses, keys -----------------------------------------------------------------------------------------
 
 

@@ -56,18 +56,19 @@ class Backend(Protocol):
         """Give memory and connections back."""
 
 
-def open_backend(model: Any, endpoint: dict[str, Any]) -> Backend:
+def open_backend(model: Any, endpoint: dict[str, Any], cache: str | None = None) -> Backend:
     """The backend of a model: an endpoint for a URL or an `Endpoint`, a local model for everything else.
 
     Args:
         model: see `Judge`.
         endpoint: arguments of `Endpoint` where `model` is a URL.
+        cache: folder in which an endpoint's answers are kept; None keeps none.
     """
     where = Endpoint(model, **endpoint) if is_url(model) else model
     if isinstance(where, Endpoint):
         from alignkit_rlaif.http import HttpBackend
 
-        return HttpBackend(where)
+        return HttpBackend(where, cache)
     from alignkit_rlaif.local import LocalBackend
 
     return LocalBackend(model)

@@ -34,6 +34,7 @@ class Direct(Reward):
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
         draws: of each score, where a URL gives no log-probs, or where one score begins another ("1" and "10").
+        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice.
         name: of the reward's column.
     """
 
@@ -45,6 +46,7 @@ class Direct(Reward):
     served_model: str = ""
     key_env: str = field(default="", repr=False)
     draws: int = 8
+    cache: str | None = None
     name: str = "direct"
     _backend: ClassVar[Any] = None
 
@@ -55,7 +57,7 @@ class Direct(Reward):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "served_model", "key_env", "draws"):
+        for name in ("model", "served_model", "key_env", "draws", "cache"):
             del fields[name]
         return {"direct": {**fields, "model": identity_of(self.model, self._endpoint())}, **class_code(type(self))}
 
@@ -64,7 +66,7 @@ class Direct(Reward):
         asked = [[self._question(row, text) for text in row["responses"]] for row in groups]
         questions = {question.key: question for row in asked for question in row}
         if self._backend is None:
-            object.__setattr__(self, "_backend", open_backend(self.model, self._endpoint()))
+            object.__setattr__(self, "_backend", open_backend(self.model, self._endpoint(), self.cache))
         answers = dict(zip(questions, self._backend.ask(list(questions.values()), 0), strict=True))
         scored = [[self._score(answers[question.key]) for question in row] for row in asked]
         return Scores([[value for value, _ in row] for row in scored], [[why for _, why in row] for row in scored])

