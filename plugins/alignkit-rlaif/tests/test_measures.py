@@ -212,7 +212,23 @@ def test_the_report_is_written_once_and_found_again(tmp_path: Path, prefers_long
     assert prefers_longer.asked == asked
 
 
-@pytest.mark.parametrize("judge", ["", "judge(model='tiny', min_mass=0.0)"])
+def test_a_temperature_of_zero_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkit_rlaif import recipes
+
+    seen: list[float] = []
+
+    def configured(_run: Any, _optimizer: Any, _kind: Any, temperature: float) -> None:
+        seen.append(temperature)
+        raise KeyError("far enough")
+
+    monkeypatch.setattr(recipes, "configured", configured)
+    for given in (0.0, None):
+        with Run(tmp_path / str(given), quiet=True) as run, pytest.raises(KeyError, match="far enough"):
+            recipes.rlaif(run, policy="tiny", temperature=given)
+    assert seen == [0.0, recipes.MODELS["tiny"].temperature]
+
+
+@pytest.mark.parametrize("judge", ["", "judge(model=''tiny', min_mass=0.0)"])
 def test_the_recipe_runs_on_the_tiny_model(tmp_path: Path, judge: str) -> None:
     from alignkit_rlaif.recipes import rlaif
 
