@@ -228,7 +228,7 @@ def test_a_temperature_of_zero_is_zero(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen == [0.0, recipes.MODELS["tiny"].temperature]
 
 
-@pytest.mark.parametrize("judge", ["", "judge(model=''tiny', min_mass=0.0)"])
+@pytest.mark.parametrize("judge", ["", "judge(model='tiny', min_mass=0.0)"])
 def test_the_recipe_runs_on_the_tiny_model(tmp_path: Path, judge: str) -> None:
     from alignkit_rlaif.recipes import rlaif
 
