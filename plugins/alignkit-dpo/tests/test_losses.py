@@ -338,9 +338,12 @@ def test_apo_down_lowers_both_and_the_rejected_more() -> None:
 # -- what is logged ----------------------------------------------------------------------------------------------------
 
 
+LENGTHS = torch.tensor([2.0, 2.0, 2.0])
+
+
 def test_ties_are_not_mistakes() -> None:
     w, lo = torch.tensor([-3.0, -3.0, -5.0]), torch.tensor([-4.0, -4.0, -4.0])
-    found = preference_statistics(w, lo, torch.tensor([-4.0, -3.0, -4.0]), lo, beta=0.5)
+    found = preference_statistics(w, lo, LENGTHS, LENGTHS, torch.tensor([-4.0, -3.0, -4.0]), lo, beta=0.5)
     assert found["accuracy"].tolist() == [1.0, 0.0, 0.0]
     assert found["ties"].tolist() == [0.0, 1.0, 0.0]
     assert found["chosen_rewards"].tolist() == [0.5, 0.0, -0.5]
@@ -351,9 +354,18 @@ def test_ties_are_not_mistakes() -> None:
 
 
 def test_without_a_reference_the_implied_reward_is_the_logprob() -> None:
-    found = preference_statistics(*one(-3.0, -4.0), beta=0.5)
+    found = preference_statistics(*one(-3.0, -4.0, 2.0, 4.0), beta=0.5)
     assert found["chosen_rewards"].item() == -1.5
     assert found["margins"].item() == 0.5
+
+
+def test_the_rewards_are_per_token_and_free_of_the_reference_where_the_loss_is() -> None:
+    given = one(-3.0, -4.0, 2.0, 4.0, -7.0, -9.0)
+    assert preference_statistics(*given, beta=0.5)["margins"].item() == 2.0 - 2.5
+    assert preference_statistics(*given, beta=0.5, per_token=True)["margins"].item() == 1.0 - 0.625
+    found = preference_statistics(*given, beta=0.5, per_token=True, referenced=False)
+    assert (found["chosen_rewards"].item(), found["rejected_rewards"].item()) == (-0.75, -0.5)
+    assert (found["accuracy"].item(), found["chosen_logprobs"].item()) == (0.0, -3.0)
 
 
 # -- wrong use ---------------------------------------------------------------------------------------------------------

@@ -91,22 +91,28 @@ def test_online_the_reward_ranks_the_best_against_the_worst() -> None:
         row("c", None, count=3, rewards={"r": [None, 3.0, 4.0]}),
         row("d", None, count=2, rewards={"r": [None, 3.0]}),
     )
-    batch = OnlineDPO(samples_per_prompt=4).prepare(scored, {}, reward_name="r")
+    batch = OnlineDPO(samples_per_prompt=4).prepare(scored, {}, annotated=False, reward_name="r")
     kept = {r["prompt"][0]["content"]: (r["responses"], r["ranks"]) for r in batch.groups}
     assert kept == {"a": (["a 1", "a 2"], [3, 1]), "c": (["c 1", "c 2"], [2, 1])}
-    assert batch.metrics == {"pairs": 2.0, "tied_prompts": 2.0}
+    assert batch.metrics == {"pairs": 2.0, "tied_prompts": 1.0, "unscored_prompts": 1.0}
+
+
+def test_online_a_prompt_without_any_reward_is_counted_apart_from_ties() -> None:
+    scored = groups(row("a", None, rewards={"r": [0.0, 1.0]}), row("b", None, rewards={"r": [None, None]}))
+    metrics = OnlineDPO().prepare(scored, {}, annotated=False, reward_name="r").metrics
+    assert (metrics["pairs"], metrics["tied_prompts"], metrics["unscored_prompts"]) == (1, 0, 1)
 
 
 def test_online_an_annotator_s_ranks_and_soft_labels_are_used() -> None:
     ranked = groups(row("a", [2, 1], preference_prob=0.7, rewards={"r": [9.0, 0.0]}), row("b", [1, 1]))
-    batch = OnlineDPO().prepare(ranked, {}, reward_name=None)
+    batch = OnlineDPO().prepare(ranked, {}, annotated=True, reward_name="r")
     assert [(r["ranks"], r["preference_prob"]) for r in batch.groups] == [([2, 1], 0.7)]
     assert batch.metrics["tied_prompts"] == 1
 
 
 def test_online_a_round_of_ties_is_told() -> None:
     with pytest.raises(DataError, match="no comparison"):
-        OnlineDPO().prepare(groups(row("a", None, rewards={"r": [1.0, 1.0]})), {}, reward_name="r")
+        OnlineDPO().prepare(groups(row("a", None, rewards={"r": [1.0, 1.0]})), {}, annotated=False, reward_name="r")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -201,6 +207,13 @@ def test_the_nll_term_is_added_and_keeps_the_chosen_logprob_up(tmp_path: Path) -
     assert kept_up[-1]["chosen_logprobs"] > plain[-1]["chosen_logprobs"] + 0.5
 
 
+def test_the_margins_of_simpo_are_those_that_it_compares(tmp_path: Path) -> None:
+    """Per token and without the reference, though one was given: the loss of one pair follows from its margin."""
+    (step,) = learn(tmp_path, use("dpo", loss="simpo", **FAST), PAIRS.select([0]))
+    assert step["margins"] != 0
+    assert step["loss"] == pytest.approx(math.log1p(math.exp(1.0 - step["margins"])), abs=1e-5)  # gamma = 1
+
+
 @pytest.mark.parametrize("loss", ["ipo", "cpl"])
 def test_a_loss_of_another_signature_trains(tmp_path: Path, loss: str) -> None:
     free = loss == "cpl"
@@ -265,6 +278,12 @@ def test_online_with_an_annotator_and_no_reward(tmp_path: Path) -> None:
     steps = learn(tmp_path, ONLINE, PROMPTS, annotator=LargestBytes())
     assert "reward_mean" not in steps[0]
     assert [s["pairs"] for s in steps] == [4, 4, 4]
+
+
+def test_online_the_annotator_goes_before_the_reward(tmp_path: Path) -> None:
+    """The reward alone would tie everything, and stop."""
+    steps = learn(tmp_path, ONLINE, PROMPTS, annotator=LargestBytes(), reward=lambda meta, response: 0.0)
+    assert [(s["pairs"], s["reward_mean"]) for s in steps] == [(4, 0.0)] * 3
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------

@@ -208,6 +208,17 @@ def test_an_instruction_that_no_program_can_judge_is_refused() -> None:
         InstructionConsistency()(long_dialogue(4, {"instruction": "Be nice."}), Forgetful(0))
 
 
+@pytest.mark.parametrize(
+    "check", [{"type": "contains"}, {"text": "a"}, {"type": "regex", "pattern": "("}, {"type": "json_keys"}, "x"]
+)
+def test_a_check_that_cannot_be_run_is_refused_with_its_row_before_sampling(check: Any) -> None:
+    groups = long_dialogue(2, {"instruction": "Shout.", "constraints": [check]})
+    with pytest.raises(DataError, match="row 0"):
+        InstructionConsistency()(groups, None)
+    with pytest.raises(DataError, match="cannot be checked"):
+        obeys({"constraints": [check]}, "{}")
+
+
 def test_a_dialogue_too_short_to_evaluate_is_refused(tmp_path: Path) -> None:
     with Run(tmp_path, quiet=True) as run, pytest.raises(ConfigError, match="no dialogue has 2 turns"):
         instruction_consistency(run, run.policy("tiny"), long_dialogue(1))

@@ -347,6 +347,7 @@ def test_what_the_engine_is_told(optimizer: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
+        (GRPO, {"samples_per_prompt": 0}),
         (GRPO, {"samples_per_prompt": 1}),
         (GRPO, {"kl_coef": -1.0}),
         (DAPO, {"overlong_buffer": -1}),
@@ -358,6 +359,28 @@ def test_what_the_engine_is_told(optimizer: Any) -> None:
 def test_what_no_paper_means_is_refused(kind: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         kind(**wrong)
+
+
+@pytest.mark.parametrize("kind", [RLOO, ReinforcePP])
+def test_without_a_kl_no_reference_is_asked_for(kind: Any) -> None:
+    given, tensors = round_of([1.0, 0.0, 3.0])
+    free = kind(kl_coef=0.0)
+    assert "ref_logprobs" in kind().prepare_arguments()
+    assert "ref_logprobs" not in free.prepare_arguments()
+    del tensors["ref_logprobs"]
+    assert prepare(free, given, tensors).tensors["advantages"].isfinite().all()
+
+
+def test_rloo_without_a_kl_runs_without_a_reference(tmp_path: Path) -> None:
+    with Run(tmp_path, quiet=True) as run:
+        improved = run.improve(
+            run.policy("tiny", lora=None),
+            Groups.from_prompts(["say ab"]),
+            optimizer="rloo(samples_per_prompt=2, prompts_per_round=1, rounds=1, kl_coef=0.0)",
+            reward=FunctionReward(letters),
+            max_new_tokens=4,
+        )
+    assert (improved.policy.path / "metrics.jsonl").exists()
 
 
 def code_lines(source: str) -> int:

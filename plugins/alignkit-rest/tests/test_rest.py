@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import Groups, Policy, Run
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.plugins.host import default_host
 from alignkit.rewards import FunctionReward
 from alignkit.types import Batch
 
@@ -167,13 +168,18 @@ def test_rounds_are_improves_that_share_a_grow() -> None:
         {"quantiles": (0.5, 1.0)},
         {"quantiles": (-0.1,)},
         {"thresholds": (2.0, 1.0)},
-        {"rounds": 2},
         {"grows": 0},
     ],
 )
 def test_what_is_not_rest_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ReST(**wrong)
+
+
+@pytest.mark.parametrize("name", ["rounds", "sample_every"])
+def test_what_follows_from_the_levels_cannot_be_set(name: str) -> None:
+    with pytest.raises(AlignkitError, match=name):
+        default_host().build("optimizer", f"rest({name}=2)")
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------

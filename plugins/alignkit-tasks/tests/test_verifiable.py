@@ -136,6 +136,77 @@ def test_words_numbers_and_lists(answer: str, right: list[str], wrong: list[str]
     assert [same_answer(answer, text) for text in wrong] == [False] * len(wrong)
 
 
+@pytest.mark.parametrize(
+    ("answer", "several"),
+    [
+        ("(A)", "(A) or (B)"),
+        ("(A)", "A, B, C"),
+        ("(A)", "(A) (B)"),
+        ("(A)", "A\nB\nC"),
+        ("(A)", "(A) the robin or (B) the jay"),
+        ("(A)", "(A) the robin\n(B) the jay"),
+        ("True", "True or False"),
+        ("True", "True/False"),
+        ("Yes", "Yes and no"),
+        ("Yes", "Yes or no? Hard to say"),
+        ("valid", "The argument is not valid."),
+        ("valid", "It isn't a valid argument."),
+        ("valid", "There is no valid argument."),
+    ],
+)
+def test_listing_every_answer_or_denying_it_is_wrong(answer: str, several: str) -> None:
+    assert not same_answer(answer, several, {"A": "the robin", "B": "the jay"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("(A)", "(A), I think"),
+        ("(A)", "The answer is (A), not (B)."),
+        ("(A)", "(A) the robin. A bird sings"),
+        ("True", "True, not False"),
+        ("invalid", "It is not valid, so invalid"),
+        ("Yes", "Yes, no doubt about it"),
+    ],
+)
+def test_an_answer_may_be_explained(answer: str, response: str) -> None:
+    assert same_answer(answer, response, {"A": "the robin", "B": "the jay"})
+
+
+def test_brackets_are_compared_as_they_are() -> None:
+    assert all(same_answer("] )", text) for text in ("] )", "])", " ] ) ", "The answer is ] ).", "Answer: ] )"))
+    assert not any(same_answer("] )", text) for text in ("", "...", ") ]", "]", "[ ( ] )", "words"))
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"instruction_id_list": ["keywords:existence"], "kwargs": ['{"keywords": ["a"]}']},
+        {"instruction_id_list": ["keywords:existence"], "kwargs": [0]},
+        {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": "abc"}]},
+        {"instruction_id_list": ["length_constraints:number_paragraphs"], "kwargs": [{"num_paragraphs": "1"}]},
+        {"instruction_id_list": [["keywords:existence"]], "kwargs": [{}]},
+        {"instruction_id_list": 1, "kwargs": [{}]},
+        {"instruction_id_list": ["punctuation:no_comma"], "kwargs": "[{}]"},
+    ],
+)
+def test_instructions_that_cannot_be_read_are_missing_with_a_reason(meta: dict) -> None:
+    scored = IFEval().score(Groups.from_rows([{"prompt": "a", "responses": ["a b c"], "meta": meta}]))
+    assert (scored.values, bool(scored.reasons[0][0])) == ([[None]], True)
+
+
+def test_options_that_cannot_be_read_are_missing_with_a_reason() -> None:
+    row = {"prompt": "a", "responses": ["the jay"], "meta": {"answer": "(B)", "options": ["the robin", "the jay"]}}
+    scored = ExactAnswer().score(Groups.from_rows([row]))
+    assert (scored.values, "options" in str(scored.reasons[0][0])) == ([[None]], True)
+
+
+def test_more_prompts_than_there_are_is_a_clear_error() -> None:
+    for wrong in ({"prompts": 600, "instructed": True}, {"prompts": 10_000, "kind": "tiny"}):
+        with pytest.raises(ConfigError, match="ask for fewer prompts"):
+            suites.embedded(**wrong)
+
+
 def test_a_row_without_an_answer_has_no_score_and_says_why() -> None:
     groups = Groups.from_rows(
         [{"prompt": "a", "responses": ["1", "2"], "meta": {"answer": "2"}}, {"prompt": "b", "responses": ["1"]}]

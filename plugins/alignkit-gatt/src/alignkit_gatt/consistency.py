@@ -15,7 +15,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.plugins.grammar import Component, use
 from alignkit.run import EvaluationHandle, PolicyHandle
 from alignkit.types import Groups, prompt_id
-from alignkit_gatt.constraints import obeys
+from alignkit_gatt.constraints import check_constraints, obeys
 from alignkit_gatt.gatt import Answer, check_dialogues, play, sampling_view, training_view
 
 
@@ -63,6 +63,7 @@ class InstructionConsistency:
             if not groups.meta(i).get("instruction") or not groups.meta(i).get("constraints"):
                 raise DataError("no instruction that a program can judge", where=f"row {i}", remedy="give it checks")
         check_dialogues(groups, alternating=False)
+        check_constraints(groups)
         view = training_view if self.told == "once" else sampling_view
 
         def sample(prompts: Groups) -> Groups:
@@ -138,7 +139,7 @@ def instruction_consistency(
     """
     transform = transform or use("instruction_consistency")
     every = run.host.build("transform", transform).every
-    longest = max(sum(t["role"] == "user" for t in row["prompt"]) for row in dialogues)
+    longest = max((sum(t["role"] == "user" for t in row["prompt"]) for row in dialogues), default=0)
     if longest < every:
         raise ConfigError(f"no dialogue has {every} turns", where=name, remedy="give longer dialogues or every=1")
     turns = range(every, longest + 1, every)

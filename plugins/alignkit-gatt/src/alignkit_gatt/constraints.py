@@ -27,6 +27,9 @@ from alignkit.sampling.counter import stream_key
 from alignkit.sampling.sampler import occurrences
 from alignkit.types import Groups
 
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, re.error)
+"""What a check that lacks an argument, or has an unfit one, ends in."""
+
 SHIPPED = Path(__file__).with_name("constraints.json")
 
 
@@ -92,10 +95,29 @@ def _fault(check: Any) -> str | None:
     if not isinstance(check, Mapping) or check.get("type") not in (*CHECKS, *ifeval.CHECKS):
         return f"its type is none of {', '.join(CHECKS)}, nor one of IFEval's"
     try:
-        passes(check, "a trial")
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        for trial in ("a trial", "{}"):  # the second gets as far as the keys of `json_keys`
+            passes(check, trial)
+    except UNREADABLE as error:
         return f"does not work ({error!r})"
     return None
+
+
+def check_constraints(groups: Groups) -> None:
+    """Refuse rows whose checks no program can run, before anything is sampled for them.
+
+    Args:
+        groups: with `constraints` in `meta`, or without.
+
+    Raises:
+        DataError: naming the row and its check.
+    """
+    for i in range(len(groups)):
+        checks = groups.meta(i).get("constraints") or []
+        if not isinstance(checks, list):
+            raise DataError(f"constraints {checks!r}", where=f"row {i}", remedy="give a list of checks")
+        for check in checks:
+            if why := _fault(check):
+                raise DataError(f"check {check!r}: {why}", where=f"row {i}", remedy="see alignkit_gatt.constraints")
 
 
 def _filled(part: Any, value: Any) -> Any:
@@ -175,11 +197,18 @@ def obeys(meta: Mapping[str, Any], response: str) -> float | None:
 
     Returns:
         None (missing) where the row has no check.
+
+    Raises:
+        DataError: a check that cannot be run.
     """
     checks, text = meta.get("constraints"), response.strip()
     if not checks:
         return None
-    return float(bool(text) and all(passes(check, text) for check in checks))
+    try:
+        return float(bool(text) and all(passes(check, text) for check in checks))
+    except UNREADABLE as error:
+        what = f"constraints {checks!r} cannot be checked ({error!r})"
+        raise DataError(what, where="constraints", remedy="see alignkit_gatt.constraints") from error
 
 
 def passes(check: Mapping[str, Any], text: str) -> bool:

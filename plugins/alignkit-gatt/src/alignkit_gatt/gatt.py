@@ -24,7 +24,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.functional import take_responses
 from alignkit.run.keys import class_code
 from alignkit.types import Groups
-from alignkit_gatt.constraints import SHIPPED, obeys, of_kinds, read_constraints, with_instructions
+from alignkit_gatt.constraints import SHIPPED, check_constraints, obeys, of_kinds, read_constraints, with_instructions
 
 Turns = list[dict[str, Any]]
 View = Callable[[Sequence[Mapping[str, Any]], str], Turns]
@@ -261,6 +261,7 @@ class GhostAttention:
         pool = of_kinds(read_constraints(self.constraints), self.kinds)
         dialogues = with_instructions(groups, pool, self.most, self.shortened, ctx.seed)
         check_dialogues(dialogues, alternating=self.answers != "sampled")
+        check_constraints(dialogues)
         rows = [
             self._row(row, dialogues.meta(i), answer)
             for i, (row, answers) in enumerate(zip(dialogues, self._answers(dialogues, ctx), strict=True))

@@ -140,16 +140,16 @@ def main(
     if kind == "tiny":
         torch.set_num_threads(1)  # two threads on so small a model mostly wait for each other
     sizes = SIZES[kind]
-    tokens = max_new_tokens or sizes.max_new_tokens
+    tokens = _given(max_new_tokens, sizes.max_new_tokens)
     source = constraints or (TINY if kind == "tiny" else None)
     wanted = kinds or (None if constraints else KINDS[kind])
     sampling = {
-        "temperature": temperature or sizes.temperature,
+        "temperature": _given(temperature, sizes.temperature),
         "max_new_tokens": tokens,
         "max_prompt_tokens": sizes.context - tokens,
     }
-    counts = (train_dialogues or sizes.dialogues, heldout_dialogues or sizes.heldout)
-    turns = (train_turns or sizes.turns, heldout_turns or sizes.heldout_turns)
+    counts = (_given(train_dialogues, sizes.dialogues), _given(heldout_dialogues, sizes.heldout))
+    turns = (_given(train_turns, sizes.turns), _given(heldout_turns, sizes.heldout_turns))
     train, asked = _dialogues(kind, dialogues, counts, turns, run.seed)
     judged = [c for c in of_kinds(read_constraints(source), wanted) if c.check is not None]
     heldout = with_instructions(asked, judged, most, shortened=0.0, seed=run.seed)
@@ -164,14 +164,14 @@ def main(
             kinds=wanted,
             most=most,
             targets="every",
-            samples_per_turn=samples_per_turn or sizes.samples_per_turn,
+            samples_per_turn=_given(samples_per_turn, sizes.samples_per_turn),
             require_obeyed=require_obeyed,
             require_finished=sizes.require_finished,
             **sampling,
         ),
         plain=read_groups(demonstrations) if demonstrations else None,
-        epochs=epochs or sizes.epochs,
-        learning_rate=learning_rate or sizes.learning_rate,
+        epochs=_given(epochs, sizes.epochs),
+        learning_rate=_given(learning_rate, sizes.learning_rate),
         batch_size=sizes.batch_size,
         max_length=sizes.context,
     )
@@ -188,6 +188,11 @@ def main(
     run.report()
     if export:
         run.export(trained)
+
+
+def _given(value: Any, default: Any) -> Any:
+    """What was said, 0 too, which is for whoever uses it to take or to refuse."""
+    return default if value is None else value
 
 
 def _dialogues(

@@ -211,6 +211,19 @@ CHECKS: dict[str, Check] = {
 }
 
 
+_LISTS = ("keywords", "forbidden_words")
+_COUNTS = ("frequency", "let_frequency", "capital_frequency", "num_", "nth_")
+
+
+def _readable(name: str, value: Any) -> bool:
+    """Whether an argument is of the type that its check takes: texts, a list of them, or a whole number."""
+    if name in _LISTS:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if name.startswith(_COUNTS):
+        return isinstance(value, (int, float)) and value == int(value)
+    return True
+
+
 def follows(kind: str, arguments: Mapping[str, Any], response: str) -> bool:
     """Whether a response follows one instruction; an empty response follows none.
 
@@ -222,9 +235,13 @@ def follows(kind: str, arguments: Mapping[str, Any], response: str) -> bool:
     Raises:
         Missing: a kind, an argument or a relation that is not known.
     """
-    if kind not in CHECKS:
+    if not isinstance(kind, str) or kind not in CHECKS:
         raise Missing(f"the instruction {kind!r} is not known")
+    if not isinstance(arguments, Mapping):
+        raise Missing(f"the arguments of {kind} are no mapping but {arguments!r}")
     given = {name: value for name, value in arguments.items() if value is not None}
+    if unreadable := sorted(name for name, value in given.items() if not _readable(name, value)):
+        raise Missing(f"{kind} with {given}: {', '.join(unreadable)} cannot be read")
     try:
         return bool(response.strip()) and CHECKS[kind](response, **given)
     except (TypeError, AttributeError) as error:
@@ -255,9 +272,9 @@ class IFEval(Verified):
 
     def judge(self, meta: Mapping[str, Any], response: str) -> float:
         kinds, arguments = meta.get("instruction_id_list"), meta.get("kwargs")
-        if not kinds or not isinstance(arguments, list) or len(arguments) != len(kinds):
+        if not isinstance(kinds, list) or not isinstance(arguments, list) or not 0 < len(kinds) == len(arguments):
             raise Missing("the row has no instruction_id_list with as many kwargs in its meta")
         readings = relaxed(response) if self.loose else [response]
         asked = list(zip(kinds, arguments, strict=True))
-        done = [any(follows(kind, given or {}, text) for text in readings) for kind, given in asked]
+        done = [any(follows(kind, {} if given is None else given, text) for text in readings) for kind, given in asked]
         return float(all(done)) if self.every else sum(done) / len(done)

@@ -33,7 +33,7 @@ def embedded(*, kind: str = "small", prompts: int = 64, heldout: int = 64, instr
         instructed: only prompts that carry an instruction; the first score is then the share of instructions followed.
 
     Raises:
-        ConfigError: another kind; `instructed` of the tiny kind, which has no instructions.
+        ConfigError: another kind; `instructed` of the tiny kind, which has no instructions; more prompts than it has.
     """
     if kind not in ("small", "tiny"):
         raise ConfigError(f"kind={kind!r}", where="suite embedded", remedy="use small or tiny")
@@ -41,9 +41,14 @@ def embedded(*, kind: str = "small", prompts: int = 64, heldout: int = 64, instr
         raise ConfigError("the tiny kind has no instructions", where="suite embedded", remedy="leave instructed out")
     make = task.tiny_prompts if kind == "tiny" else _instructed if instructed else task.prompts
     truth = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
+    try:
+        learn, measure = make("train", prompts), make("heldout", heldout)
+    except ValueError as error:
+        what = f"prompts={prompts}, heldout={heldout}, instructed={instructed}: {error}"
+        raise ConfigError(what, where="suite embedded", remedy="ask for fewer prompts") from error
     return Suite(
-        prompts=Groups.from_prompts(make("train", prompts)),
-        heldout=Groups.from_prompts(make("heldout", heldout)),
+        prompts=Groups.from_prompts(learn),
+        heldout=Groups.from_prompts(measure),
         scores={"instructions": instructions, "gold": gold} if instructed else truth,
         max_new_tokens=16 if kind == "tiny" else 36,
     )

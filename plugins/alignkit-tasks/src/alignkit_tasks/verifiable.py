@@ -121,6 +121,9 @@ class GSM8K(Verified):
 
 _LETTER = re.compile(r"\(([A-Za-z])\)")
 _LEADING_LETTER = re.compile(r"\W*(?:[Oo]ption\s+)?\(?([A-Z])(?:[).:,]|\s*$|\s*\n)")
+_NEXT_LETTER = re.compile(
+    r"[\s,;:/&|).]*(?:\b(?:and|or)\b\s*)?(?:\(([A-Za-z])\)|([A-Z])(?=[).:,;/?]|\s*$|\s*\n|\s+(?:and|or)\b))"
+)
 _WORDS = ({"true", "false"}, {"yes", "no"}, {"valid", "invalid"})
 
 
@@ -131,7 +134,7 @@ def said_after_cue(text: str) -> str:
 
 
 def chosen_option(text: str, options: Mapping[str, str] | None = None) -> str | None:
-    """The option letter that a response settles on, or None where it names none or several.
+    """The option letter that a response settles on, or None where it names none or lists several.
 
     Args:
         text: the response.
@@ -140,7 +143,11 @@ def chosen_option(text: str, options: Mapping[str, str] | None = None) -> str | 
     said = said_after_cue(text)
     leading = _LEADING_LETTER.match(said)
     if leading:
-        return leading[1].upper()
+        wording = re.escape((options or {}).get(leading[1], ""))
+        rest = re.sub(rf"^[\s).:,]*{wording}", "", said[leading.end(1) :], count=1, flags=re.IGNORECASE)
+        further = _NEXT_LETTER.match(rest)
+        several = further is not None and (further[1] or further[2]).upper() != leading[1]
+        return None if several else leading[1]
     letters = {letter.upper() for letter in _LETTER.findall(said)}
     if len(letters) == 1:
         return letters.pop()
@@ -149,8 +156,14 @@ def chosen_option(text: str, options: Mapping[str, str] | None = None) -> str | 
 
 
 def chosen_word(text: str, words: set[str]) -> str | None:
-    """The one of `words` that a response begins with, or else the only one that it names."""
-    said = re.findall(r"[a-z]+", said_after_cue(text).lower())
+    """The one of `words` that a response begins with, or else the only one that it names; "not valid" names none."""
+    either = "|".join(sorted(words))
+    plain = re.sub(r"n['\N{RIGHT SINGLE QUOTATION MARK}]t\b", " not", said_after_cue(text).lower())
+    negations = "|".join(sorted({"not", "never", "no"} - words))
+    plain = re.sub(rf"\b(?:{negations})(?:\s+[a-z]+){{0,2}}?\s+(?:{either})\b", " ", plain)
+    if re.match(rf"\W*(?:{either})(?:\W+(?:and|or)\W+(?:{either})\b|\W+(?:{either})\W*$)", plain):
+        return None
+    said = re.findall(r"[a-z]+", plain)
     if said[:1] and said[0] in words:
         return said[0]
     named = words & set(said)
@@ -160,6 +173,10 @@ def chosen_word(text: str, words: set[str]) -> str | None:
 def squeezed(text: str) -> str:
     """Letters and digits alone, in lower case."""
     return re.sub(r"[\W_]+", "", text.lower())
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def listed(text: str) -> list[str]:
@@ -180,7 +197,21 @@ def same_answer(answer: str, response: str, options: Mapping[str, str] | None = 
         return final_number(response) == Decimal(answer)
     said = said_after_cue(response)
     given = (said, said.rpartition(":")[2])
+    if not squeezed(answer):  # brackets alone: their letters and digits are none, as those of any other such text
+        return any(_bare(text) in (_bare(answer), _bare(answer) + ".") for text in given)
     return any(squeezed(text) == squeezed(answer) or listed(text) == listed(answer) for text in given)
+
+
+def options_of(meta: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """The wordings of the options that a row carries, by letter.
+
+    Raises:
+        Missing: they are no such mapping.
+    """
+    options = meta.get("options")
+    if options is None or (isinstance(options, Mapping) and all(isinstance(w, str) for w in options.values())):
+        return options
+    raise Missing("the options in the row's meta are no mapping of letters to wordings")
 
 
 @dataclass(frozen=True)
@@ -198,4 +229,4 @@ class ExactAnswer(Verified):
     def judge(self, meta: Mapping[str, Any], response: str) -> float:
         if self.task is not None and meta.get("task") != self.task:
             raise Missing(f"a row of another task than {self.task}")
-        return float(same_answer(answer_of(meta), response, meta.get("options")))
+        return float(same_answer(answer_of(meta), response, options_of(meta)))
