@@ -361,3 +361,25 @@ def test_piecewise_of_two_models_logs_its_parts(done, tmp_path):
         )
     names = made.rollouts.groups.reward_names()
     assert names == ["helpfulness", "piecewise", "safety"]
+
+
+def test_the_code_of_required_plugins_counts():
+    """A recipe's plugin needs the task's, whose code decides what it scores; the core is not among them."""
+    from alignkit.run.keys import module_code, required_plugins
+
+    needed = set(required_plugins("alignkit-recipes"))
+    assert "alignkit-tasks" in needed
+    assert not {"alignkit", "alignkit-recipes", "torch"} & needed
+    assert required_plugins("no-such-distribution") == ()
+    import alignkit_recipes.method
+    import alignkit_tasks.annotator
+
+    codes = [module_code(alignkit_recipes.method.__name__), module_code(alignkit_tasks.annotator.__name__)]
+    assert all(codes)
+    assert codes[0] != codes[1]
+
+
+def test_a_stage_names_the_plugins_that_its_plugin_requires(tmp_path):
+    with Run(tmp_path, quiet=True) as run:
+        identity = run._identity("verb", "name", {}, {}, ["alignkit-recipes"])
+    assert {"alignkit", "alignkit-recipes", "alignkit-tasks"} <= set(identity["code"])

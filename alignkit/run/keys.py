@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from alignkit.errors import ConfigError
 from alignkit.types import canonical_json
 
@@ -108,16 +111,61 @@ def class_code(kind: type) -> dict[str, str]:
 
 @cache
 def module_code(name: str | None) -> str:
-    """Digest of the package, or of the module, that code stands in: what it calls counts too.
+    """Digest of the distribution, package or module that code stands in: what it calls counts too.
 
-    A script run as a program, a notebook and installed libraries give "": the first two count by the source of what is
-    used itself, the last by their version, which is not looked at here.
+    An installed plugin counts with the plugins that it requires. A script run as a program and a notebook give "": they
+    count by the source of what is used itself.
     """
     top = sys.modules.get((name or "__main__").split(".")[0])
     file = Path(getattr(top, "__file__", None) or "")
-    if top is None or top.__name__ in ("__main__", "alignkit") or not file.is_file() or "site-packages" in file.parts:
+    if top is None or top.__name__ in ("__main__", "alignkit") or not file.is_file():
+        return ""
+    distribution = _distributions().get(top.__name__, [""])[0]
+    if distribution:
+        return digest({each: distribution_key(each) for each in (distribution, *required_plugins(distribution))})
+    if "site-packages" in file.parts:
         return ""
     return _tree_digest(file.parent) if hasattr(top, "__path__") else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions of each importable top-level name."""
+    return importlib.metadata.packages_distributions()
+
+
+@cache
+def required_plugins(name: str) -> tuple[str, ...]:
+    """The plugin distributions that one requires, directly or not, from metadata alone; itself and the core left out.
+
+    Args:
+        name: the distribution; one that is not installed requires nothing.
+    """
+    found: list[str] = []
+    waiting = [name]
+    while waiting:
+        for other in _requirements(waiting.pop()):
+            if other not in (name, "alignkit", *found) and _is_plugin(other):
+                found.append(other)
+                waiting.append(other)
+    return tuple(sorted(found))
+
+
+def _requirements(name: str) -> list[str]:
+    try:
+        texts = importlib.metadata.distribution(name).requires or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
+        return []
+    wanted = [Requirement(text) for text in texts]
+    return [canonicalize_name(r.name) for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def _is_plugin(name: str) -> bool:
+    try:
+        points = importlib.metadata.distribution(name).entry_points
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return any(point.group == "alignkit" for point in points)
 
 
 @cache

@@ -18,7 +18,7 @@ from alignkit.run import plan as planning
 from alignkit.run import processes, verbs
 from alignkit.run.console import Console
 from alignkit.run.handles import EvaluationHandle, GroupsHandle, Handle, Improved, PolicyHandle, RewardHandle
-from alignkit.run.keys import difference, digest, distribution_key, plain
+from alignkit.run.keys import difference, digest, distribution_key, plain, required_plugins
 from alignkit.run.store import Stage, Store, now, write_json
 from alignkit.run.versions import versions
 from alignkit.types import Groups
@@ -738,7 +738,8 @@ class Run:
     ) -> dict[str, Any]:
         code: dict[str, str] = {}
         paths = {info.distribution: info.path for info in self.host.plugins()}
-        for distribution in sorted({"alignkit", *plugins}):
+        needed = {other for name in plugins for other in required_plugins(name)}
+        for distribution in sorted({"alignkit", *plugins, *needed}):
             code |= {
                 k if k != "source" else f"{distribution} source": v
                 for k, v in distribution_key(distribution, paths.get(distribution, "")).items()
