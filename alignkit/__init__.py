@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from alignkit.plugins.hookspecs import hookimpl
-
-__version__ = "0.1.0"
+from alignkit._version import __version__
+from alignkit.registry.hookspecs import hookimpl
 
 _LAZY = {
     "AlignkitError": "alignkit.errors",
@@ -18,10 +17,10 @@ _LAZY = {
     "DataError": "alignkit.errors",
     "NumericError": "alignkit.errors",
     "PluginError": "alignkit.errors",
-    "use": "alignkit.plugins.grammar",
-    "Groups": "alignkit.types",
-    "Message": "alignkit.types",
-    "Batch": "alignkit.types",
+    "use": "alignkit.registry.grammar",
+    "Groups": "alignkit.groups",
+    "Message": "alignkit.groups",
+    "Batch": "alignkit.optimizers",
     "read_groups": "alignkit.data",
     "Policy": "alignkit.models",
     "RewardModel": "alignkit.models",
@@ -41,13 +40,13 @@ __all__ = ["__version__", "hookimpl", *sorted(_LAZY)]
 if TYPE_CHECKING:
     from alignkit.data import read_groups
     from alignkit.errors import AlignkitError, ConfigError, DataError, NumericError, PluginError
+    from alignkit.groups import Groups, Message
     from alignkit.models import LoRA, Policy, RewardModel
-    from alignkit.optimizers import PolicyOptimizer, Stream, Term
-    from alignkit.plugins.grammar import use
+    from alignkit.optimizers import Batch, PolicyOptimizer, Stream, Term
+    from alignkit.registry.grammar import use
     from alignkit.rewards import Piecewise, Reward, WeightedSum
     from alignkit.run import Run
     from alignkit.sampling import Sampler
-    from alignkit.types import Batch, Groups, Message
 
 
 def __getattr__(name: str) -> Any:

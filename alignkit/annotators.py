@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 
 class Annotator:

@@ -23,7 +23,7 @@ import alignkit
 from alignkit.errors import AlignkitError, ConfigError, PluginError, Terminated
 
 if TYPE_CHECKING:
-    from alignkit.plugins.host import PluginHost
+    from alignkit.registry.host import PluginHost
 
 INTERRUPTED = "interrupted; run the same command again to continue"
 
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plugins(options: argparse.Namespace) -> int:
-    from alignkit.plugins.host import PluginHost, strict_from_environment
+    from alignkit.registry.host import PluginHost, strict_from_environment
 
     # Not strict until all is printed: a broken plugin must not lock anyone out of the list that names it.
     host = PluginHost(strict=False)
@@ -199,7 +199,7 @@ def _run(arguments: list[str]) -> int:
 
 def _load_recipe(target: str) -> tuple[Callable[..., Any], str]:
     """The function, and the name its runs are kept under."""
-    from alignkit.plugins.host import default_host
+    from alignkit.registry.host import default_host
 
     host = default_host()
     if not (target.endswith(".py") or Path(target).is_file()):

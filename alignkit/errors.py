@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class AlignkitError(Exception):
     """An error a user can act on.
@@ -41,3 +44,36 @@ class Terminated(KeyboardInterrupt):
 
 class NumericError(AlignkitError):
     """A NaN or an infinity, caught before it reached the weights."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant, or None.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+    """
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)), None)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The half sentence that offers the nearest known name, or nothing.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+    """
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """The remedy for a name that is not known: the nearest one, or all of them.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+    """
+    names = list(known)
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else f"use {', '.join(names)}"

@@ -6,15 +6,13 @@ the shape of what it masks; what it hides may be anything, NaN included, and cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.types import _PER_RESPONSE as PER_RESPONSE
-from alignkit.types import Groups
 
 ScoreAt = Literal["last", "after_eos"]
 
@@ -268,80 +266,3 @@ def preference_cross_entropy(difference: Tensor, prob: Tensor | float) -> Tensor
     """
     logsigmoid = torch.nn.functional.logsigmoid
     return -prob * logsigmoid(difference) - (1 - prob) * logsigmoid(-difference)
-
-
-# -- responses of groups -----------------------------------------------------------------------------------------------
-
-
-def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
-    """Keep some responses of each group, with everything known of them; a group that keeps none is dropped.
-
-    Args:
-        groups: any groups.
-        kept: [groups] the indices of the responses to keep, in the order wanted.
-
-    Returns:
-        groups in the same order. What is known of a whole comparison (`rating`, `preference_prob`) stays only where the
-        responses stay as they were.
-    """
-    rows = [_take(row, list(indices)) for row, indices in zip(groups, kept, strict=True) if indices]
-    return Groups.from_rows(rows)
-
-
-def take_present(groups: Groups, present: Tensor) -> Groups:
-    """Keep the responses that have a reward; the same object where all have one.
-
-    Args:
-        groups: any groups.
-        present: [responses] bool, over all groups in order.
-
-    Raises:
-        DataError: none has one.
-    """
-    if bool(present.all()):
-        return groups
-    if not bool(present.any()):
-        raise DataError("no response has a reward", where="prepare", effect="Learning from nothing was refused.")
-    flags = iter(present.tolist())
-    return take_responses(groups, [[k for k in range(len(row["responses"])) if next(flags)] for row in groups])
-
-
-def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[list[bool]]:
-    """Which responses may be imitated, [groups][K]: with a reward and, if asked for, not known to have been cut off."""
-    _, present = groups.rewards(reward_name)
-    finished = [row["finished"] or [None] * len(row["responses"]) for row in groups]
-    return [
-        [there and (done is not False or not require_finished) for there, done in zip(*pair, strict=True)]
-        for pair in zip(present, finished, strict=True)
-    ]
-
-
-def best_responses(groups: Groups, reward_name: str, n: int) -> Groups:
-    """The n responses of each group with the highest reward, in the order they stand; of equals the first.
-
-    A response without the reward is not among them; a group without any that has it is dropped.
-
-    Args:
-        groups: scored.
-        reward_name: the reward.
-        n: how many.
-
-    Raises:
-        DataError: no row has a reward of that name.
-    """
-    kept = []
-    for values, present in zip(*groups.rewards(reward_name), strict=True):
-        ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
-        kept.append(sorted(ranked[:n]))
-    return take_responses(groups, kept)
-
-
-def _take(row: dict[str, Any], indices: list[int]) -> dict[str, Any]:
-    if indices == list(range(len(row["responses"]))):
-        return row
-    columns = {name: row[name] and [row[name][i] for i in indices] for name in ("responses", *PER_RESPONSE)}
-    rewards = [
-        {**r, "values": [r["values"][i] for i in indices], "reasons": [r["reasons"][i] for i in indices]}
-        for r in row["rewards"] or []
-    ]
-    return {**row, **columns, "rewards": rewards, "rating": None, "preference_prob": None}

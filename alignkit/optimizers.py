@@ -8,12 +8,13 @@ weighted and reduced as `terms()` declares. `prepare` and the loss ask for tenso
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
-from alignkit.types import Batch
+from alignkit.groups import Groups
 
 Reduction = Literal["token", "sequence", "group", "constant"]
 
@@ -61,6 +62,51 @@ class Stream:
     weight: float = 1.0
     batch_size: int = 16
     reduction: Reduction = "token"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an optimizer's `prepare` returns: the groups to learn from and what it worked out for their responses.
+
+    Args:
+        groups: what is learned from; may be a subset of what was sampled (winners, pairs).
+        tensors: name -> tensor aligned with the responses of `groups` in order: [responses, tokens] (padded on the
+            right) for token-level names, [responses] for response-level ones.
+        metrics: scalars worth logging once a round.
+        state: the optimizer's state after `prepare` (plain JSON), or None to leave it as it was.
+        pairs: (chosen, rejected) by number over all responses of `groups`; the two may answer different prompts. None
+            takes every two responses of a group whose ranks differ.
+    """
+
+    groups: Groups
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+    pairs: Sequence[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How weights are updated; the fields of `PolicyOptimizer` of the same names say what they mean."""
+
+    learning_rate: float = 1e-5
+    schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    min_lr_ratio: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    value_learning_rate: float | None = None
+
+    def factor(self, progress: float) -> float:
+        """The share of the peak learning rate at `progress` in [0, 1] of the verb's steps."""
+        if progress < self.warmup_ratio:
+            return progress / self.warmup_ratio
+        along = min((progress - self.warmup_ratio) / max(1 - self.warmup_ratio, 1e-9), 1.0)
+        if self.schedule == "cosine":
+            return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * along))
+        return 1 - along if self.schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.errors import ConfigError
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.identity import function_key
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,6 @@ class FunctionReward(Reward):
         return {name: offer[name] for name in self.arguments}
 
     def key(self) -> Any:
-        from alignkit.run.keys import function_key
-
         return {"function": function_key(self.function, self.version), "name": self.name}
 
 
@@ -247,97 +246,3 @@ def score_groups(groups: Groups, reward: Reward) -> Groups:
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = reward.combine(groups, part_scores)  # type: ignore[attr-defined]
     return groups.with_rewards(reward.name, scores.values, scores.reasons)
-
-
-def rank_by_reward(groups: Groups, name: str) -> Groups:
-    """`groups` ranked by a reward that they carry: 1 is best, equal scores tie.
-
-    Responses without the reward are left out, and so is a group with fewer than two that have it.
-
-    Args:
-        groups: scored.
-        name: of the reward.
-
-    Raises:
-        DataError: no row has a reward of that name.
-    """
-    from alignkit.functional import take_responses  # needs torch, which this module does without
-
-    _, present = groups.rewards(name)
-    kept = [[k for k, there in enumerate(row) if there] for row in present]
-    rated = take_responses(groups, [row if len(row) > 1 else [] for row in kept])
-    if not len(rated):
-        return rated
-    values, _ = rated.rewards(name)
-    return with_ranks(rated, [[1 + sum(other > score for other in row) for score in row] for row in values])
-
-
-def with_ranks(groups: Groups, ranks: Sequence[Sequence[int]]) -> Groups:
-    """`groups` ranked anew: what was said of an earlier ranking (rating, soft label, margin) goes with it.
-
-    Args:
-        groups: any.
-        ranks: [groups][K], 1 is best, equal ranks tie.
-    """
-    rows = []
-    for number, (row, new) in enumerate(zip(groups, ranks, strict=True)):
-        meta = {key: value for key, value in groups.meta(number).items() if key != "margin"}
-        rows.append({**row, "ranks": list(new), "rating": None, "preference_prob": None, "meta": meta or None})
-    return Groups.from_rows(rows)
-
-
-def labels_from_ranks(ranks: Sequence[int]) -> list[bool | None]:
-    """Labels [K] of responses on their own: the best are good, the worst bad, of those between nothing is said; nor of
-    any where all tie.
-
-    Args:
-        ranks: [K], 1 is best.
-    """
-    if len(set(ranks)) < 2:
-        return [None] * len(ranks)
-    return [True if rank == min(ranks) else False if rank == max(ranks) else None for rank in ranks]
-
-
-@dataclass(frozen=True)
-class ThresholdChoice:
-    """A threshold for `Piecewise` and what it achieves on labelled examples.
-
-    Args:
-        threshold: on the probability scale.
-        precision: share of responses under it that are unsafe.
-        recall: share of unsafe responses that are under it.
-        table: rows (threshold, precision, recall) of every candidate.
-    """
-
-    threshold: float
-    precision: float
-    recall: float
-    table: list[tuple[float, float, float]]
-
-
-def pick_threshold(scores: Sequence[float], safe: Sequence[bool], *, min_precision: float = 0.89) -> ThresholdChoice:
-    """Pick the safety threshold for one's own reward model from labelled examples.
-
-    Llama 2 chose 0.15, "corresponding with a precision of 0.89 and a recall of 0.55" on its test set (section 3.2.3).
-    Among thresholds that reach `min_precision` the one with the highest recall wins; if none does, the most precise.
-
-    Args:
-        scores: raw safety scores, one per response.
-        safe: whether people call the response safe.
-        min_precision: wanted precision of "unsafe", in (0, 1].
-
-    Raises:
-        ConfigError: no unsafe example, or lengths that differ.
-    """
-    if len(scores) != len(safe) or not any(not s for s in safe):
-        raise ConfigError("needs as many labels as scores, with an unsafe one among them", where="pick_threshold")
-    table = []
-    ordered = sorted(set(scores))
-    for low, high in zip(ordered, [*ordered[1:], ordered[-1] + 1.0], strict=True):
-        cut = (low + high) / 2
-        under = [s for score, s in zip(scores, safe, strict=True) if score < cut]
-        hit = sum(not s for s in under)
-        table.append((1 / (1 + math.exp(-cut)), hit / len(under), hit / sum(not s for s in safe)))
-    good = [row for row in table if row[1] >= min_precision]
-    best = max(good, key=lambda r: (r[2], r[1])) if good else max(table, key=lambda r: (r[1], r[2]))
-    return ThresholdChoice(*best, table)

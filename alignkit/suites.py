@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from alignkit.data.collate import collate
 from alignkit.data.encode import EncodedGroup
 from alignkit.models import LoRA, Policy
+from alignkit.models.batch import collate
 
 ROUNDS, GROUPS, PROMPT, RESPONSE = 5, 8, 120, 60
 

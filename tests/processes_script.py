@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from alignkit import Groups, PolicyOptimizer, Run, Term
-from alignkit.engine.module import Learner
-from alignkit.types import Batch
+from alignkit.engine.learner import Learner
+from alignkit.optimizers import Batch
 
 torch.set_num_threads(1)
 PROMPTS = Groups.from_prompts([f"prompt {i} {'x' * i}" for i in range(5)])

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data import ChatFormat, encode_groups, tiny_tokenizer
+from alignkit.data import ChatFormat, encode_groups
 from alignkit.data.chat import DOUBLE_BOS, FOLDED, FORGED, SHORTENED, TooLongError
 from alignkit.data.encode import RETOKENISED
-from alignkit.data.tiny_tokenizer import CONTROL_TOKENS
 from alignkit.errors import DataError
-from alignkit.types import Groups, Message
+from alignkit.groups import Groups, Message
+from alignkit.models.tiny_tokenizer import CONTROL_TOKENS, tiny_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

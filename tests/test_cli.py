@@ -82,7 +82,7 @@ class FakeRun:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from alignkit.plugins import host
+    from alignkit.registry import host
 
     room = ModuleType("alignkit.run")
     room.Run = FakeRun  # type: ignore[attr-defined]
@@ -172,7 +172,7 @@ def test_a_wrong_argument_is_one_message(
 
 
 def test_a_file_may_carry_plugins_of_its_own(recipe: str) -> None:
-    from alignkit.plugins import host
+    from alignkit.registry import host
 
     assert cli.main(["run", recipe]) == 0
     assert host.default_host().build("loss", "own_loss(beta=1)").hyperparameters == {"beta": 1}
@@ -180,7 +180,7 @@ def test_a_file_may_carry_plugins_of_its_own(recipe: str) -> None:
 
 def test_a_registered_recipe_runs_by_name(recipe: str) -> None:
     from alignkit import hookimpl
-    from alignkit.plugins import host
+    from alignkit.registry import host
 
     def named(run: Any, k: int = 1) -> None:
         run.seen["k"] = k

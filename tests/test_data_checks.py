@@ -11,9 +11,10 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data import ChatFormat, Problem, check_groups, refuse_or_drop, tiny_tokenizer
+from alignkit.data import ChatFormat, Problem, check_groups, refuse_or_drop
 from alignkit.errors import DataError
-from alignkit.types import FEATURES, RATINGS, Groups
+from alignkit.groups import FEATURES, RATINGS, Groups
+from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
 PAIR: dict[str, Any] = {"prompt": "Why?", "responses": ["Because.", "No."], "ranks": [1, 2]}
 

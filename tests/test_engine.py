@@ -11,18 +11,19 @@ from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import check_trainer, fit
 from alignkit.engine.improve import Rollouts
+from alignkit.engine.learner import Learner
 from alignkit.engine.losses import call_loss, nll
-from alignkit.engine.module import Learner, Training
+from alignkit.engine.pairs import pairs_of
 from alignkit.engine.reduction import Layout, reduce_terms
-from alignkit.engine.rounds import Round, pairs_of
+from alignkit.engine.training_data import TrainingData
 from alignkit.errors import ConfigError, DataError, NumericError
+from alignkit.groups import Groups
 from alignkit.models import LoRA, Policy, RewardModel
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.plugins.host import PluginHost
+from alignkit.optimizers import Batch, PolicyOptimizer, Term, Training
+from alignkit.registry.host import PluginHost
 from alignkit.rewards import FunctionReward
 from alignkit.run.verbs import OneRound
 from alignkit.sampling import Sampler
-from alignkit.types import Batch, Groups
 
 HOST = PluginHost(allow=())
 
@@ -44,7 +45,7 @@ PAIRS = Groups.from_rows(
 def make_round(model, groups):
     encoded, problems = encode_groups(groups, model.chat, max_prompt_tokens=500, max_response_tokens=500)
     assert not problems
-    return Round(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
+    return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
 
 
 class Watched(Learner):
@@ -682,7 +683,7 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
     """An encoder with a classification head of its own: not pooled by us, one row per response."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from alignkit.data.tiny_tokenizer import tiny_tokenizer
+    from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
     torch.manual_seed(0)
     config = BertConfig(

@@ -14,16 +14,18 @@ from alignkit.data.encode import encode_groups, encode_texts
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import fit
 from alignkit.engine.improve import Rollouts
+from alignkit.engine.learner import Learner
 from alignkit.engine.losses import nll
-from alignkit.engine.module import Learner, Training
 from alignkit.engine.objectives import Objective, StreamData, extra_objectives
-from alignkit.engine.rounds import Round
-from alignkit.functional import best_responses, logistic_ranking, preference_cross_entropy
+from alignkit.engine.training_data import TrainingData
+from alignkit.functional import logistic_ranking, preference_cross_entropy
 from alignkit.models import Policy
-from alignkit.plugins.host import PluginHost
-from alignkit.rewards import FunctionReward, rank_by_reward
+from alignkit.optimizers import Training
+from alignkit.registry.host import PluginHost
+from alignkit.rewards import FunctionReward
 from alignkit.run.verbs import OneRound
 from alignkit.sampling import Sampler
+from alignkit.selection import best_responses, rank_by_reward
 
 HOST = PluginHost(allow=())
 PAIRS = Groups.from_rows(
@@ -39,7 +41,7 @@ def bound(function):
 def make_round(policy, groups, pairs=None):
     encoded, problems = encode_groups(groups, policy.chat, max_prompt_tokens=500, max_response_tokens=500)
     assert not problems
-    return Round(groups, encoded, shared=policy.shares_prompts, pad_id=policy.chat.pad_id, named_pairs=pairs)
+    return TrainingData(groups, encoded, shared=policy.shares_prompts, pad_id=policy.chat.pad_id, named_pairs=pairs)
 
 
 class Watched(Learner):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit.data.collate import collate, plan_micro_batches
 from alignkit.data.encode import EncodedGroup
 from alignkit.models import forward
+from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
 from alignkit.models.policy import Policy, without_dropout
 from alignkit.models.tiny import tiny_model

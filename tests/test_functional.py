@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from alignkit import functional as F
 from alignkit.errors import ConfigError, DataError
-from alignkit.types import Groups
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=40, deadline=None)
@@ -276,38 +275,3 @@ def test_shapes_are_never_broadcast() -> None:
 
 
 # -- responses of groups -----------------------------------------------------------------------------------------------
-
-
-def test_taking_responses_takes_all_that_is_known_of_them() -> None:
-    row = {
-        "prompt": "p",
-        "responses": ["a", "b", "c"],
-        "finished": [True, False, True],
-        "ranks": [1, 2, 3],
-        "rewards": {"r": [1.0, None, 3.0]},
-        "preference_prob": 0.9,
-    }
-    groups = Groups.from_rows([row, row, row])
-    taken = F.take_responses(groups, [[2, 0], [], [0, 1, 2]])
-    assert [r["responses"] for r in taken] == [["c", "a"], ["a", "b", "c"]]
-    assert taken[0]["finished"] == [True, True]
-    assert taken[0]["ranks"] == [3, 1]
-    assert taken[0]["rewards"][0]["values"] == [3.0, 1.0]
-    assert taken[0]["preference_prob"] is None
-    assert taken[1] == groups[2]
-
-
-def test_responses_without_a_reward_are_left_out_and_nothing_else_changes() -> None:
-    groups = Groups.from_rows({"prompt": p, "responses": [p + "0", p + "1"]} for p in "abc")
-    present = torch.tensor([1, 0, 0, 0, 1, 1]).bool()
-    assert [row["responses"] for row in F.take_present(groups, present)] == [["a0"], ["c0", "c1"]]
-    assert F.take_present(groups, torch.ones(6).bool()) is groups
-    with pytest.raises(DataError, match="Learning from nothing"):
-        F.take_present(groups, torch.zeros(6).bool())
-
-
-def test_a_response_cut_off_or_without_a_reward_is_not_imitated() -> None:
-    cut = {"responses": ["0", "1", "2"], "rewards": {"r": [1.0, None, 2.0]}, "finished": [True, True, False]}
-    groups = Groups.from_rows([{"prompt": "a", **cut}, {"prompt": "b", "responses": ["0"], "rewards": {"r": [1.0]}}])
-    assert F.eligible(groups, "r", True) == [[True, False, False], [True]]
-    assert F.eligible(groups, "r", False) == [[True, False, True], [True]]

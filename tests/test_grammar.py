@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.errors import PluginError
-from alignkit.plugins.grammar import RESERVED, Component, parse, parse_list, use
+from alignkit.registry.grammar import RESERVED, Component, parse, parse_list, use
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(lambda name: name not in RESERVED)
 distributions = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,6}[A-Za-z0-9])?", fullmatch=True)

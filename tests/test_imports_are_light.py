@@ -35,8 +35,8 @@ def modules_after(code: str, folder: Path | None = None) -> set[str]:
     "code",
     [
         "import alignkit; alignkit.hookimpl, alignkit.use, alignkit.PluginError",
-        "import alignkit.plugins.builtin, alignkit.plugins.vocabulary, alignkit.plugins.checks",
-        "import alignkit.plugins.host; alignkit.plugins.host.default_host().plugins()",
+        "import alignkit.builtin, alignkit.vocabulary, alignkit.registry.checks",
+        "import alignkit.registry.host; alignkit.registry.host.default_host().plugins()",
         "from alignkit.cli import main; main(['--help'])",
         "from alignkit.cli import main; assert main(['run', '--help']) == 0",
         "from alignkit.cli import main; assert main(['plugins']) == 0",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.plugins.host import default_host
+from alignkit.registry.host import default_host
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 

@@ -15,11 +15,11 @@ import pytest
 
 from alignkit import hookimpl
 from alignkit.errors import PluginError
-from alignkit.plugins.grammar import use
-from alignkit.plugins.hookspecs import KINDS
-from alignkit.plugins.host import PluginHost, default_host
-from alignkit.plugins.records import BoundLoss
-from alignkit.plugins.vocabulary import VOCABULARY
+from alignkit.registry.grammar import use
+from alignkit.registry.hookspecs import KINDS
+from alignkit.registry.host import PluginHost, default_host
+from alignkit.registry.records import BoundLoss
+from alignkit.vocabulary import VOCABULARY
 
 GOOD = """
 from alignkit import hookimpl
@@ -339,7 +339,7 @@ def test_an_unknown_name_points_at_the_plugin_that_failed(site: Site) -> None:
 
 
 def test_every_kind_has_a_documented_hook() -> None:
-    from alignkit.plugins import hookspecs
+    from alignkit.registry import hookspecs
 
     for hook in KINDS.values():
         assert "register(" in (getattr(hookspecs, hook).__doc__ or "")
@@ -614,7 +614,7 @@ def test_distributions_built_and_installed_for_real(tmp_path: Path) -> None:
     assert "from the wheel" in plugins["acme-broken"]["reason"]
     assert plugins["acme-good"]["version"] == "0.3.0"
     assert plugins["acme-good"]["components"][0]["hyperparameters"] == {"beta": "0.1", "scale": "1.0"}
-    code = """from alignkit.plugins.host import default_host
+    code = """from alignkit.registry.host import default_host
 print(default_host().resolve("loss", "acme-good/acme_loss").qualified)"""
     used = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert used.stdout.strip() == "acme-good/acme_loss"

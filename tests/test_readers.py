@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from alignkit import Groups
 from alignkit.data import read_groups
 from alignkit.errors import DataError
-from alignkit.types import RATINGS
+from alignkit.groups import RATINGS
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

@@ -13,11 +13,11 @@ import pytest
 
 from alignkit.errors import DataError
 from alignkit.evaluation import accuracy_by_level, score_histogram, summarise_evaluation
+from alignkit.groups import RATINGS
 from alignkit.report import version_table, write_report
 from alignkit.report.charts import padded, thinned, ticks
 from alignkit.report.collect import collect
 from alignkit.report.text import clipped, conversation, duration, number, visible
-from alignkit.types import RATINGS
 
 HOSTILE = (
     "<script>alert(1)</script>",

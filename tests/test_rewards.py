@@ -7,8 +7,9 @@ import math
 import pytest
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.rewards import FunctionReward, Piecewise, Reward, Scores, WeightedSum, pick_threshold, score_groups
-from alignkit.types import Groups
+from alignkit.evaluation.threshold import pick_threshold
+from alignkit.groups import Groups
+from alignkit.rewards import FunctionReward, Piecewise, Reward, Scores, WeightedSum, score_groups
 
 
 def logit(p):

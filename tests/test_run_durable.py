@@ -11,9 +11,9 @@ import pytest
 from alignkit import Groups, LoRA, Piecewise, PolicyOptimizer, Run, Term
 from alignkit.annotators import Annotator
 from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.identity import difference, function_key, plain
+from alignkit.optimizers import Batch
 from alignkit.run import compare_runs, free_run, list_runs, open_policy
-from alignkit.run.keys import difference, function_key, plain
-from alignkit.types import Batch
 
 PROMPTS = Groups.from_prompts([f"prompt {i}" for i in range(6)])
 HELDOUT = Groups.from_prompts([f"other {i}" for i in range(4)])
@@ -365,7 +365,7 @@ def test_piecewise_of_two_models_logs_its_parts(done, tmp_path):
 
 def test_the_code_of_required_plugins_counts():
     """A recipe's plugin needs the task's, whose code decides what it scores; the core is not among them."""
-    from alignkit.run.keys import module_code, required_plugins
+    from alignkit.identity import module_code, required_plugins
 
     needed = set(required_plugins("alignkit-recipes"))
     assert "alignkit-tasks" in needed

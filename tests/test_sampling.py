@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit.data.collate import collate
 from alignkit.data.encode import encode_groups
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
 from alignkit.models import Policy
+from alignkit.models.batch import collate
+from alignkit.randomness import permutation, stream_key, uniforms
 from alignkit.sampling import Sampler, sample_side_by_side
-from alignkit.sampling.counter import permutation, stream_key, uniforms
 from alignkit.sampling.decode import choose, pick_tokens
-from alignkit.types import Groups
 
 PROMPTS = Groups.from_prompts(["say bob", "hide a", "a rather longer prompt than the others", "say bob"])
 

@@ -1,4 +1,4 @@
-"""Write alignkit/plugins/absent.json: which distribution to install for a component that is asked for and absent.
+"""Write alignkit/registry/absent.json: which distribution to install for a component that is asked for and absent.
 
 The names come from the plugins of this repository (what their hooks register) and from the table below, for plugins
 planned or kept elsewhere. Run `python tools/absent_names.py` after adding a plugin; `--check` only compares.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "alignkit" / "plugins" / "absent.json"
+TARGET = ROOT / "alignkit" / "registry" / "absent.json"
 
 PLANNED = {
     "alignkit-constitutional": ["critique_revise"],

@@ -25,16 +25,16 @@ PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", r
 
 
 def vocabulary() -> str:
-    """The tensors of `alignkit/plugins/vocabulary.py`."""
-    from alignkit.plugins.vocabulary import VOCABULARY
+    """The tensors of `alignkit/vocabulary.py`."""
+    from alignkit.vocabulary import VOCABULARY
 
     rows = [f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" for name, spec in VOCABULARY.items()]
     return "\n".join(["| tensor | level | shape | what it holds |", "|---|---|---|---|", *rows])
 
 
 def hooks() -> str:
-    """The hooks of `alignkit/plugins/hookspecs.py`."""
-    from alignkit.plugins import hookspecs
+    """The hooks of `alignkit/registry/hookspecs.py`."""
+    from alignkit.registry import hookspecs
 
     rows = []
     for kind, name in hookspecs.KINDS.items():
@@ -74,7 +74,7 @@ def arguments(recipe: str) -> str:
     """The arguments of a recipe, as its flags."""
     from docstring_parser import parse
 
-    from alignkit.plugins.host import default_host
+    from alignkit.registry.host import default_host
 
     main = default_host().resolve("recipe", recipe).object
     docs = {p.arg_name: " ".join((p.description or "").split()) for p in parse(main.__doc__ or "").params}
@@ -88,7 +88,7 @@ def arguments(recipe: str) -> str:
 
 def plugins() -> str:
     """The distributions of `plugins/`, with what each registers."""
-    from alignkit.plugins.host import PluginHost
+    from alignkit.registry.host import PluginHost
 
     host = PluginHost()
     shipped = {path.name for path in (ROOT / "plugins").iterdir()}
@@ -104,7 +104,7 @@ def plugins() -> str:
 def defaults(kind: str) -> str:
     """Each component of a kind with the defaults of its settings; of an optimizer those that are not every one's."""
     from alignkit.optimizers import PolicyOptimizer
-    from alignkit.plugins.host import PluginHost
+    from alignkit.registry.host import PluginHost
 
     common = {f.name: f.default for f in dataclasses.fields(PolicyOptimizer)} if kind == "optimizer" else {}
     shipped = {"alignkit", *(path.name for path in (ROOT / "plugins").iterdir())}

@@ -5,7 +5,6 @@ from alignkit.data.checks import check_groups
 from alignkit.data.encode import EncodedGroup, encode_groups
 from alignkit.data.problems import Problem, refuse_or_drop
 from alignkit.data.readers import read_groups
-from alignkit.data.tiny_tokenizer import tiny_tokenizer
 
 __all__ = [
     "ChatFormat",
@@ -16,5 +15,4 @@ __all__ = [
     "encode_groups",
     "read_groups",
     "refuse_or_drop",
-    "tiny_tokenizer",
 ]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from alignkit.data.control import ControlSafe
-from alignkit.data.rendering import (
+from alignkit.data.control_tokens import ControlSafe
+from alignkit.data.template import (
     MAX_TEMPLATE,
     Piece,
     fold_system,
@@ -32,7 +32,7 @@ from alignkit.data.rendering import (
     without_oldest,
 )
 from alignkit.errors import DataError
-from alignkit.types import Message
+from alignkit.groups import Message
 
 logger = logging.getLogger("alignkit.data")
 

@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from alignkit.data.across_rows import check_wholes, meta_of
 from alignkit.data.encode import encode_groups
 from alignkit.data.problems import Problem, refuse_or_drop
-from alignkit.data.wholes import check_wholes, meta_of
-from alignkit.types import RATINGS, ROLES, Groups
+from alignkit.groups import RATINGS, ROLES, Groups
 
 if TYPE_CHECKING:
     from alignkit.data.chat import ChatFormat

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.problems import Problem
 from alignkit.errors import DataError
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 if TYPE_CHECKING:
     from alignkit.data.chat import ChatFormat, Train

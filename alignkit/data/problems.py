@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignkit.errors import DataError
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 logger = logging.getLogger("alignkit.data")
 

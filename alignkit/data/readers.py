@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.data.across_rows import check_wholes
 from alignkit.data.checks import Finding, check_row
+from alignkit.data.conversations import BadRow
 from alignkit.data.problems import Problem, errors_of, logger, refusal, report_notes, summary
-from alignkit.data.shapes import Shaped, shaped
+from alignkit.data.row_layouts import Shaped, shaped
 from alignkit.data.sources import Format, format_of, rows_of
-from alignkit.data.texts import BadRow, did_you_mean
-from alignkit.data.wholes import check_wholes
-from alignkit.errors import DataError
-from alignkit.types import FEATURES, Groups, normal_row
+from alignkit.errors import DataError, suggestion
+from alignkit.groups import FEATURES, Groups, normal_row
 
 RankBase = Literal["auto", 0, 1]
 
@@ -30,7 +30,7 @@ def read_groups(
     rank_base: RankBase = "auto",
     columns: Mapping[str, str] | None = None,
 ) -> Groups:
-    """Read prompts, demonstrations, comparisons, rankings or labelled responses; see `alignkit.data.shapes`.
+    """Read prompts, demonstrations, comparisons, rankings or labelled responses; see `alignkit.data.row_layouts`.
 
     Files are read row by row. Every row is checked, and the bad ones are reported with file and line.
 
@@ -160,6 +160,6 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     out = dict(row)
     for known, name in columns.items():
         if name not in row:
-            raise BadRow("D21", known, f"there is no column {name!r}", remedy=did_you_mean(name, sorted(row)))
+            raise BadRow("D21", known, f"there is no column {name!r}", remedy=suggestion(name, sorted(row)))
         out.pop(name, None)
     return out | {known: row[name] for known, name in columns.items()}

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from alignkit.data.collate import MicroBatch
 from alignkit.engine.reduction import GROUP_TENSORS, PAIR_TENSORS
-from alignkit.engine.rounds import Round
+from alignkit.engine.training_data import TrainingData
+from alignkit.groups import RATINGS
 from alignkit.models import Policy, RewardModel
-from alignkit.types import RATINGS
+from alignkit.models.batch import MicroBatch
 
 Reference = Callable[[MicroBatch, float], Tensor]
 """(micro-batch, temperature) -> `ref_logprobs` [R, T], detached."""
@@ -18,7 +18,7 @@ Reference = Callable[[MicroBatch, float], Tensor]
 
 def assemble(
     model: Policy | RewardModel,
-    data: Round,
+    data: TrainingData,
     batch: MicroBatch,
     wanted: frozenset[str],
     *,

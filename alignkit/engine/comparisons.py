@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit.engine.rounds import pairs_of
+from alignkit.engine.pairs import pairs_of
 from alignkit.evaluation import accuracy_by_level, score_histogram
+from alignkit.groups import RATINGS, Groups
 from alignkit.rewards import Scores
-from alignkit.types import RATINGS, Groups
 
 
 def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:

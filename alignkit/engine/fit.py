@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignkit.engine.module import Learner
+from alignkit.engine.learner import Learner
 from alignkit.errors import ConfigError, Terminated
 
 OURS = {

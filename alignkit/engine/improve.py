@@ -15,16 +15,17 @@ from torch import Tensor
 from alignkit.annotators import Annotator
 from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import Reference, assemble
-from alignkit.engine.rounds import Round, Step
+from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, DataError, NumericError
 from alignkit.functional import masked_mean
+from alignkit.groups import Groups
 from alignkit.models import Policy
-from alignkit.optimizers import PolicyOptimizer
-from alignkit.plugins.records import BoundLoss
+from alignkit.optimizers import Batch, PolicyOptimizer
+from alignkit.processes import broadcast, gather_dealt
+from alignkit.randomness import permutation, stream_key
+from alignkit.registry.records import BoundLoss
 from alignkit.rewards import Reward, score_groups
 from alignkit.sampling import Sampler, occurrences
-from alignkit.sampling.counter import permutation, stream_key
-from alignkit.types import Batch, Groups
 
 log = logging.getLogger("alignkit")
 
@@ -160,7 +161,7 @@ class Rollouts:
     def skip_rest(self, metrics: Mapping[str, float]) -> bool:
         return self.optimizer.stop_epochs(metrics)
 
-    def start(self, index: int) -> tuple[Round, list[Step]]:
+    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
         groups = self._collect(index)
         data = self._round(groups)
         plan = self._plan(data, index)
@@ -236,7 +237,7 @@ class Rollouts:
             progress=self._progress(f"round {index + 1}/{self.rounds} sampling"),
         )
         if world > 1:
-            groups = gather_groups(groups, world)
+            groups = Groups.from_rows(gather_dealt(groups.rows, world))
         self.counts["generated_tokens"] += sum(len(ids) for row in groups for ids in row["response_ids"])
         return groups
 
@@ -308,7 +309,7 @@ class Rollouts:
 
     # -- preparing -----------------------------------------------------------------------------------------------------
 
-    def _round(self, groups: Groups) -> Round:
+    def _round(self, groups: Groups) -> TrainingData:
         encoded, problems = encode_groups(
             groups,
             self.policy.chat,
@@ -317,13 +318,13 @@ class Rollouts:
         )
         if problems:
             raise DataError(f"{len(problems)} rows cannot be learned from: {problems[0]}", where="improve")
-        return Round(groups, encoded, shared=self.policy.shares_prompts, pad_id=self.policy.chat.pad_id)
+        return TrainingData(groups, encoded, shared=self.policy.shares_prompts, pad_id=self.policy.chat.pad_id)
 
-    def _plan(self, data: Round, index: int) -> list[Step]:
+    def _plan(self, data: TrainingData, index: int) -> list[Step]:
         opt = self.optimizer
         return data.steps(opt.batch_size, opt.epochs, self.max_tokens, (*self.seed, index, "order"), self.world[1])
 
-    def _known(self, data: Round, plan: Sequence[Step], names: Sequence[str]) -> dict[str, Tensor]:
+    def _known(self, data: TrainingData, plan: Sequence[Step], names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors that `prepare` asks for, from the training path with the first epoch's micro-batches."""
         asked = {name for name in TOKEN_TENSORS if name in names}
         if self._keeps_reference():
@@ -351,7 +352,7 @@ class Rollouts:
             return {"response_mask": response_mask(data), **self._forward(data, steps, set(names))}
 
     def _forward(
-        self, data: Round, plan: Sequence[Step], asked: set[str], temperature: float | None = None
+        self, data: TrainingData, plan: Sequence[Step], asked: set[str], temperature: float | None = None
     ) -> dict[str, Tensor]:
         """[R, T] each, without gradients. The same micro-batches as the first epoch, so the same bits as its
         forward."""
@@ -386,7 +387,7 @@ class Rollouts:
         with self.policy.state(self.reference_state):
             return self.policy.tensors(batch, temperature=temperature)["logprobs"]
 
-    def _asked(self, groups: Groups, data: Round, names: Sequence[str]) -> dict[str, Any]:
+    def _asked(self, groups: Groups, data: TrainingData, names: Sequence[str]) -> dict[str, Any]:
         """The other things that `prepare` may name."""
         offered: dict[str, Callable[[], Any]] = {
             "response_mask": lambda: response_mask(data),
@@ -444,8 +445,8 @@ class Rollouts:
         return batch
 
     def _settle(
-        self, batch: Batch, groups: Groups, data: Round, plan: list[Step], index: int
-    ) -> tuple[Round, list[Step]]:
+        self, batch: Batch, groups: Groups, data: TrainingData, plan: list[Step], index: int
+    ) -> tuple[TrainingData, list[Step]]:
         """The round that is learned from, with old log-probs and values from its own first epoch's forward."""
         needed = {n.removeprefix("old_") for n in self._loss_names if n in ("old_logprobs", "old_values")}
         if self._keeps_reference():
@@ -467,7 +468,7 @@ class Rollouts:
 
     # -- what is said of a round ---------------------------------------------------------------------------------------
 
-    def _describe(self, groups: Groups, data: Round) -> dict[str, float]:
+    def _describe(self, groups: Groups, data: TrainingData) -> dict[str, float]:
         out: dict[str, float] = {}
         lengths = [len(r) for g in data.encoded for r in g.responses]
         out["response_length"] = sum(lengths) / len(lengths)
@@ -481,7 +482,7 @@ class Rollouts:
                 out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}
         return out | self._kl(data)
 
-    def _kl(self, data: Round, most: int = 32) -> dict[str, float]:
+    def _kl(self, data: TrainingData, most: int = 32) -> dict[str, float]:
         """KL to the reference in nats (k1: the mean of log pi - log ref over samples), of all or of a few responses."""
         known = data.tensors
         mask = response_mask(data)
@@ -491,7 +492,7 @@ class Rollouts:
             return {}
         else:
             few = [replace(g, responses=g.responses[:1]) for g in data.encoded[:most]]
-            probe = Round(data.groups, few, shared=data.shared, pad_id=data.pad_id)
+            probe = TrainingData(data.groups, few, shared=data.shared, pad_id=data.pad_id)
             steps = [Step(probe.micro_batches(list(range(len(few))), self.max_tokens), [], 0)]
             with torch.no_grad():
                 found = self._forward_behaviour(probe, steps)
@@ -502,7 +503,7 @@ class Rollouts:
             "kl_per_sequence": float(difference.sum(-1).mean()),
         }
 
-    def _forward_behaviour(self, probe: Round, steps: Sequence[Step]) -> dict[str, Tensor]:
+    def _forward_behaviour(self, probe: TrainingData, steps: Sequence[Step]) -> dict[str, Tensor]:
         """Log-probs of the sampling policy and of the reference, both at the temperature of sampling."""
         trained, temperature = self.policy, self.sampler.temperature
         found = self._forward(probe, steps, {"ref_logprobs"}, temperature)
@@ -513,7 +514,7 @@ class Rollouts:
             self.policy = trained
         return found
 
-    def _say_round(self, index: int, data: Round, plan: Sequence[Step]) -> None:
+    def _say_round(self, index: int, data: TrainingData, plan: Sequence[Step]) -> None:
         parts = [
             f"{k} {v:.3g}" for k, v in self._metrics.items() if k in ("reward_mean", "kl_per_sequence", "eos_rate")
         ]
@@ -551,32 +552,13 @@ class Rollouts:
         return self._best[1]
 
 
-def response_mask(data: Round) -> Tensor:
+def response_mask(data: TrainingData) -> Tensor:
     """[R, T] bool over all responses of a round."""
     lengths = torch.tensor([n for lengths in data.learned_tokens for n in lengths])
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
 
 
-def ends_with(data: Round, end_ids: Sequence[int]) -> Tensor:
+def ends_with(data: TrainingData, end_ids: Sequence[int]) -> Tensor:
     """[R] bool: whether each response ends with an end token."""
     ends = set(end_ids)
     return torch.tensor([bool(r) and r[-1] in ends for g in data.encoded for r in g.responses])
-
-
-def broadcast(value: Any) -> Any:
-    """What the first process holds, on all of them."""
-    import torch.distributed as dist
-
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gather_groups(mine: Groups, world: int) -> Groups:
-    """The groups of all processes, in the order the prompts had before they were dealt out one by one."""
-    import torch.distributed as dist
-
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, mine.rows)
-    total = sum(len(part) for part in parts)
-    return Groups.from_rows([parts[i % world][i // world] for i in range(total)])

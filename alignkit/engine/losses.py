@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.errors import ConfigError
-from alignkit.plugins.records import BoundLoss
+from alignkit.registry.records import BoundLoss
 
 
 def nll(logprobs: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from alignkit.data.encode import encode_groups
-from alignkit.engine.rounds import Round
+from alignkit.engine.training_data import TrainingData
+from alignkit.groups import Groups
 from alignkit.models import Policy
-from alignkit.types import Groups
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def kl_per_response(
         return [[0.0] * len(row["responses"]) for row in groups]
     most = max(len(ids) for row in groups for ids in row["response_ids"])
     encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=max_prompt_tokens, max_response_tokens=most)
-    data = Round(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
+    data = TrainingData(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
     out = [[0.0] * len(row["responses"]) for row in groups]
     for numbers in data.micro_batches(list(range(len(encoded))), max_tokens):
         batch = data.collate(numbers).to(policy.device)

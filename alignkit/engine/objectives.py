@@ -9,10 +9,10 @@ from torch import Tensor
 
 from alignkit.engine.losses import call_loss
 from alignkit.engine.reduction import Layout, reduce_terms
-from alignkit.engine.rounds import Round, Step
+from alignkit.engine.training_data import Step, TrainingData
 from alignkit.optimizers import Term
-from alignkit.plugins.records import BoundLoss
-from alignkit.sampling.counter import permutation
+from alignkit.randomness import permutation
+from alignkit.registry.records import BoundLoss
 
 DIAGNOSTIC = Term(weight=0.0)
 
@@ -63,7 +63,7 @@ class StreamData:
     """
 
     name: str
-    data: Round
+    data: TrainingData
     objective: Objective
     batch_size: int
     max_tokens: int

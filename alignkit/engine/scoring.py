@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from alignkit.data.encode import encode_groups
-from alignkit.engine.rounds import Round
+from alignkit.engine.training_data import TrainingData
+from alignkit.groups import Groups
 from alignkit.models import RewardModel
 from alignkit.rewards import Scores, clean_score
-from alignkit.types import Groups
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
@@ -50,7 +50,7 @@ class Scorer:
         for problem in problems:
             if problem.row is not None:
                 reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
-        data = Round(groups, list(encoded), shared=self.model.shares_prompts, pad_id=self.model.chat.pad_id)
+        data = TrainingData(groups, list(encoded), shared=self.model.shares_prompts, pad_id=self.model.chat.pad_id)
         with self.model.scoring():
             for numbers in data.micro_batches(list(range(len(encoded))), self.max_tokens):
                 batch = data.collate(numbers).to(self.model.device)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alignkit.errors import ConfigError, NumericError
-from alignkit.types import RATINGS
+from alignkit.groups import RATINGS
 
 _CHUNK = 2_000_000
 """Numbers drawn at once while resampling: bounds memory at about 32 MB."""

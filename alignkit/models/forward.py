@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.data.collate import MicroBatch, collate
 from alignkit.data.encode import EncodedGroup
+from alignkit.models.batch import MicroBatch, collate
 
 log = logging.getLogger("alignkit")
 

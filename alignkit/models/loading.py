@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,11 +150,3 @@ def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
         model.generation_config.do_sample = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,19 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
-from alignkit.data.collate import MicroBatch
 from alignkit.errors import ConfigError
+from alignkit.files import read_json, write_json
 from alignkit.models import forward
+from alignkit.models.batch import MicroBatch
 from alignkit.models.head import token_logprobs
-from alignkit.models.loading import (
-    file_digest,
-    folder_digest,
-    load_causal,
-    read_json,
-    resolve_source,
-    save_plain,
-    write_json,
-)
+from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, active_adapter, merged, save_adapter
 
 CARD = "alignkit.json"

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
-from alignkit.data.collate import MicroBatch
+from alignkit.files import read_json, write_json
 from alignkit.models import forward
-from alignkit.models.loading import read_json, resolve_source, save_plain, write_json
+from alignkit.models.batch import MicroBatch
+from alignkit.models.loading import resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, merged, save_adapter
 from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from alignkit.data.tiny_tokenizer import tiny_tokenizer
+from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
 
 def tiny_config(vocab_size: int, **changes: Any) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from alignkit.groups import RATINGS
 from alignkit.report import charts, text
 from alignkit.report.choose import choose_prompts
 from alignkit.report.collect import RunView, Stage, Version, collect, is_number, mapping, numeric_names
-from alignkit.types import RATINGS
 
 PAGE = "report.html"
 

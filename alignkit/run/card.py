@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def _records(run: Run) -> dict[str, dict[str, Any]]:
-    from alignkit.run.store import STAGE, read_json
+    from alignkit.files import read_json
+    from alignkit.run.store import STAGE
 
     paths = run.store.stages_folder.glob("*/" + STAGE)
     return {record["key"]: record for record in (read_json(path) for path in paths)}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError
+from alignkit.groups import Groups
 from alignkit.rewards import Reward, Scores
-from alignkit.types import Groups
 
 
 @dataclass(frozen=True)

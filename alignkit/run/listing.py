@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError
-from alignkit.run.keys import difference
-from alignkit.run.store import STAGE, read_json
+from alignkit.files import read_json
+from alignkit.identity import difference
+from alignkit.run.store import STAGE
 
 
 def _size(folder: Path) -> int:

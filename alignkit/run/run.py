@@ -11,17 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from alignkit import processes
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.plugins.grammar import Component
-from alignkit.plugins.host import PluginHost, default_host
+from alignkit.files import write_json
+from alignkit.groups import Groups
+from alignkit.identity import difference, digest, distribution_key, plain, required_plugins
+from alignkit.registry.grammar import Component
+from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
-from alignkit.run import processes, verbs
+from alignkit.run import verbs
 from alignkit.run.console import Console
 from alignkit.run.handles import EvaluationHandle, GroupsHandle, Handle, Improved, PolicyHandle, RewardHandle
-from alignkit.run.keys import difference, digest, distribution_key, plain, required_plugins
-from alignkit.run.store import Stage, Store, now, write_json
+from alignkit.run.store import Stage, Store, now
 from alignkit.run.versions import versions
-from alignkit.types import Groups
 
 HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 """Trainer arguments that change what is shown, and no result."""

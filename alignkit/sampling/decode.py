@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.sampling.counter import uniforms
+from alignkit.randomness import uniforms
 
 Warp = Callable[[Tensor], Tensor]
 

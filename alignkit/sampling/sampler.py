@@ -12,10 +12,10 @@ from torch import Tensor
 
 from alignkit.data.encode import encode_groups
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
 from alignkit.models import Policy
-from alignkit.sampling.counter import stream_key
+from alignkit.randomness import stream_key
 from alignkit.sampling.decode import Sequence_, decode
-from alignkit.types import Groups
 
 Progress = Callable[[int, int, int, float], None]
 """Called with (responses done, responses in all, tokens so far, seconds so far)."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from alignkit.engine.objectives import Objective
 from alignkit.engine.reduction import Layout
 from alignkit.functional import masked_sum
+from alignkit.groups import Groups
 from alignkit.optimizers import Term
-from alignkit.plugins.host import default_host
-from alignkit.types import Groups
+from alignkit.registry.host import default_host
 from trl_parity.data import LONGEST, PAIRS, Data
 
 

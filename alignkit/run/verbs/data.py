@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.annotators import Annotator
 from alignkit.errors import DataError
+from alignkit.groups import Groups
 from alignkit.run.handles import PolicyHandle
-from alignkit.types import Groups
 
 if TYPE_CHECKING:
     from alignkit.run.run import Run
@@ -62,7 +62,7 @@ def show_progress(run: Run, name: str) -> Callable[[int, int, int, float], None]
 
 def annotate(run: Run, work: Path, groups: Groups, annotator: Annotator, name: str) -> dict[str, Any]:
     """One folder per dimension."""
-    from alignkit.sampling.counter import derived_seed
+    from alignkit.randomness import derived_seed
 
     if run.rank:
         return {}
@@ -102,8 +102,8 @@ def transform(
     run: Run, work: Path, groups: Groups, built: Any, policy: PolicyHandle | None, name: str
 ) -> dict[str, Any]:
     """Apply a transform."""
+    from alignkit.randomness import derived_seed
     from alignkit.sampling import Sampler
-    from alignkit.sampling.counter import derived_seed
 
     if run.rank:
         return {}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import DataError
+from alignkit.groups import Groups
 from alignkit.run.handles import EvaluationHandle, PolicyHandle
 from alignkit.run.verbs.data import show_progress
 from alignkit.run.verbs.improve import open_reference
-from alignkit.types import Groups
 
 if TYPE_CHECKING:
     from alignkit.run.run import Run

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import DataError
+from alignkit.groups import Groups
 from alignkit.run.handles import GroupsHandle, PolicyHandle
 from alignkit.run.verbs.training import fit_learner, trainable
-from alignkit.types import Groups
 
 if TYPE_CHECKING:
     from alignkit.annotators import Annotator
-    from alignkit.engine.module import Learner
+    from alignkit.engine.learner import Learner
     from alignkit.optimizers import PolicyOptimizer
     from alignkit.rewards import Reward
     from alignkit.run.run import Run
@@ -53,9 +53,9 @@ VALUE_MODEL = "value_model"
 def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     """Sample, score, learn, round by round."""
     from alignkit.engine.improve import Rollouts
-    from alignkit.engine.module import Training
     from alignkit.engine.objectives import extra_objectives
     from alignkit.engine.scoring import dtype_of, release
+    from alignkit.optimizers import Training
 
     opt, dtype = request.optimizer, dtype_of(run.precision)
     loss = run.host.build("loss", request.loss)
@@ -179,7 +179,7 @@ def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
     """The second data streams, encoded. What does not fit the length limits is left out and said."""
     from alignkit.data.encode import encode_groups, encode_texts, is_plain_text
     from alignkit.engine.objectives import Objective, StreamData
-    from alignkit.engine.rounds import Round
+    from alignkit.engine.training_data import TrainingData
     from alignkit.optimizers import Term
 
     found = []
@@ -193,7 +193,7 @@ def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
         if not encoded and not pieces:
             raise DataError(f"the stream {name} has no row to learn from", where=request.name)
         rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
-        data = Round(rows, [*pieces, *encoded], shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
+        data = TrainingData(rows, [*pieces, *encoded], shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
         term = Term(weight=stream.weight, reduction=stream.reduction)
         objective = Objective(run.host.build("loss", stream.loss), {name: term}, name)
         seed = (run.seed, request.name, "stream", name)

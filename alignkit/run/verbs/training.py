@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignkit.groups import Groups
 from alignkit.run.handles import PolicyHandle, RewardHandle
 from alignkit.run.verbs.models import count_parameters
-from alignkit.types import Groups
 
 if TYPE_CHECKING:
-    from alignkit.engine.module import Learner
-    from alignkit.plugins.records import BoundLoss
+    from alignkit.engine.learner import Learner
+    from alignkit.registry.records import BoundLoss
     from alignkit.run.run import Run
 
 
@@ -69,7 +69,7 @@ def _recorder(run: Run, work: Path, name: str, learner: Callable[[], Learner]) -
 def fit_learner(run: Run, work: Path, name: str, learner_arguments: dict[str, Any], checkpointing: bool) -> Learner:
     """Build the learner and fit it."""
     from alignkit.engine.fit import fit
-    from alignkit.engine.module import Learner
+    from alignkit.engine.learner import Learner
 
     box: list[Learner] = []
     learner = Learner(**learner_arguments, record=_recorder(run, work, name, lambda: box[0]))
@@ -80,7 +80,7 @@ def fit_learner(run: Run, work: Path, name: str, learner_arguments: dict[str, An
 
 def _split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
     """(train, held out), split by prompt, so that no prompt is on both sides."""
-    from alignkit.sampling.counter import stream_key, uniforms
+    from alignkit.randomness import stream_key, uniforms
 
     prompts = sorted({row["prompt_id"] for row in groups})
     draws = uniforms(np.array([stream_key(*seed, prompt) for prompt in prompts], dtype=np.uint64), 0)
@@ -92,7 +92,7 @@ def _split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[
 
 def _drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups:
     """A share of the rows, drawn by counter, in their order."""
-    from alignkit.sampling.counter import permutation
+    from alignkit.randomness import permutation
 
     if fraction == 1:
         return groups
@@ -102,18 +102,18 @@ def _drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups
 def _checked_round(groups: Groups, model: Any, kind: Any, config: Mapping[str, Any], train: Any, where: str) -> Any:
     """Check, refuse or drop, encode."""
     from alignkit.data import check_groups, encode_groups, refuse_or_drop
-    from alignkit.engine.rounds import Round
+    from alignkit.engine.training_data import TrainingData
 
     most = config["max_length"]
     problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
     groups = refuse_or_drop(groups, problems, config["drop_bad"], where)
     encoded, left = encode_groups(groups, model.chat, max_prompt_tokens=most, max_response_tokens=most, train=train)
     groups = refuse_or_drop(groups, left, config["drop_bad"], where)
-    return Round(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
+    return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
 
 
 def _training(training: Mapping[str, Any]) -> Any:
-    from alignkit.engine.module import Training
+    from alignkit.optimizers import Training
 
     return Training(**training)
 
@@ -176,7 +176,7 @@ def trainable(run: Run, handle: PolicyHandle, name: str) -> Any:
     import torch
 
     from alignkit.engine.scoring import dtype_of
-    from alignkit.sampling.counter import derived_seed
+    from alignkit.randomness import derived_seed
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(run.seed, name, "init"))
@@ -199,7 +199,7 @@ def train_reward(
     from alignkit.engine.scoring import Scorer, dtype_of
     from alignkit.models import RewardModel
     from alignkit.optimizers import Term
-    from alignkit.sampling.counter import derived_seed
+    from alignkit.randomness import derived_seed
 
     dtype = dtype_of(run.precision)
     if isinstance(init, RewardHandle):

@@ -17,9 +17,9 @@ from alignkit_constitutional.critique_revise import drawn_principle, summary, wi
 
 from alignkit import Run
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
+from alignkit.identity import digest, plain
 from alignkit.models import Policy
-from alignkit.run.keys import digest, plain
-from alignkit.types import Groups
 
 ONE = {"critique_revision": [{"id": "rude", "critique": "Is it rude?", "revision": "Be polite."}]}
 EXAMPLE = {

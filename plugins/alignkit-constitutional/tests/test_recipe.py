@@ -14,7 +14,7 @@ from alignkit_rlaif import Judge
 
 from alignkit import Groups, Run
 from alignkit.errors import ConfigError, PluginError
-from alignkit.plugins.host import default_host
+from alignkit.registry.host import default_host
 
 REFUSAL = "I can't help with that."
 SMALL: dict[str, Any] = {"prompts": 6, "heldout": 3, "max_new_tokens": 4}

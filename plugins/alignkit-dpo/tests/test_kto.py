@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit import Groups, Run, use
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.rewards import labels_from_ranks
+from alignkit.selection import labels_from_ranks
 
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 NAN = math.nan

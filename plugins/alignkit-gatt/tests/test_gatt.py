@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import Groups, Run, use
-from alignkit.data import ChatFormat, encode_groups, tiny_tokenizer
-from alignkit.data.collate import collate
-from alignkit.data.tiny_tokenizer import CONTROL_TOKENS
+from alignkit.data import ChatFormat, encode_groups
 from alignkit.errors import ConfigError, DataError
+from alignkit.models.batch import collate
+from alignkit.models.tiny_tokenizer import CONTROL_TOKENS, tiny_tokenizer
 
 INST = "Be kind."
 SYSTEMLESS = (

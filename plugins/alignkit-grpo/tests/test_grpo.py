@@ -26,9 +26,8 @@ from alignkit import Groups, Run
 from alignkit.engine.reduction import Layout, reduce_terms
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import k3
-from alignkit.optimizers import Term
+from alignkit.optimizers import Batch, Term
 from alignkit.rewards import FunctionReward
-from alignkit.types import Batch
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=40, deadline=None)

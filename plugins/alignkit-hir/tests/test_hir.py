@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from alignkit import Groups, Run, use
 from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
-from alignkit.engine.rounds import Round, Step
+from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import DataError, PluginError
 from alignkit.models import Policy
-from alignkit.plugins.host import default_host
-from alignkit.types import Batch
+from alignkit.optimizers import Batch
+from alignkit.registry.host import default_host
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=60, deadline=None)
@@ -124,10 +124,10 @@ def rows_for(question: str, response: str, other: str) -> list[dict[str, Any]]:
     return relabelled_rows({"responses": [response], "tags": [], "tokenizer": None, "iteration": None}, what)
 
 
-def round_of(policy: Policy, batch: Batch) -> Round:
+def round_of(policy: Policy, batch: Batch) -> TrainingData:
     encoded, problems = encode_groups(batch.groups, policy.chat, max_prompt_tokens=200, max_response_tokens=200)
     assert not problems
-    return Round(batch.groups, encoded, shared=True, pad_id=policy.chat.pad_id, named_pairs=batch.pairs)
+    return TrainingData(batch.groups, encoded, shared=True, pad_id=policy.chat.pad_id, named_pairs=batch.pairs)
 
 
 def contrast_of(policy: Policy, batch: Batch) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import check_shapes, logistic_ranking, masked_mean, masked_sum
-from alignkit.plugins.hookspecs import Register
+from alignkit.registry.hookspecs import Register
 
 MARGINS = {
     "small": (1.0, 2 / 3, 1 / 3, 0.0),
@@ -29,7 +29,7 @@ def rating_margins(rating: Tensor, table: str = "small", dtype: torch.dtype = to
     """The margin of each comparison, m(r) in Llama 2's equation 2.
 
     Args:
-        rating: [pairs] int64, a level of `alignkit.types.RATINGS` (0 "significantly better"), -1 where there is none.
+        rating: [pairs] int64, a level of `alignkit.groups.RATINGS` (0 "significantly better"), -1 where there is none.
         table: "small" (the most accurate overall, table 28), "large" (better on distinct pairs, worse on alike ones) or
             "none".
         dtype: of the scores.
@@ -49,7 +49,7 @@ def rating_margins(rating: Tensor, table: str = "small", dtype: torch.dtype = to
         raise DataError(
             f"ratings {sorted(set(rating[outside].tolist()))} are outside the margin table",
             where="margin_ranking",
-            remedy="use the levels 0 to 3 of alignkit.types.RATINGS, or -1 where there is none",
+            remedy="use the levels 0 to 3 of alignkit.groups.RATINGS, or -1 where there is none",
         )
     return levels[rating.long() + 1]
 

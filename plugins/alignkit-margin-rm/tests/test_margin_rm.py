@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.types import RATINGS
+from alignkit.groups import RATINGS
 
 DTYPES = [torch.float64, torch.float32]
 GOLDEN = {  # -log sigmoid(0.5 - m)

@@ -39,13 +39,13 @@ from alignkit.functional import (
     masked_var,
     score_at_last,
     score_index,
-    take_present,
     whiten,
 )
-from alignkit.optimizers import PolicyOptimizer, Stream, Term
-from alignkit.plugins.grammar import Component, parse
-from alignkit.plugins.hookspecs import Register
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Stream, Term
+from alignkit.registry.grammar import Component, parse
+from alignkit.registry.hookspecs import Register
+from alignkit.selection import take_present
 
 MAX_KL_ERROR = 0.2
 """How much of the KL's relative error the adaptive coefficient answers to (Ziegler et al. 2019, section 2.2)."""

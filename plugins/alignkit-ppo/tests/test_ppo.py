@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import Policy, Run, use
-from alignkit.engine.module import Learner
+from alignkit.engine.learner import Learner
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import masked_mean
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch
 
 DTYPES = [torch.float64, torch.float32]
 NAMES = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns")

@@ -15,8 +15,8 @@ from alignkit_recipes.texts import plain_texts
 
 from alignkit import Groups, Run
 from alignkit.errors import ConfigError, DataError, PluginError
-from alignkit.plugins.grammar import Component, parse
-from alignkit.plugins.host import default_host
+from alignkit.registry.grammar import Component, parse
+from alignkit.registry.host import default_host
 from alignkit.rewards import FunctionReward, Reward, Scores
 
 SMALL: dict[str, Any] = {"policy": "tiny", "max_new_tokens": 6}

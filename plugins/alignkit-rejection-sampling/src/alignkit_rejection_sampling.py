@@ -15,10 +15,10 @@ from typing import Any
 
 from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import eligible, take_responses
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.plugins.hookspecs import Register
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.registry.hookspecs import Register
+from alignkit.selection import eligible, take_responses
 
 POOLS = ("all", "last", "none")
 

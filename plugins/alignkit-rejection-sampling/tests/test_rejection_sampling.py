@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch
 
 quick = settings(max_examples=60, deadline=None)
 maybe = st.one_of(st.just(math.nan), st.integers(-3, 3).map(float))  # few values: many ties

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from alignkit import Groups, Policy, Run
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.plugins.host import default_host
+from alignkit.optimizers import Batch
+from alignkit.registry.host import default_host
 from alignkit.rewards import FunctionReward
-from alignkit.types import Batch
 
 quick = settings(max_examples=60, deadline=None)
 few = st.integers(-3, 3).map(float)  # few values: many ties

@@ -10,7 +10,7 @@ import pytest
 from alignkit_rlaif.gold import Gold
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 
 def length(response: str) -> float:

@@ -28,8 +28,8 @@ from alignkit_rlaif.prompts import Question
 from alignkit_rlaif.replies import label_said, retry_after
 
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
 from alignkit.models.tiny import tiny_model
-from alignkit.types import Groups
 
 CANARY = "canary-7f3a9c51e2"
 QUESTION = Question(({"role": "user", "content": "Which?"},), ("1", "2"))

@@ -16,11 +16,11 @@ from alignkit_rlaif.prompts import Question, nonce_for, pair_question, principle
 
 from alignkit import Run
 from alignkit.data.chat import ChatFormat
-from alignkit.data.tiny_tokenizer import tiny_tokenizer
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
 from alignkit.models import Policy
 from alignkit.models.tiny import tiny_model
-from alignkit.types import Groups
+from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
 PAIRS = [
     {"prompt": "Say hello.", "responses": ["Hi.", "Hello to you, dear friend."]},

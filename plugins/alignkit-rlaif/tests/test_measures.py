@@ -18,7 +18,7 @@ from alignkit_rlaif.recipes import comparisons
 
 from alignkit import Run
 from alignkit.annotators import Annotator
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", Path(__file__).parents[3].parent / "shared" / "data"))
 

@@ -15,9 +15,9 @@ from alignkit_tasks.ifeval import CHECKS, IFEval, follows, in_language, relaxed,
 from alignkit_tasks.verifiable import GSM8K, ExactAnswer, Missing, Verified, final_number, numbers_in, same_answer
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.plugins.host import default_host
+from alignkit.groups import Groups
+from alignkit.registry.host import default_host
 from alignkit.rewards import score_groups
-from alignkit.types import Groups
 
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", Path(__file__).parents[3].parent / "shared")) / "data"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignkit import hookimpl
-from alignkit.plugins.hookspecs import Register
+from alignkit.registry.hookspecs import Register
 from alignkit_constitutional.constitution import Constitution, read_constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 

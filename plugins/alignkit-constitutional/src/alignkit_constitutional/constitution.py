@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.sources import bad_text, strict_json
-from alignkit.errors import ConfigError
-from alignkit.plugins.checks import did_you_mean
-from alignkit.types import canonical_json
+from alignkit.errors import ConfigError, did_you_mean
+from alignkit.identity import canonical_json
 
 MAX_BYTES = 1_000_000
 """Size of a file beyond which it is no constitution."""

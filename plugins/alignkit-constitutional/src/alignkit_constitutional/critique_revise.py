@@ -18,10 +18,10 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.run.keys import class_code
-from alignkit.sampling.counter import stream_key
+from alignkit.groups import Groups
+from alignkit.identity import class_code
+from alignkit.randomness import stream_key
 from alignkit.sampling.sampler import occurrences
-from alignkit.types import Groups
 from alignkit_constitutional.constitution import Constitution, Entry, read_constitution
 
 logger = logging.getLogger("alignkit.constitutional")

@@ -26,9 +26,9 @@ from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety
 
 from alignkit import Groups, Run, read_groups
 from alignkit.errors import ConfigError
-from alignkit.plugins.grammar import Component, parse
+from alignkit.identity import class_code
+from alignkit.registry.grammar import Component, parse
 from alignkit.run import GroupsHandle, PolicyHandle
-from alignkit.run.keys import class_code
 from alignkit_constitutional.constitution import Constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 

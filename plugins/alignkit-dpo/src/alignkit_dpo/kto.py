@@ -20,10 +20,10 @@ from torch import Tensor
 
 from alignkit import use
 from alignkit.errors import DataError
-from alignkit.functional import check_shapes, masked_sum, take_responses
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.rewards import labels_from_ranks
-from alignkit.types import Batch, Groups
+from alignkit.functional import check_shapes, masked_sum
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.selection import labels_from_ranks, take_responses
 from alignkit_dpo.losses import positive
 from alignkit_dpo.optimizers import given_only, settings_of, try_out
 

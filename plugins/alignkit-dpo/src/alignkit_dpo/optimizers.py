@@ -15,12 +15,11 @@ import torch
 
 from alignkit import use
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import take_responses
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.plugins.grammar import Component, parse
-from alignkit.plugins.vocabulary import VOCABULARY
-from alignkit.rewards import rank_by_reward
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.registry.grammar import Component, parse
+from alignkit.selection import rank_by_reward, take_responses
+from alignkit.vocabulary import VOCABULARY
 from alignkit_dpo.losses import PAIR_LOSSES
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from alignkit import Run
 from alignkit.errors import ConfigError, DataError
-from alignkit.plugins.grammar import Component, use
+from alignkit.groups import Groups, prompt_id
+from alignkit.registry.grammar import Component, use
 from alignkit.run import EvaluationHandle, PolicyHandle
-from alignkit.types import Groups, prompt_id
 from alignkit_gatt.constraints import check_constraints, obeys
 from alignkit_gatt.gatt import Answer, check_dialogues, play, sampling_view, training_view
 

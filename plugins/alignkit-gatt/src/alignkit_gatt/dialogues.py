@@ -12,7 +12,7 @@ from typing import Literal
 from alignkit_tasks import embedded
 
 from alignkit.errors import ConfigError
-from alignkit.types import Groups
+from alignkit.groups import Groups
 
 Split = Literal["train", "heldout"]
 

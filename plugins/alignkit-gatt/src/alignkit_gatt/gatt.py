@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import take_responses
-from alignkit.run.keys import class_code
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.identity import class_code
+from alignkit.selection import take_responses
 from alignkit_gatt.constraints import SHIPPED, check_constraints, obeys, of_kinds, read_constraints, with_instructions
 
 Turns = list[dict[str, Any]]

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.errors import ConfigError
-from alignkit.optimizers import Reduction
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, Reduction
 from alignkit_grpo.grpo import GRPO
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import ConfigError
-from alignkit.functional import k3, take_present
-from alignkit.optimizers import PolicyOptimizer, Reduction, Term
-from alignkit.types import Batch, Groups
+from alignkit.functional import k3
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Reduction, Term
+from alignkit.selection import take_present
 from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import ConfigError
-from alignkit.functional import gae, k1, score_at_last, take_present, whiten
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.types import Batch, Groups
+from alignkit.functional import gae, k1, score_at_last, whiten
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.selection import take_present
 from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
 
 

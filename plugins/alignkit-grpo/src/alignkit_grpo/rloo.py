@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.errors import ConfigError
-from alignkit.functional import k1, masked_sum, take_present
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.types import Batch, Groups
+from alignkit.functional import k1, masked_sum
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.selection import take_present
 from alignkit_grpo.grpo import group_advantages
 from alignkit_grpo.surrogate import group_metrics
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import preference_cross_entropy
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.plugins.grammar import use
-from alignkit.plugins.hookspecs import Register
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.registry.grammar import use
+from alignkit.registry.hookspecs import Register
 from alignkit_hir.relabelling import Asked, Relabelled, Sample, relabelling
 
 Row = dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignkit import hookimpl
-from alignkit.plugins.hookspecs import Register
+from alignkit.registry.hookspecs import Register
 
 
 @hookimpl

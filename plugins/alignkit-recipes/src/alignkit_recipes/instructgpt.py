@@ -21,11 +21,11 @@ import numpy as np
 
 from alignkit import Groups, Reward, Run, read_groups
 from alignkit.errors import DataError
-from alignkit.functional import best_responses
-from alignkit.plugins.grammar import Component, parse
-from alignkit.rewards import Scores, rank_by_reward, score_groups
+from alignkit.randomness import stream_key, uniforms
+from alignkit.registry.grammar import Component, parse
+from alignkit.rewards import Scores, score_groups
 from alignkit.run import GroupsHandle, PolicyHandle
-from alignkit.sampling.counter import stream_key, uniforms
+from alignkit.selection import best_responses, rank_by_reward
 from alignkit_recipes.method import curve, labelled, open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit_recipes.texts import plain_texts

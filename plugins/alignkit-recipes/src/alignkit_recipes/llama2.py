@@ -19,9 +19,9 @@ from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness
 from alignkit import Groups, Piecewise, Run, Sampler, read_groups
 from alignkit.data import check_groups, refuse_or_drop
 from alignkit.errors import ConfigError
-from alignkit.functional import best_responses
-from alignkit.plugins.grammar import Component, parse, parse_list
+from alignkit.registry.grammar import Component, parse, parse_list
 from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
+from alignkit.selection import best_responses
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 

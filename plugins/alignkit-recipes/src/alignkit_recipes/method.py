@@ -13,9 +13,10 @@ from typing import Any
 
 from alignkit import Groups, Reward, Run
 from alignkit.errors import ConfigError
-from alignkit.plugins.grammar import Component, parse
-from alignkit.rewards import FunctionReward, labels_from_ranks, rank_by_reward, score_groups
+from alignkit.registry.grammar import Component, parse
+from alignkit.rewards import FunctionReward, score_groups
 from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit.selection import labels_from_ranks, rank_by_reward
 from alignkit.suites import Suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 

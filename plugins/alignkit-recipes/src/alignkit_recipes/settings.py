@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from alignkit import LoRA, Run
-from alignkit.plugins.grammar import Component
+from alignkit.registry.grammar import Component
 from alignkit.run import PolicyHandle
 
 

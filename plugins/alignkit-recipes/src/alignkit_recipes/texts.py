@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignkit import Groups
 from alignkit.errors import DataError
-from alignkit.types import prompt_id
+from alignkit.groups import prompt_id
 
 PASSAGES = """
 A river does not choose its bed once and for all. In flood it cuts the outer bank of every bend and leaves gravel on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignkit import hookimpl
-from alignkit.plugins.hookspecs import Register
+from alignkit.registry.hookspecs import Register
 from alignkit_rest.rest import ReST, distinct, threshold_at
 
 __all__ = ["ReST", "distinct", "threshold_at"]

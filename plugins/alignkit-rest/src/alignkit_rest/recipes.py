@@ -17,7 +17,7 @@ from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 from alignkit import Groups, LoRA, Reward, Run
 from alignkit.errors import ConfigError
-from alignkit.plugins.grammar import Component, parse
+from alignkit.registry.grammar import Component, parse
 from alignkit.rewards import score_groups
 from alignkit.run import EvaluationHandle, GroupsHandle, PolicyHandle
 from alignkit.suites import Suite

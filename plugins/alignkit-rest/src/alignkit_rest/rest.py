@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.functional import eligible, take_responses
-from alignkit.optimizers import PolicyOptimizer, Term
-from alignkit.rewards import with_ranks
-from alignkit.types import Batch, Groups
+from alignkit.groups import Groups
+from alignkit.optimizers import Batch, PolicyOptimizer, Term
+from alignkit.selection import eligible, take_responses, with_ranks
 
 
 def threshold_at(values: Sequence[float], quantile: float) -> float:

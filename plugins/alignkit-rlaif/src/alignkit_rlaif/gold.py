@@ -16,12 +16,13 @@ import numpy as np
 from alignkit.annotators import Annotator
 from alignkit.engine.scoring import release
 from alignkit.errors import ConfigError, DataError
-from alignkit.plugins.grammar import Component
-from alignkit.plugins.host import default_host
-from alignkit.rewards import FunctionReward, Reward, rank_by_reward
-from alignkit.run.keys import class_code, plain
-from alignkit.sampling.counter import stream_key, uniforms
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.identity import class_code, plain
+from alignkit.randomness import stream_key, uniforms
+from alignkit.registry.grammar import Component
+from alignkit.registry.host import default_host
+from alignkit.rewards import FunctionReward, Reward
+from alignkit.selection import rank_by_reward
 from alignkit_rlaif.verdicts import rating_of
 
 COLUMN = "gold annotator"

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from alignkit.data.sources import strict_json
-from alignkit.sampling.counter import derived_seed, stream_key, uniforms
+from alignkit.randomness import derived_seed, stream_key, uniforms
 from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.endpoint import Endpoint, is_loopback
 from alignkit_rlaif.kept import Kept

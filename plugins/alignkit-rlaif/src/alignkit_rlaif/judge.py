@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 from alignkit.annotators import Annotator
 from alignkit.errors import ConfigError, DataError
-from alignkit.run.keys import class_code
-from alignkit.sampling.counter import permutation
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.identity import class_code
+from alignkit.randomness import permutation
 from alignkit_rlaif.backends import Answer, Backend, Text, identity_of, open_backend
 from alignkit_rlaif.comparison import Comparison, Vote
 from alignkit_rlaif.endpoint import check_key_env

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from alignkit.data.chat import ChatFormat
-from alignkit.data.collate import collate, plan_micro_batches, row_length
 from alignkit.data.encode import EncodedGroup
-from alignkit.data.tiny_tokenizer import tiny_tokenizer
 from alignkit.errors import ConfigError, DataError
 from alignkit.models import Policy
+from alignkit.models.batch import collate, plan_micro_batches, row_length
 from alignkit.models.loading import folder_digest, resolve_source
 from alignkit.models.policy import CARD, adapter_base
+from alignkit.models.tiny_tokenizer import tiny_tokenizer
 from alignkit.run.handles import PolicyHandle
 from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.prompts import Question
@@ -135,8 +135,8 @@ class LocalBackend:
 
     def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
         """The likeliest text in reply to each question, token by token (as RLAIF does); none where one is too long."""
+        from alignkit.groups import Groups
         from alignkit.sampling import Sampler
-        from alignkit.types import Groups
 
         reasons = [
             self._too_long(len(self.policy.chat.encode_prompt(question.messages)), max_new_tokens)

@@ -14,8 +14,8 @@ from typing import Any
 from alignkit.annotators import Annotator
 from alignkit.errors import DataError
 from alignkit.evaluation.statistics import bootstrap_mean
-from alignkit.functional import take_responses
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.selection import take_responses
 from alignkit_rlaif.comparison import Comparison
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.verdicts import both_orders, consistent

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.annotators import Annotator
 from alignkit.evaluation.statistics import bootstrap_mean
-from alignkit.types import Groups
+from alignkit.groups import Groups
 from alignkit_rlaif.measures import Judgement, judgements
 
 PAIRS = (

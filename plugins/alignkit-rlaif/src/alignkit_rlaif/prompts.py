@@ -15,8 +15,8 @@ from typing import Any
 
 from alignkit.data.sources import strict_json
 from alignkit.errors import ConfigError
-from alignkit.sampling.counter import stream_key
-from alignkit.types import canonical_json
+from alignkit.identity import canonical_json
+from alignkit.randomness import stream_key
 
 Turn = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit import Groups, Run, read_groups
 from alignkit.annotators import Annotator
 from alignkit.errors import ConfigError
-from alignkit.plugins.grammar import parse
+from alignkit.registry.grammar import parse
 from alignkit_rlaif.gold import Gold
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.measures import Judged, as_markdown, judgements_of, measure

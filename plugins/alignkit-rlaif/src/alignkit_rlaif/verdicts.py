@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.types import RATINGS
+from alignkit.groups import RATINGS
 
 LEVELS = (0.9, 0.75, 0.6)
 """Probability of the better response from which a preference is significant, clear, slight. Ours: no paper maps a
@@ -49,7 +49,7 @@ def clamp(prob: float, low: float, high: float) -> float:
 
 
 def rating_of(prob: float, levels: Sequence[float] = LEVELS) -> str:
-    """The level of `alignkit.types.RATINGS` of a preference.
+    """The level of `alignkit.groups.RATINGS` of a preference.
 
     Args:
         prob: that one of the two is better; 0.1 and 0.9 are the same strength.

@@ -10,9 +10,9 @@ import numpy as np
 
 from alignkit.annotators import Annotator
 from alignkit.errors import ConfigError, DataError
-from alignkit.run.keys import class_code
-from alignkit.sampling.counter import stream_key, uniforms
-from alignkit.types import Groups
+from alignkit.groups import Groups
+from alignkit.identity import class_code
+from alignkit.randomness import stream_key, uniforms
 from alignkit_tasks import embedded as task
 
 SAFE_FROM = 0.5

@@ -10,8 +10,8 @@ from typing import Any
 
 from alignkit.data.sources import Located, format_of, rows_of
 from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups, prompt_id
 from alignkit.suites import Suite
-from alignkit.types import Groups, prompt_id
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety, instructions
 from alignkit_tasks.ifeval import IFEval

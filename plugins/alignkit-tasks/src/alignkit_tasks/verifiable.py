@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from alignkit.groups import Groups
+from alignkit.identity import class_code
 from alignkit.rewards import Reward, Scores
-from alignkit.run.keys import class_code
-from alignkit.types import Groups
 
 
 class Missing(ValueError):

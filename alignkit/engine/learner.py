@@ -12,38 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from alignkit.data.collate import MicroBatch
 from alignkit.engine.assemble import PAIR_COUNTS, Reference, accuracies, assemble, pair_counts
 from alignkit.engine.objectives import Objective, StreamData
-from alignkit.engine.rounds import Round, Step
+from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError
 from alignkit.models import Policy, RewardModel
-from alignkit.optimizers import Term
-from alignkit.plugins.records import BoundLoss
-
-
-@dataclass(frozen=True)
-class Training:
-    """How weights are updated; the fields of `PolicyOptimizer` of the same names say what they mean."""
-
-    learning_rate: float = 1e-5
-    schedule: str = "constant"
-    warmup_ratio: float = 0.0
-    min_lr_ratio: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    value_learning_rate: float | None = None
-
-    def factor(self, progress: float) -> float:
-        """The share of the peak learning rate at `progress` in [0, 1] of the verb's steps."""
-        if progress < self.warmup_ratio:
-            return progress / self.warmup_ratio
-        along = min((progress - self.warmup_ratio) / max(1 - self.warmup_ratio, 1e-9), 1.0)
-        if self.schedule == "cosine":
-            return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * along))
-        return 1 - along if self.schedule == "linear" else 1.0
+from alignkit.models.batch import MicroBatch
+from alignkit.optimizers import Term, Training
+from alignkit.registry.records import BoundLoss
 
 
 @dataclass(frozen=True)
@@ -64,7 +40,7 @@ class Source(Protocol):
 
     rounds: int
 
-    def start(self, index: int) -> tuple[Round, list[Step]]:
+    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
         """Make round `index`."""
         ...
 
@@ -184,7 +160,7 @@ class Learner(L.LightningModule):
         """Backward through this process's micro-batches; returns the terms over all processes."""
         shares: dict[str, float] = dict.fromkeys(("total", "_entropy", "_tokens", *PAIR_COUNTS), 0.0)
         world = self.trainer.world_size
-        work: list[tuple[Round, Step, Micro]] = [(self.data, step, self._micro)]
+        work: list[tuple[TrainingData, Step, Micro]] = [(self.data, step, self._micro)]
         for stream in self.streams:
             work.append((stream.data, stream.step(self.steps_done, world), partial(self._stream_micro, stream)))
         for data, part_step, micro in work:
@@ -238,7 +214,7 @@ class Learner(L.LightningModule):
 
     def _reduce(
         self,
-        data: Round,
+        data: TrainingData,
         step: Step,
         batch: MicroBatch,
         objectives: Sequence[Objective],

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-import alignkit
+from alignkit._version import __version__
 
 GROUP = "alignkit"
 CORE = "alignkit"
@@ -159,9 +159,9 @@ def _info(distribution: Distribution, entry_point: EntryPoint) -> PluginInfo:
     if requirement is None:
         return info
     info = replace(info, requires=str(requirement.specifier))
-    if requirement.specifier.contains(alignkit.__version__, prereleases=True):
+    if requirement.specifier.contains(__version__, prereleases=True):
         return info
-    return replace(info, state="disabled", reason=f"asks for alignkit{info.requires}; this is {alignkit.__version__}")
+    return replace(info, state="disabled", reason=f"asks for alignkit{info.requires}; this is {__version__}")
 
 
 def _core_requirement(distribution: Distribution) -> Requirement | None:

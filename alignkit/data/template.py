@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignkit.errors import DataError
-from alignkit.types import Message
+from alignkit.groups import Message
 
 MAX_TEMPLATE = 64 * 1024
 """Bytes of the longest template that is rendered: templates come from strangers."""

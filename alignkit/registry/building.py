@@ -7,10 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alignkit.errors import AlignkitError, PluginError
-from alignkit.plugins.checks import did_you_mean
-from alignkit.plugins.grammar import Component, parse
-from alignkit.plugins.records import BoundLoss, ComponentRecord
+from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.registry.grammar import Component, parse
+from alignkit.registry.records import BoundLoss, ComponentRecord
 
 # The types a value of the grammar can be checked against without resolving annotations.
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}

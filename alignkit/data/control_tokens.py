@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from alignkit.data.rendering import Piece
+from alignkit.data.template import Piece
 from alignkit.errors import DataError
 
 Token = tuple[int, int, int]

@@ -18,8 +18,17 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from alignkit._version import __version__
 from alignkit.errors import ConfigError
-from alignkit.types import canonical_json
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, no NaN. The basis of every digest.
+
+    Raises:
+        ValueError: for NaN, infinities and what JSON cannot hold.
+    """
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
@@ -178,9 +187,7 @@ def distribution_key(name: str, path: str = "") -> dict[str, str]:
             is all there is to go by.
     """
     if not name or name == "alignkit":
-        import alignkit
-
-        return {"alignkit": alignkit.__version__}
+        return {"alignkit": __version__}
     try:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:

@@ -5,7 +5,7 @@ The imports stand inside the hooks, so that naming this module costs nothing unt
 
 from __future__ import annotations
 
-from alignkit.plugins.hookspecs import Register, hookimpl
+from alignkit.registry.hookspecs import Register, hookimpl
 
 
 @hookimpl

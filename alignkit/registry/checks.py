@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from alignkit.errors import PluginError
-from alignkit.plugins.grammar import RESERVED
-from alignkit.plugins.hookspecs import KINDS
-from alignkit.plugins.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
-from alignkit.plugins.vocabulary import VOCABULARY
+from alignkit.errors import PluginError, did_you_mean
+from alignkit.registry.grammar import RESERVED
+from alignkit.registry.hookspecs import KINDS
+from alignkit.registry.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
+from alignkit.vocabulary import VOCABULARY
 
 
 def kind_of(kind: str) -> str:
@@ -30,17 +29,6 @@ def kind_of(kind: str) -> str:
         if kind in (singular, hook.removeprefix("register_")):
             return singular
     raise PluginError(f"no kind of component is called {kind!r}{did_you_mean(kind, KINDS)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The half sentence that offers the nearest known name, or nothing.
-
-    Args:
-        name: what was written.
-        known: what could have been meant.
-    """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_component(kind: str, name: str, target: Any, *, distribution: str = "", plugin: str = "") -> ComponentRecord:

@@ -1,4 +1,4 @@
-"""What flows through the house: messages, groups of responses, batches, metrics.
+"""What flows through the house: messages, and groups of responses.
 
 `Groups` is the one record of preference learning: each row is a prompt (a conversation) with K >= 1 responses and
 what is known of them. It wraps a `datasets.Dataset` with the fixed columns of `FEATURES`; every row has every column,
@@ -11,7 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import datasets
 from datasets import Dataset, Features, Value
 
 from alignkit.errors import DataError
+from alignkit.identity import canonical_json
 
 RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better_or_unsure")
 """Llama 2's four levels of preference (Touvron et al. 2023, section 3.2.1), from the most to the least distinct."""
@@ -72,16 +73,7 @@ FEATURES = Features(
 """Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
 object with whatever else is known of the prompt (checks, source …)."""
 
-_PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
-
-
-def canonical_json(value: Any) -> str:
-    """One spelling for one value: sorted keys, no spaces, no NaN. The basis of every digest.
-
-    Raises:
-        ValueError: for NaN, infinities and what JSON cannot hold.
-    """
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
 
 
 def prompt_id(messages: Sequence[Mapping[str, Any] | Message]) -> str:
@@ -141,7 +133,7 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     meta = row.get("meta")
     out["meta"] = meta if meta is None or isinstance(meta, str) else canonical_json(meta)
     count = len(out["responses"])
-    lengths = {name: len(out[name]) for name in _PER_RESPONSE if out[name] is not None}
+    lengths = {name: len(out[name]) for name in PER_RESPONSE if out[name] is not None}
     lengths |= {f"rewards[{r['name']}]": len(r["values"]) for r in out["rewards"] or []}
     wrong = {name: length for name, length in lengths.items() if length != count}
     if wrong:
@@ -293,28 +285,3 @@ class Groups:
             state.update(canonical_json(row).encode("utf-8", "surrogatepass"))
             state.update(b"\n")
         return state.hexdigest()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What an optimizer's `prepare` returns: the groups to learn from and what it worked out for their responses.
-
-    Args:
-        groups: what is learned from; may be a subset of what was sampled (winners, pairs).
-        tensors: name -> tensor aligned with the responses of `groups` in order: [responses, tokens] (padded on the
-            right) for token-level names, [responses] for response-level ones.
-        metrics: scalars worth logging once a round.
-        state: the optimizer's state after `prepare` (plain JSON), or None to leave it as it was.
-        pairs: (chosen, rejected) by number over all responses of `groups`; the two may answer different prompts. None
-            takes every two responses of a group whose ranks differ.
-    """
-
-    groups: Groups
-    tensors: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    state: Mapping[str, Any] | None = None
-    pairs: Sequence[tuple[int, int]] | None = None
-
-
-Metrics = dict[str, float]
-"""Scalars by name, as logged."""

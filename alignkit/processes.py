@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -39,3 +40,22 @@ def barrier(world: int) -> None:
         import torch.distributed as dist
 
         dist.barrier()
+
+
+def broadcast(value: Any) -> Any:
+    """What the first process holds, on all of them."""
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_dealt(mine: Sequence[Any], world: int) -> list[Any]:
+    """The rows of all processes, in the order they had before they were dealt out one by one."""
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, list(mine))
+    total = sum(len(part) for part in parts)
+    return [parts[i % world][i // world] for i in range(total)]

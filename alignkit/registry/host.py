@@ -18,16 +18,16 @@ from typing import Any
 
 import pluggy
 
-import alignkit
-from alignkit.errors import PluginError
-from alignkit.plugins import building, finding, hookspecs
-from alignkit.plugins.checks import check_component, did_you_mean, kind_of, unknown_tensor
-from alignkit.plugins.metadata import CORE, LoadLists, PluginInfo, discover
-from alignkit.plugins.records import ComponentRecord
+from alignkit._version import __version__
+from alignkit.errors import PluginError, did_you_mean
+from alignkit.registry import building, finding, hookspecs
+from alignkit.registry.checks import check_component, kind_of, unknown_tensor
+from alignkit.registry.metadata import CORE, LoadLists, PluginInfo, discover
+from alignkit.registry.records import ComponentRecord
 
 log = logging.getLogger("alignkit.plugins")
 
-BUILTIN = "alignkit.plugins.builtin"
+BUILTIN = "alignkit.builtin"
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PluginHost:
         self._records: dict[str, tuple[ComponentRecord, ...]] = {}
         self._errors: dict[str, BaseException] = {}
         self._open: _Open | None = None
-        core = PluginInfo(CORE, alignkit.__version__, "core", BUILTIN, path=os.path.dirname(alignkit.__file__))
+        core = PluginInfo(CORE, __version__, "core", BUILTIN, path=os.path.dirname(os.path.dirname(__file__)))
         self._infos: dict[str, PluginInfo] = {core.id: core}
         self._entry_points: dict[str, EntryPoint | None] = {core.id: None}
         for info, entry_point in discover(path):

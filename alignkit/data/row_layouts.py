@@ -19,8 +19,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from alignkit.data.texts import BadRow, Turn, columns_hint, implicit_pair, response_in, text_of, turns_in
-from alignkit.types import FEATURES, RATINGS
+from alignkit.data.conversations import BadRow, Turn, columns_hint, implicit_pair, response_in, text_of, turns_in
+from alignkit.groups import FEATURES, RATINGS
 
 COLUMNS = (
     "prompt", "chosen", "rejected", "responses", "messages", "completion", "response", "label", "safe", "rating",

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from alignkit.data.checks import Finding
-from alignkit.types import ROLES
+from alignkit.errors import suggestion
+from alignkit.groups import ROLES
 
 Turn = dict[str, Any]
 
@@ -67,7 +68,7 @@ def _turn(turn: Any, field: str) -> Turn:
         found = sorted(map(str, turn)) if isinstance(turn, Mapping) else type(turn).__name__
         raise BadRow("D21", field, f"is no message: {found}", remedy="give {role, content}")
     if turn["role"] not in ROLES:
-        raise BadRow("D12", field, f"unknown role {turn['role']!r}", remedy=did_you_mean(turn["role"], ROLES))
+        raise BadRow("D12", field, f"unknown role {turn['role']!r}", remedy=suggestion(turn["role"], ROLES))
     content = turn["content"]
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         content = "".join(text_of(part.get("text"), f"{field}.content") for part in content)
@@ -139,13 +140,6 @@ def _common_prefix(one: str, other: str) -> str:
 
 def _same(one: list[Turn], other: list[Turn]) -> bool:
     return [(t["role"], t["content"]) for t in one] == [(t["role"], t["content"]) for t in other]
-
-
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """The nearest of the known names, or all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(str(name), names, 1)
-    return f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
 
 
 def columns_hint(found: Iterable[str], known: Iterable[str]) -> str:

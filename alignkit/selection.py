@@ -1,0 +1,138 @@
+"""Which responses of groups stay, and how they rank. Tables in, tables out; nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import DataError
+from alignkit.groups import PER_RESPONSE, Groups
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# -- which stay -------------------------------------------------------------------------------------------------------
+
+
+def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
+    """Keep some responses of each group, with everything known of them; a group that keeps none is dropped.
+
+    Args:
+        groups: any groups.
+        kept: [groups] the indices of the responses to keep, in the order wanted.
+
+    Returns:
+        groups in the same order. What is known of a whole comparison (`rating`, `preference_prob`) stays only where the
+        responses stay as they were.
+    """
+    rows = [_take(row, list(indices)) for row, indices in zip(groups, kept, strict=True) if indices]
+    return Groups.from_rows(rows)
+
+
+def take_present(groups: Groups, present: Tensor) -> Groups:
+    """Keep the responses that have a reward; the same object where all have one.
+
+    Args:
+        groups: any groups.
+        present: [responses] bool, over all groups in order.
+
+    Raises:
+        DataError: none has one.
+    """
+    if bool(present.all()):
+        return groups
+    if not bool(present.any()):
+        raise DataError("no response has a reward", where="prepare", effect="Learning from nothing was refused.")
+    flags = iter(present.tolist())
+    return take_responses(groups, [[k for k in range(len(row["responses"])) if next(flags)] for row in groups])
+
+
+def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[list[bool]]:
+    """Which responses may be imitated, [groups][K]: with a reward and, if asked for, not known to have been cut off."""
+    _, present = groups.rewards(reward_name)
+    finished = [row["finished"] or [None] * len(row["responses"]) for row in groups]
+    return [
+        [there and (done is not False or not require_finished) for there, done in zip(*pair, strict=True)]
+        for pair in zip(present, finished, strict=True)
+    ]
+
+
+def best_responses(groups: Groups, reward_name: str, n: int) -> Groups:
+    """The n responses of each group with the highest reward, in the order they stand; of equals the first.
+
+    A response without the reward is not among them; a group without any that has it is dropped.
+
+    Args:
+        groups: scored.
+        reward_name: the reward.
+        n: how many.
+
+    Raises:
+        DataError: no row has a reward of that name.
+    """
+    kept = []
+    for values, present in zip(*groups.rewards(reward_name), strict=True):
+        ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
+        kept.append(sorted(ranked[:n]))
+    return take_responses(groups, kept)
+
+
+def _take(row: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+    if indices == list(range(len(row["responses"]))):
+        return row
+    columns = {name: row[name] and [row[name][i] for i in indices] for name in ("responses", *PER_RESPONSE)}
+    rewards = [
+        {**r, "values": [r["values"][i] for i in indices], "reasons": [r["reasons"][i] for i in indices]}
+        for r in row["rewards"] or []
+    ]
+    return {**row, **columns, "rewards": rewards, "rating": None, "preference_prob": None}
+
+
+# -- how they rank -----------------------------------------------------------------------------------------------------
+
+
+def rank_by_reward(groups: Groups, name: str) -> Groups:
+    """`groups` ranked by a reward that they carry: 1 is best, equal scores tie.
+
+    Responses without the reward are left out, and so is a group with fewer than two that have it.
+
+    Args:
+        groups: scored.
+        name: of the reward.
+
+    Raises:
+        DataError: no row has a reward of that name.
+    """
+    _, present = groups.rewards(name)
+    kept = [[k for k, there in enumerate(row) if there] for row in present]
+    rated = take_responses(groups, [row if len(row) > 1 else [] for row in kept])
+    if not len(rated):
+        return rated
+    values, _ = rated.rewards(name)
+    return with_ranks(rated, [[1 + sum(other > score for other in row) for score in row] for row in values])
+
+
+def with_ranks(groups: Groups, ranks: Sequence[Sequence[int]]) -> Groups:
+    """`groups` ranked anew: what was said of an earlier ranking (rating, soft label, margin) goes with it.
+
+    Args:
+        groups: any.
+        ranks: [groups][K], 1 is best, equal ranks tie.
+    """
+    rows = []
+    for number, (row, new) in enumerate(zip(groups, ranks, strict=True)):
+        meta = {key: value for key, value in groups.meta(number).items() if key != "margin"}
+        rows.append({**row, "ranks": list(new), "rating": None, "preference_prob": None, "meta": meta or None})
+    return Groups.from_rows(rows)
+
+
+def labels_from_ranks(ranks: Sequence[int]) -> list[bool | None]:
+    """Labels [K] of responses on their own: the best are good, the worst bad, of those between nothing is said; nor of
+    any where all tie.
+
+    Args:
+        ranks: [K], 1 is best.
+    """
+    if len(set(ranks)) < 2:
+        return [None] * len(ranks)
+    return [True if rank == min(ranks) else False if rank == max(ranks) else None for rank in ranks]
