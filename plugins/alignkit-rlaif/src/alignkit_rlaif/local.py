@@ -18,7 +18,7 @@ from alignkit.models.batch import collate, plan_micro_batches, row_length
 from alignkit.models.loading import folder_digest, resolve_source
 from alignkit.models.policy import CARD, adapter_base
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
-from alignkit.run.handles import PolicyHandle
+from alignkit.stages.handles import PolicyHandle
 from alignkit_rlaif.backends import Answer, Text
 from alignkit_rlaif.prompts import Question
 
