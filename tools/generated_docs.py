@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/write-a-plugin.md", "docs/cli.md", "docs/methods.md", "plugins/alignkit-recipes/README.md")
+PAGES = (
+    "README.md",
+    "docs/write-a-plugin.md",
+    "docs/cli.md",
+    "docs/methods.md",
+    "docs/verbs.md",
+    "plugins/alignkit-recipes/README.md",
+)
 PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -119,10 +126,32 @@ def defaults(kind: str) -> str:
     return "\n".join([f"| {kind} | plugin | defaults |", "|---|---|---|", *rows])
 
 
+def verbs() -> str:
+    """Every verb of `Run` with its arguments, from the fields of its stage."""
+    from docstring_parser import parse
+
+    from alignkit.run import Run
+    from alignkit.stages import CORE
+
+    lines: list[str] = []
+    for kind in CORE:
+        method = getattr(Run, kind.verb)
+        text = parse(method.__doc__)
+        docs = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+        lines += [f"## `run.{kind.verb}`", "", f"{text.short_description} {text.long_description or ''}".rstrip(), ""]
+        lines += ["| argument | default | meaning |", "|---|---|---|"]
+        for name, parameter in list(inspect.signature(method).parameters.items())[1:]:
+            default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+            lines.append(f"| `{name}` | {default} | {docs[name]} |".replace("|  |", "| |"))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
     "hooks": hooks,
     "methods": methods,
+    "verbs": verbs,
     "help": command_help,
     "llama2 arguments": functools.partial(arguments, "llama2"),
     "method arguments": functools.partial(arguments, "method"),

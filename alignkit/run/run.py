@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from alignkit import processes, stages
 from alignkit.errors import ConfigError
 from alignkit.files import write_json
-from alignkit.identity import difference, digest, distribution_key, plain, required_plugins
+from alignkit.identity import class_code, difference, digest, distribution_key, plain, required_plugins
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.card import lineage
@@ -114,17 +114,20 @@ class Run:
     groups = verb(stages.KeepGroups)
     export = verb(stages.Export)
 
-    def stage(self, kind: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Make a stage of a registered kind, such as a plugin's.
+    def stage(self, kind: str | Stage[Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Make a stage by its registered name, such as a plugin's, or one that is declared already.
 
         Args:
-            kind: its registered name.
+            kind: the registered name; or the stage itself, which then takes no further arguments.
             args: its first fields.
             kwargs: its other fields.
 
         Raises:
-            PluginError: no such kind, or it does not take those arguments.
+            PluginError: no stage is registered under the name.
+            ConfigError: it does not take those arguments.
         """
+        if isinstance(kind, Stage):
+            return self.make(kind)
         record = self.host.resolve("stage", kind)
         try:
             declared = record.object(*args, **kwargs)
@@ -226,6 +229,7 @@ class Run:
             "format": FORMAT,
             "verb": stage.verb,
             "name": stage.name,
+            **class_code(type(stage)),
             "config": config,
             "inputs": inputs,
             "named": [[record.kind, record.qualified, plain(built)] for record, built in context.named],
