@@ -333,8 +333,10 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _run_or_model(name: str) -> str:
     """The folder of a run that is given by its name alone, as `alignkit report` takes it; anything else as it is."""
+    from alignkit.run_folder import is_run
+
     folder = Path("runs") / name
-    return str(folder) if (folder / "run.json").is_file() and not Path(name).exists() else name
+    return str(folder) if is_run(folder) and not Path(name).exists() else name
 
 
 if __name__ == "__main__":

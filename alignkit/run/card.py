@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from alignkit.run.versions import versions
-
-if TYPE_CHECKING:
-    from alignkit.run.handles import PolicyHandle
-    from alignkit.run.run import Run
-
-
-def _records(run: Run) -> dict[str, dict[str, Any]]:
-    from alignkit.files import read_json
-    from alignkit.run.store import STAGE
-
-    paths = run.store.stages_folder.glob("*/" + STAGE)
-    return {record["key"]: record for record in (read_json(path) for path in paths)}
+from alignkit.run_folder import StageRecord, finished_stages
 
 
 def _stages_in(value: Any) -> list[str]:
@@ -28,22 +19,29 @@ def _stages_in(value: Any) -> list[str]:
     return [key for part in value for key in _stages_in(part)] if isinstance(value, list) else []
 
 
-def lineage(run: Run, key: str) -> list[dict[str, Any]]:
-    """The records of every stage that `key` was made from, oldest first, itself last."""
-    records, wanted, order = _records(run), [key], []
+def lineage(run_folder: Path, key: str) -> list[StageRecord]:
+    """Every stage that the one of `key` was made from, oldest first, itself last."""
+    records = {stage.key: stage for stage in finished_stages(run_folder)}
+    wanted, found = [key], dict[str, StageRecord]()
     while wanted:
         record = records.get(wanted.pop())
-        if record is not None and record not in order:
-            order.append(record)
-            wanted += _stages_in(record["inputs"])
-    return sorted(order, key=lambda r: r["started"])
+        if record is not None and record.key not in found:
+            found[record.key] = record
+            wanted += _stages_in(record.inputs)
+    return sorted(found.values(), key=lambda stage: (stage.started, stage.folder.name))
 
 
-def model_card(run: Run, policy: PolicyHandle) -> str:
-    """Markdown with the lineage, hyper-parameters, seed and versions."""
-    lines = ["---", "library_name: transformers", "tags: [alignkit]", "---", f"# {policy.name}", "", "## Lineage", ""]
-    for record in lineage(run, policy.key):
-        lines.append(f"- **{record['name']}** ({record['verb']}, {record['key'][:12]}, {record['seconds']:.0f} s)")
-        lines.append(f"  `{json.dumps(record['config'], sort_keys=True, ensure_ascii=False)}`")
+def model_card(name: str, stages: Sequence[StageRecord], seed: int, precision: str) -> str:
+    """Markdown with the lineage, hyper-parameters, seed and versions.
+
+    Args:
+        name: of the policy.
+        stages: its lineage.
+        seed, precision: of the run.
+    """
+    lines = ["---", "library_name: transformers", "tags: [alignkit]", "---", f"# {name}", "", "## Lineage", ""]
+    for stage in stages:
+        lines.append(f"- **{stage.name}** ({stage.verb}, {stage.key[:12]}, {stage.seconds or 0:.0f} s)")
+        lines.append(f"  `{json.dumps(stage.config, sort_keys=True, ensure_ascii=False)}`")
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return "\n".join([*lines, "", f"Seed {run.seed}, precision {run.precision}.", "", f"Versions: {found}.", ""])
+    return "\n".join([*lines, "", f"Seed {seed}, precision {precision}.", "", f"Versions: {found}.", ""])

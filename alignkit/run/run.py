@@ -13,7 +13,6 @@ from typing import Any
 
 from alignkit import processes
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.files import write_json
 from alignkit.groups import Groups
 from alignkit.identity import difference, digest, distribution_key, plain, required_plugins
 from alignkit.registry.grammar import Component
@@ -22,14 +21,29 @@ from alignkit.run import plan as planning
 from alignkit.run import verbs
 from alignkit.run.console import Console
 from alignkit.run.handles import EvaluationHandle, GroupsHandle, Handle, Improved, PolicyHandle, RewardHandle
-from alignkit.run.store import Stage, Store, now
+from alignkit.run.store import Store, now
 from alignkit.run.versions import versions
+from alignkit.run_folder import StageRecord
 
 HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 """Trainer arguments that change what is shown, and no result."""
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""
+
+MADE = {
+    "policy": ("policy",),
+    "sft": ("policy",),
+    "improve": ("policy", "groups"),
+    "sample": ("groups",),
+    "annotate": ("groups",),
+    "transform": ("groups",),
+    "groups": ("groups",),
+    "train_reward": ("reward",),
+    "reward_model": ("reward",),
+    "evaluate": ("evaluation",),
+}
+"""What a stage of each verb makes."""
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -710,7 +724,7 @@ class Run:
         *,
         plugins: Sequence[str] = (),
         cost: planning.Cost | None = None,
-    ) -> Stage | None:
+    ) -> StageRecord | None:
         """Find the stage or make it. None while planning a stage that is not there."""
         if name in self._names:
             raise ConfigError(f"two stages are named {name!r}", where=verb, remedy="give each call its own name=")
@@ -728,7 +742,7 @@ class Run:
         if processes.agree(stage is not None, self.world):
             assert stage is not None
             self._stages.append(stage.folder.name)
-            self.console.say(f"{name}: done already ({stage.record['seconds']:.0f} s saved)")
+            self.console.say(f"{name}: done already ({stage.seconds or 0:.0f} s saved)")
             self._write_run("running")
             return stage
         for line in self._changed(name, verb, identity, None):
@@ -759,11 +773,11 @@ class Run:
             "code": code,
         }
 
-    def _changed(self, name: str, verb: str, identity: Mapping[str, Any], stage: Stage | None) -> list[str]:
+    def _changed(self, name: str, verb: str, identity: Mapping[str, Any], stage: StageRecord | None) -> list[str]:
         before = None if stage else self.store.latest_of(name, verb)
-        return difference(before.record["identity"], identity) if before else []
+        return difference(before.identity, identity) if before else []
 
-    def _make(self, verb: str, name: str, key: str, identity: dict[str, Any], work: Work) -> Stage:
+    def _make(self, verb: str, name: str, key: str, identity: dict[str, Any], work: Work) -> StageRecord:
         self.console.say(f"{name}: {verb} …")
         started, clock = now(), time.monotonic()
         folder = self.store.begin(name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
@@ -784,8 +798,8 @@ class Run:
             "inputs": dict(identity["inputs"]),
             "seconds": round(time.monotonic() - clock, 3),
             "started": started,
-            "cached": False,
             "versions": versions(),
+            "made": MADE.get(verb, ()),
             "result": plain(result),
         }
         if self.rank == 0:
@@ -805,11 +819,8 @@ class Run:
     def _write_run(self, status: str) -> None:
         if self.rank:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.folder / "run.json",
+        self.store.write_run(
             {
-                "format": 1,
                 "name": self.folder.name,
                 "seed": self.seed,
                 "created": self._created,
@@ -822,12 +833,12 @@ class Run:
             },
         )
 
-    def _common(self, stage: Stage | None, name: str) -> dict[str, Any]:
+    def _common(self, stage: StageRecord | None, name: str) -> dict[str, Any]:
         if stage is None:
             return {"key": f"planned:{name}", "name": name, "folder": None, "result": {}}
         return {"key": stage.key, "name": name, "folder": stage.folder, "result": stage.result}
 
-    def _trained(self, stage: Stage | None, name: str, start: PolicyHandle) -> PolicyHandle:
+    def _trained(self, stage: StageRecord | None, name: str, start: PolicyHandle) -> PolicyHandle:
         return PolicyHandle(**self._common(stage, name), lora=start.lora, parameters=start.parameters)
 
     def _build(self, kind: str, spec: Any) -> tuple[Any, str]:

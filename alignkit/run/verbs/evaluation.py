@@ -12,6 +12,7 @@ from alignkit.groups import Groups
 from alignkit.run.handles import EvaluationHandle, PolicyHandle
 from alignkit.run.verbs.data import show_progress
 from alignkit.run.verbs.improve import open_reference
+from alignkit.run_folder import EVALUATION, read_evaluation
 
 if TYPE_CHECKING:
     from alignkit.run.run import Run
@@ -64,10 +65,10 @@ def evaluate(
         groups = groups.with_rewards(label, scores.values, scores.reasons)
         release(reward)
     rows = _evaluation_rows(groups, kl, list(rewards))
-    with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
+    with (work / EVALUATION).open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
-    first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
+    first = read_evaluation(baseline.path) if baseline is not None else None
     return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
 
 
@@ -83,12 +84,6 @@ def _answered(groups: Groups, name: str) -> Groups:
             f"{len(bare)} groups hold no answer", where=f"{name}, row {bare[0]}", remedy="sample them first"
         )
     return groups
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -68,8 +68,9 @@ def import_reward_model(spec: str, work: Path) -> dict[str, Any]:
 def export(run: Run, work: Path, policy: PolicyHandle) -> dict[str, Any]:
     """A plain Hugging Face folder with a model card."""
     from alignkit.models import Policy
-    from alignkit.run.card import model_card
+    from alignkit.run.card import lineage, model_card
 
     Policy.load(policy.model_folder).export(work / "model")
-    (work / "model" / "README.md").write_text(model_card(run, policy), encoding="utf-8")
+    card = model_card(policy.name, lineage(run.folder, policy.key), run.seed, run.precision)
+    (work / "model" / "README.md").write_text(card, encoding="utf-8")
     return {"parameters": policy.parameters}

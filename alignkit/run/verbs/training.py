@@ -15,6 +15,7 @@ import numpy as np
 from alignkit.groups import Groups
 from alignkit.run.handles import PolicyHandle, RewardHandle
 from alignkit.run.verbs.models import count_parameters
+from alignkit.run_folder import METRICS
 
 if TYPE_CHECKING:
     from alignkit.engine.learner import Learner
@@ -49,8 +50,8 @@ class OneRound:
 
 
 def _recorder(run: Run, work: Path, name: str, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
-    """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
-    path, times = work / "metrics.jsonl", dict[int, tuple[int, float]]()
+    """Append each step to its metrics and show where training is; the time left is that of the round's steps."""
+    path, times = work / METRICS, dict[int, tuple[int, float]]()
 
     def record(row: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as handle:
