@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.run_folder import EVALUATION, read_evaluation
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, component, rows_of
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
@@ -94,10 +94,10 @@ class Evaluate(Stage[EvaluationHandle]):
             groups = groups.with_rewards(label, found.values, found.reasons)
             release(reward)
         rows = _evaluation_rows(groups, kl, list(self.scores))
-        with (place.folder / "evaluation.jsonl").open("w", encoding="utf-8") as out:
+        with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:
                 out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
-        first = read_rows(self.baseline.path / "evaluation.jsonl") if self.baseline is not None else None
+        first = read_evaluation(self.baseline.path) if self.baseline is not None else None
         return {"label": self.label, **summarise_evaluation(rows, first)}
 
     def _answers(self, place: Place, policy: Any) -> Groups:
@@ -140,12 +140,6 @@ def _answered(groups: Groups, name: str) -> Groups:
             f"{len(bare)} groups hold no answer", where=f"{name}, row {bare[0]}", remedy="sample them first"
         )
     return groups
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.registry.host import PluginHost
+from alignkit.run_folder import StageRecord
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ class Place:
     world: int = 1
     say: Callable[[str], None] = print
     tick: Callable[[str], None] = print
-    lineage: Callable[[str], Sequence[Mapping[str, Any]]] = lambda key: ()
+    lineage: Callable[[str], Sequence[StageRecord]] = lambda key: ()
 
     @property
     def path(self) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import Training
 from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
+from alignkit.run_folder import METRICS
 from alignkit.stages.base import H, Stage
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
@@ -84,7 +85,7 @@ def check_fraction(name: str, value: float, where: str) -> None:
 
 def _recorder(place: Place, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
     """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
-    path, times = place.folder / "metrics.jsonl", dict[int, tuple[int, float]]()
+    path, times = place.folder / METRICS, dict[int, tuple[int, float]]()
 
     def record(row: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as handle:

@@ -24,7 +24,7 @@ from alignkit.errors import DataError
 from alignkit.randomness import stream_key, uniforms
 from alignkit.registry.grammar import Component, parse
 from alignkit.rewards import Scores, score_groups
-from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit.run import GroupsHandle, evaluate_versions
 from alignkit.selection import best_responses, rank_by_reward
 from alignkit_recipes.method import curve, labelled, open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
@@ -134,8 +134,8 @@ def main(
         name="ppo",
     )
     scores = {**task.scores, reward.name: reward}
-    for label, version in (("V0", base), ("SFT", sft), ("PPO", improved.policy)):
-        _evaluate(run, label, version, task.heldout, scores, sft, sampling)
+    versions = {"V0": base, "SFT": sft, "PPO": improved.policy}
+    evaluate_versions(run, versions, task.heldout, scores, reference=sft, **sampling)  # the KL is PPO's penalty
     run.report()
     if not run.planning:
         run.console.say(f"{ppo}\n\n{curve(improved.policy)}")
@@ -158,19 +158,6 @@ def _sized(run: Run, suite: str, prompts: int) -> str:
     if run.host.resolve("suite", spec).qualified != "alignkit-tasks/embedded":
         return suite
     return str(Component(spec.name, {"prompts": prompts, **spec.params}))
-
-
-def _evaluate(
-    run: Run,
-    label: str,
-    version: PolicyHandle,
-    heldout: Groups,
-    scores: Mapping[str, Any],
-    sft: PolicyHandle,
-    sampling: Mapping[str, Any],
-) -> None:
-    """One version on the held-out prompts; the KL is to the fine-tuned model, as PPO's penalty is."""
-    run.evaluate(version, heldout, scores, reference=sft, label=label, name=f"{label.lower()}/heldout", **sampling)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from alignkit import Groups, LoRA, Reward, Run
 from alignkit.errors import ConfigError
 from alignkit.registry.grammar import Component, parse
 from alignkit.rewards import score_groups
-from alignkit.run import EvaluationHandle, GroupsHandle, PolicyHandle
+from alignkit.run import EvaluationHandle, GroupsHandle, PolicyHandle, evaluate_versions
 from alignkit.suites import Suite
 
 RATES = {"small": 1e-3, "tiny": 1e-2}
@@ -188,19 +188,16 @@ def evaluate(
     reference: PolicyHandle | None = None,
 ) -> list[EvaluationHandle]:
     """Each version on the held-out prompts, paired with the first."""
-    return [
-        run.evaluate(
-            version,
-            task.heldout,
-            task.scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=reference,
-            label=label,
-            name=f"{label.lower().replace(' ', '-')}/heldout",
-        )
-        for label, version in versions.items()
-    ]
+    return evaluate_versions(
+        run,
+        versions,
+        task.heldout,
+        task.scores,
+        names=[label.lower().replace(" ", "-") for label in versions],
+        temperature=temperature,
+        max_new_tokens=tokens,
+        reference=reference,
+    )
 
 
 def thresholds_table(score: str, rounds: Sequence[dict[str, float]], found: Sequence[EvaluationHandle]) -> str:

@@ -19,7 +19,8 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.identity import class_code
 from alignkit.randomness import permutation
-from alignkit_rlaif.backends import Answer, Backend, Text, identity_of, open_backend
+from alignkit_rlaif.answers import Answer, Text
+from alignkit_rlaif.backends import Backend, identity_of, open_backend
 from alignkit_rlaif.comparison import Comparison, Vote
 from alignkit_rlaif.endpoint import check_key_env
 from alignkit_rlaif.prompts import (

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.data.sources import strict_json
 from alignkit.errors import ConfigError
 from alignkit.identity import canonical_json
-from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.answers import Answer
 from alignkit_rlaif.endpoint import Endpoint
 from alignkit_rlaif.prompts import Question
 

@@ -19,7 +19,7 @@ from alignkit.models.loading import folder_digest, resolve_source
 from alignkit.models.policy import CARD, adapter_base
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
 from alignkit.stages.handles import PolicyHandle
-from alignkit_rlaif.backends import Answer, Text
+from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.prompts import Question
 
 MAX_PROMPT = 4096

@@ -14,6 +14,7 @@ from alignkit import Groups, Run, read_groups
 from alignkit.annotators import Annotator
 from alignkit.errors import ConfigError
 from alignkit.registry.grammar import parse
+from alignkit.run import evaluate_versions
 from alignkit_rlaif.gold import Gold
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.measures import Judged, as_markdown, judgements_of, measure
@@ -76,17 +77,15 @@ def rlaif(
         iteration=1,
         name="v1",
     ).policy
-    for label, version in (("V0", v0), ("V1", v1)):
-        run.evaluate(
-            version,
-            held,
-            {name: truth, "reward": reward},
-            temperature=temperature,
-            max_new_tokens=task.max_new_tokens,
-            reference=v0,
-            label=label,
-            name=f"{label.lower()}/heldout",
-        )
+    evaluate_versions(
+        run,
+        {"V0": v0, "V1": v1},
+        held,
+        {name: truth, "reward": reward},
+        temperature=temperature,
+        max_new_tokens=task.max_new_tokens,
+        reference=v0,
+    )
     run.report()
 
 
