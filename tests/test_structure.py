@@ -1,4 +1,4 @@
-"""No module of the core or of a plugin needs itself to be imported, at its top or inside a function."""
+"""The structure: no module needs itself to be imported, not even for a type checker, and no function is long."""
 
 from __future__ import annotations
 
@@ -25,19 +25,9 @@ def name_of(path: Path) -> str:
     return ".".join(inside).removesuffix(".__init__")
 
 
-def without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a module, functions included, but for what only a type checker reads."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        guarded = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        waiting += node.orelse if guarded else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
-
-
 def imported(text: str) -> Iterator[tuple[str, str]]:
     """(module, name taken from it) of every import; the name is empty for a plain one."""
-    for node in without_type_checking(ast.parse(text)):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import, which this test does not follow"
             yield from ((node.module or "", name.name) for name in node.names)
@@ -75,9 +65,27 @@ def test_no_module_of_the_repository_is_in_a_circle() -> None:
         ("from a.one import f", True),
         ("def g():\n    import a.one", True),
         ("class C:\n    def g(self):\n        from a import one", True),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import f", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import f", True),
         ("from a import elsewhere", False),
     ],
 )
 def test_a_circle_is_seen_wherever_the_import_stands(back: str, found: bool) -> None:
     assert bool(circle(graph({"a": "", "a.one": "from a.two import g", "a.two": back}))) is found
+
+
+def lengths(path: Path) -> Iterator[tuple[str, int]]:
+    """Lines of code of every function of a file: what it says of itself and blank lines left out."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            first = body[0].lineno if body else node.lineno
+            inside = lines[node.lineno - 1 : node.body[0].lineno - 1] + lines[first - 1 : node.end_lineno]
+            yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", sum(bool(line.strip()) for line in inside)
+
+
+def test_no_function_of_the_core_is_longer_than_sixty_lines() -> None:
+    found = [each for path in sorted((ROOT / "alignkit").rglob("*.py")) for each in lengths(path)]
+    assert len(found) > 500
+    assert [each for each in found if each[1] > 60] == []
