@@ -1,8 +1,8 @@
 """Break the code line by line and see whether the tests notice.
 
 `python tests/mutants.py [WORDS]` tries the mutants (see `mutant_sources.py`), or those whose name contains WORDS, and
-prints a JSON object of exit statuses: 1 is caught, 0 is missed. `python tests/mutants.py --check` only looks whether each
-is found where it says and changes one line.
+prints a JSON object of exit statuses: 1 is caught, 0 is missed. `python tests/mutants.py --check` looks only whether
+each is found where it says and changes one line.
 
 A mutant costs a fraction of a second: this process imports the heavy third-party libraries once, and each mutant runs
 pytest in a fork of it, where an import hook serves the mutated source. A mutant with `"fresh": true` runs in a new
