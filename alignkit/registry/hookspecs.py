@@ -42,7 +42,7 @@ def register_losses(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_samplers(register: Register) -> None:
-    """Register samplers: frozen dataclasses derived from `alignkit.sampling.Sampler`.
+    """Register samplers: frozen dataclasses derived from `alignkit.plugin.Sampler`.
 
     Args:
         register: call it as `register("my_sampler", MySampler)`.
@@ -51,7 +51,7 @@ def register_samplers(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_optimizers(register: Register) -> None:
-    """Register policy optimizers: frozen dataclasses derived from `alignkit.optimizers.PolicyOptimizer`.
+    """Register policy optimizers: frozen dataclasses derived from `alignkit.plugin.PolicyOptimizer`.
 
     A class attribute `provides: ClassVar[dict[str, str]]` documents tensors it adds to the vocabulary of losses.
 

@@ -30,7 +30,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Sample, score, measure the KL; one row per prompt and sample."""
     from alignkit.engine.measure import kl_per_response
-    from alignkit.engine.scoring import dtype_of, release
+    from alignkit.engine.scoring import dtype_of
     from alignkit.evaluation import summarise_evaluation
     from alignkit.sampling import Sampler
 
@@ -62,7 +62,7 @@ def evaluate(
     for label, reward in rewards.items():
         scores = reward.score(groups)
         groups = groups.with_rewards(label, scores.values, scores.reasons)
-        release(reward)
+        reward.release()
     rows = _evaluation_rows(groups, kl, list(rewards))
     with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
         for row in rows:

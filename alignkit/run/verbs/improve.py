@@ -54,7 +54,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     """Sample, score, learn, round by round."""
     from alignkit.engine.improve import Rollouts
     from alignkit.engine.objectives import extra_objectives
-    from alignkit.engine.scoring import dtype_of, release
+    from alignkit.engine.scoring import dtype_of
     from alignkit.optimizers import Training
 
     opt, dtype = request.optimizer, dtype_of(run.precision)
@@ -112,7 +112,8 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
         request.checkpointing,
     )
     best = source.restore_best()
-    release(request.reward)
+    if request.reward is not None:
+        request.reward.release()
     if request.annotator is not None:
         request.annotator.release()
     return _keep_improved(run, work, request, source, learner, policy, best)
