@@ -1,4 +1,4 @@
-"""Faces are what stays as it is: `alignkit`, `alignkit.plugin`, `alignkit.testing`. Shipped plugins use nothing else."""
+"""The faces are what stays as it is: `alignkit`, `alignkit.plugin`, `alignkit.testing`. Plugins use nothing else."""
 
 from __future__ import annotations
 
