@@ -44,11 +44,6 @@ class Reward:
         """Score each response on its own."""
         raise NotImplementedError
 
-    def release(self) -> None:
-        """Give back what is held between calls, such as a model; called when a verb ends."""
-        for part in self.parts():
-            part.release()
-
     def key(self) -> Any:
         """What identifies this reward in a stage's key: plain JSON that changes whenever a score could."""
         raise NotImplementedError(f"{type(self).__name__} must say what identifies it")
@@ -56,6 +51,11 @@ class Reward:
     def parts(self) -> Sequence[Reward]:
         """The rewards this one is made of, whose scores are logged beside its own."""
         return ()
+
+    def release(self) -> None:
+        """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
+        for part in self.parts():
+            part.release()
 
 
 def clean_score(value: Any) -> tuple[float | None, str | None]:
