@@ -25,7 +25,8 @@ _HOMES = {
     "alignkit.rewards": "FunctionReward Piecewise Reward WeightedSum",
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Term",
-    "alignkit.run": "EvaluationHandle GroupsHandle Improved PolicyHandle RewardHandle Run",
+    "alignkit.stages": "EvaluationHandle GroupsHandle Improved PolicyHandle RewardHandle",
+    "alignkit.run": "Run",
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
@@ -49,13 +50,13 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import Piecewise as Piecewise
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import WeightedSum as WeightedSum
-    from alignkit.run import EvaluationHandle as EvaluationHandle
-    from alignkit.run import GroupsHandle as GroupsHandle
-    from alignkit.run import Improved as Improved
-    from alignkit.run import PolicyHandle as PolicyHandle
-    from alignkit.run import RewardHandle as RewardHandle
     from alignkit.run import Run as Run
     from alignkit.sampling import Sampler as Sampler
+    from alignkit.stages import EvaluationHandle as EvaluationHandle
+    from alignkit.stages import GroupsHandle as GroupsHandle
+    from alignkit.stages import Improved as Improved
+    from alignkit.stages import PolicyHandle as PolicyHandle
+    from alignkit.stages import RewardHandle as RewardHandle
 else:  # hidden from them, since a `__getattr__` would make any misspelled name a name
     __getattr__, __dir__ = face(__name__, _HOMES)
     __all__ = ["__version__", *__dir__()]

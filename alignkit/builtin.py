@@ -22,3 +22,12 @@ def register_samplers(register: Register) -> None:
     from alignkit.sampling import Sampler
 
     register("default", Sampler)
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    """The verbs of `Run`."""
+    from alignkit.stages import CORE
+
+    for kind in CORE:
+        register(kind.verb, kind)

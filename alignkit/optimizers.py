@@ -85,10 +85,25 @@ class Batch:
     pairs: Sequence[tuple[int, int]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """How weights are updated; the fields of `PolicyOptimizer` of the same names say what they mean."""
+    """How weights are updated: what every method and every training verb has in common.
 
+    Args:
+        epochs: passes over what is learned from.
+        batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes all.
+        learning_rate: peak learning rate of AdamW.
+        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
+        warmup_ratio: share of steps over which the rate rises linearly from 0.
+        min_lr_ratio: where the cosine schedule ends, as a share of the peak.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        weight_decay: decoupled weight decay, on matrices only.
+        max_grad_norm: clipping of the global gradient norm; 0 turns it off.
+    """
+
+    epochs: int = 1
+    batch_size: int = 16
     learning_rate: float = 1e-5
     schedule: str = "constant"
     warmup_ratio: float = 0.0
@@ -97,7 +112,17 @@ class Training:
     eps: float = 1e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    value_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        check_positive(self, "epochs", "learning_rate", "eps")
+        check_not_negative(self, "batch_size", "weight_decay", "max_grad_norm")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ConfigError(f"schedule {self.schedule!r}", where=where, remedy="use constant, cosine or linear")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=where)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas} must each be in [0, 1)", where=where)
 
     def factor(self, progress: float) -> float:
         """The share of the peak learning rate at `progress` in [0, 1] of the verb's steps."""
@@ -109,8 +134,30 @@ class Training:
         return 1 - along if self.schedule == "linear" else 1.0
 
 
+def check_positive(declared: Any, *names: str) -> None:
+    """Refuse fields that are not above zero (NaN is not).
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if not getattr(declared, name) > 0:
+            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=type(declared).__name__)
+
+
+def check_not_negative(declared: Any, *names: str) -> None:
+    """Refuse fields that are below zero (or NaN).
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if not getattr(declared, name) >= 0:
+            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=type(declared).__name__)
+
+
 @dataclass(frozen=True)
-class PolicyOptimizer:
+class PolicyOptimizer(Training):
     """Base of every policy optimizer. Subclasses add fields and override `prepare` (and what else they need).
 
     Args:
@@ -120,18 +167,8 @@ class PolicyOptimizer:
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
             once.
         sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
-        epochs: passes over a round's batch.
-        batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
             (`logprob_temperature`).
-        learning_rate: peak learning rate of AdamW.
-        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
-        warmup_ratio: share of steps over which the rate rises linearly from 0.
-        min_lr_ratio: where the cosine schedule ends, as a share of the peak.
-        betas: AdamW's betas.
-        eps: AdamW's epsilon.
-        weight_decay: decoupled weight decay, on matrices only.
-        max_grad_norm: clipping of the global gradient norm; 0 turns it off.
         value_learning_rate: learning rate of the value model's own weights; None: as the policy.
     """
 
@@ -140,46 +177,18 @@ class PolicyOptimizer:
     prompts_per_round: int = 0
     rounds: int = 1
     sample_every: int = 1
-    epochs: int = 1
-    batch_size: int = 16
     temperature: float = 1.0
-    learning_rate: float = 1e-5
-    schedule: str = "constant"
-    warmup_ratio: float = 0.0
-    min_lr_ratio: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
     value_learning_rate: float | None = None
 
     provides: ClassVar[Mapping[str, str]] = {}
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "temperature", "learning_rate", "eps")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive", where=type(self).__name__)
+        super().__post_init__()
+        check_positive(self, "temperature")
+        check_not_negative(self, "samples_per_prompt", "prompts_per_round", "rounds", "sample_every")
         if not self.rounds and not self.sample_every:
             raise ConfigError("rounds=0 and sample_every=0 say nothing of each other", where=type(self).__name__)
-        for name in (
-            "samples_per_prompt",
-            "prompts_per_round",
-            "rounds",
-            "sample_every",
-            "batch_size",
-            "weight_decay",
-            "max_grad_norm",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative", where=type(self).__name__)
-        if self.schedule not in ("constant", "cosine", "linear"):
-            raise ConfigError(
-                f"schedule {self.schedule!r}", where=type(self).__name__, remedy="use constant, cosine or linear"
-            )
-        if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=type(self).__name__)
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
@@ -230,6 +239,11 @@ class PolicyOptimizer:
     def stop_epochs(self, metrics: Mapping[str, float]) -> bool:
         """Whether to skip the rest of the round, asked after every optimizer step with that step's metrics."""
         return False
+
+    def components(self) -> list[tuple[str, Any]]:
+        """(kind, component) of what the method names: its loss, its extra losses and those of its streams."""
+        losses = [self.loss, *self.extra_losses().values(), *(stream.loss for stream in self.streams().values())]
+        return [("loss", loss) for loss in losses]
 
     @property
     def logprob_temperature(self) -> float:

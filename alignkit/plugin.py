@@ -7,7 +7,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Registering: `hookimpl`, `Register`, `use`, `Component`, `parse`, `parse_list`, `build`, `VOCABULARY`.
 - What flows: `Groups`, `Message`, `prompt_id`, `RATINGS`, `Policy`, `RewardModel`, `ChatFormat`.
 - What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler`; `Reward` with `Scores`,
-  `FunctionReward`; `Annotator`. What a suite returns: `Suite`.
+  `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told: `TransformContext`.
+- A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
   `preference_cross_entropy`; `check_shapes`.
@@ -52,6 +53,7 @@ _HOMES = {
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
     "alignkit.suites": "Suite",
     "alignkit.evaluation": "bootstrap_mean",
+    "alignkit.stages": "DERIVED NO_EFFECT Context Cost Made Place Stage TransformContext component",
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
@@ -131,6 +133,15 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.selection import take_present as take_present
     from alignkit.selection import take_responses as take_responses
     from alignkit.selection import with_ranks as with_ranks
+    from alignkit.stages import DERIVED as DERIVED
+    from alignkit.stages import NO_EFFECT as NO_EFFECT
+    from alignkit.stages import Context as Context
+    from alignkit.stages import Cost as Cost
+    from alignkit.stages import Made as Made
+    from alignkit.stages import Place as Place
+    from alignkit.stages import Stage as Stage
+    from alignkit.stages import TransformContext as TransformContext
+    from alignkit.stages import component as component
     from alignkit.suites import Suite as Suite
     from alignkit.vocabulary import VOCABULARY as VOCABULARY
 else:  # hidden from them, since a `__getattr__` would make any misspelled name a name

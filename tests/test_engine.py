@@ -11,7 +11,7 @@ from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import check_trainer, fit
 from alignkit.engine.improve import Rollouts
-from alignkit.engine.learner import Learner
+from alignkit.engine.learner import Learner, OneRound
 from alignkit.engine.losses import call_loss, nll
 from alignkit.engine.pairs import pairs_of
 from alignkit.engine.reduction import Layout, reduce_terms
@@ -22,7 +22,6 @@ from alignkit.models import LoRA, Policy, RewardModel
 from alignkit.optimizers import Batch, PolicyOptimizer, Term, Training
 from alignkit.registry.host import PluginHost
 from alignkit.rewards import FunctionReward
-from alignkit.run.verbs import OneRound
 from alignkit.sampling import Sampler
 
 HOST = PluginHost(allow=())
@@ -230,8 +229,8 @@ def test_value_weights_have_a_rate_of_their_own():
     policy = tiny()
     policy.add_value_head()
     data = make_round(policy, DEMOS)
-    training = Training(learning_rate=1e-3, value_learning_rate=5e-2, weight_decay=0.1)
-    learner = Learner(policy, bound(nll), {"loss": Term()}, training, OneRound(data, []))
+    training = Training(learning_rate=1e-3, weight_decay=0.1)
+    learner = Learner(policy, bound(nll), {"loss": Term()}, training, OneRound(data, []), value_learning_rate=5e-2)
     groups = learner.configure_optimizers().param_groups
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
@@ -769,9 +768,15 @@ def test_value_model_learns_on_the_trunk_or_on_its_own(kind):
         value_model = tiny()
         value_model.add_value_head()
     source = rollouts(policy, optimizer, value_model=value_model)
-    training = Training(learning_rate=1e-3, value_learning_rate=3e-2)
     learner = Learner(
-        policy, source.loss, optimizer.terms(), training, source, record=rows.append, value_model=value_model
+        policy,
+        source.loss,
+        optimizer.terms(),
+        Training(learning_rate=1e-3),
+        source,
+        record=rows.append,
+        value_model=value_model,
+        value_learning_rate=3e-2,
     )
     fit(learner, precision="32-true", trainer={"accelerator": "cpu"})
     assert rows[0]["value_loss"] == pytest.approx(1.0)  # the head starts at zero

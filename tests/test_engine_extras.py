@@ -14,7 +14,7 @@ from alignkit.data.encode import encode_groups, encode_texts
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import fit
 from alignkit.engine.improve import Rollouts
-from alignkit.engine.learner import Learner
+from alignkit.engine.learner import Learner, OneRound
 from alignkit.engine.losses import nll
 from alignkit.engine.objectives import Objective, StreamData, extra_objectives
 from alignkit.engine.training_data import TrainingData
@@ -23,7 +23,6 @@ from alignkit.models import Policy
 from alignkit.optimizers import Training
 from alignkit.registry.host import PluginHost
 from alignkit.rewards import FunctionReward
-from alignkit.run.verbs import OneRound
 from alignkit.sampling import Sampler
 from alignkit.selection import best_responses, rank_by_reward
 

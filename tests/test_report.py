@@ -126,7 +126,7 @@ class FakeRun:
 
     def close(self) -> Path:
         info = {
-            "format": 1,
+            "format": 2,
             "seed": 7,
             "created": "2025-06-01T10:00:00+00:00",
             "precision": "32-true",
@@ -291,7 +291,7 @@ def test_scores_that_are_not_numbers_are_told_and_never_drawn(tmp_path):
     assert "nan" not in " ".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}'])
 def test_what_is_no_run_of_ours_is_refused(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match=r"run\.json"):

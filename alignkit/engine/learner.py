@@ -75,6 +75,7 @@ class Learner(L.LightningModule):
         temperature: of the log-probs.
         record: called with the metrics of every step.
         value_model: a separate value model, trained too.
+        value_learning_rate: of the value model's own weights; None: as the policy's.
         extras: further objectives on the same forward pass.
         streams: second data streams, learned from beside every step.
         reference: gives `ref_logprobs` during the step, where the rounds do not keep them.
@@ -94,6 +95,7 @@ class Learner(L.LightningModule):
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
         value_model: Policy | None = None,
+        value_learning_rate: float | None = None,
         extras: Sequence[Objective] = (),
         streams: Sequence[StreamData] = (),
         reference: Reference | None = None,
@@ -101,6 +103,7 @@ class Learner(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.value_model = model, value_model
+        self.value_learning_rate = value_learning_rate
         if not any(term.weight for term in terms.values()):
             raise ConfigError("every term has weight 0: nothing to learn from", where=f"loss {loss.name}")
         self.terms, self.training_config, self.source = dict(terms), training, source
@@ -289,7 +292,7 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
     for parameter in module.parameters():
         if parameter.requires_grad:
             buckets.setdefault((id(parameter) in value_ids, parameter.ndim >= 2), []).append(parameter)
-    value_rate = config.value_learning_rate if config.value_learning_rate is not None else config.learning_rate
+    value_rate = config.learning_rate if module.value_learning_rate is None else module.value_learning_rate
     return [
         {
             "params": parameters,
@@ -299,3 +302,29 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
         }
         for (is_value, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]
+
+
+@dataclass
+class OneRound:
+    """A source with one fixed round: supervised fine-tuning and reward models.
+
+    Args:
+        data: the round.
+        steps: all its steps.
+    """
+
+    data: TrainingData
+    steps: list[Step]
+    rounds: int = 1
+
+    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
+        return self.data, self.steps
+
+    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+    def round_metrics(self) -> Mapping[str, float]:
+        return {}
+
+    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
+        return False

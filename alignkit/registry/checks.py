@@ -147,6 +147,20 @@ def _check_optimizer(target: Any, where: str) -> Checked:
     return (), dict(provides)
 
 
+def _check_stage(target: Any, where: str) -> Checked:
+    _check_frozen_dataclass(target, where, "alignkit.stages", "Stage")
+    if not target.verb:
+        raise PluginError("it does not say what its verb is called", where=where, remedy="set the class attribute verb")
+    for method in ("work", "handle"):
+        if not any(method in vars(base) for base in target.__mro__[: target.__mro__.index(_stage_base())]):
+            raise PluginError(f"it has no {method}", where=where, remedy=f"define {method}")
+    return (), {}
+
+
+def _stage_base() -> Any:
+    return importlib.import_module("alignkit.stages").Stage
+
+
 def _check_recipe(target: Any, where: str) -> Checked:
     parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", target, where).parameters)
     if not parameters or parameters[0] != "run":
@@ -159,4 +173,5 @@ _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "sampler": _check_sampler,
     "optimizer": _check_optimizer,
     "recipe": _check_recipe,
+    "stage": _check_stage,
 }

@@ -26,6 +26,7 @@ KINDS = {
     "transform": "register_transforms",
     "suite": "register_suites",
     "recipe": "register_recipes",
+    "stage": "register_stages",
 }
 
 
@@ -102,4 +103,13 @@ def register_recipes(register: Register) -> None:
 
     Args:
         register: call it as `register("my_recipe", main)`.
+    """
+
+
+@hookspec(historic=True)
+def register_stages(register: Register) -> None:
+    """Register stages: frozen dataclasses derived from `alignkit.plugin.Stage`, which `run.stage("my_stage", …)` makes.
+
+    Args:
+        register: call it as `register("my_stage", MyStage)`.
     """

@@ -18,7 +18,7 @@ from alignkit.evaluation import score_names, summarise_evaluation
 from alignkit.evaluation.statistics import per_prompt_scores
 from alignkit.evaluation.summary import BESIDES, paired_by_prompt
 
-FORMAT = 1
+FORMAT = 2
 Row = dict[str, Any]
 
 

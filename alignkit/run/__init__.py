@@ -1,8 +1,8 @@
 """Runs: durable pipelines, and what can be said of those on disk."""
 
-from alignkit.run.handles import EvaluationHandle, GroupsHandle, Improved, PolicyHandle, RewardHandle
 from alignkit.run.listing import compare_runs, free_run, list_runs, open_policy
 from alignkit.run.run import Run
+from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Improved, PolicyHandle, RewardHandle
 
 __all__ = [
     "EvaluationHandle",
