@@ -52,6 +52,11 @@ class Reward:
         """The rewards this one is made of, whose scores are logged beside its own."""
         return ()
 
+    def release(self) -> None:
+        """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
+        for part in self.parts():
+            part.release()
+
 
 def clean_score(value: Any) -> tuple[float | None, str | None]:
     """A number, or None with the reason: NaN and infinity are missing, not numbers to learn from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -59,10 +58,3 @@ class Scorer:
                     row, k = encoded[group].index, number - data.first_response[group]
                     values[row][k], reasons[row][k] = clean_score(score)
         return Scores(values, reasons)
-
-
-def release(reward: Any) -> None:
-    """Free the models that a reward, or its parts, hold."""
-    for part in (*reward.parts(), reward) if reward is not None else ():
-        if hasattr(part, "release"):
-            part.release()

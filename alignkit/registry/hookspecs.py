@@ -43,7 +43,7 @@ def register_losses(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_samplers(register: Register) -> None:
-    """Register samplers: frozen dataclasses derived from `alignkit.sampling.Sampler`.
+    """Register samplers: frozen dataclasses derived from `alignkit.plugin.Sampler`.
 
     Args:
         register: call it as `register("my_sampler", MySampler)`.
@@ -52,7 +52,7 @@ def register_samplers(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_optimizers(register: Register) -> None:
-    """Register policy optimizers: frozen dataclasses derived from `alignkit.optimizers.PolicyOptimizer`.
+    """Register policy optimizers: frozen dataclasses derived from `alignkit.plugin.PolicyOptimizer`.
 
     A class attribute `provides: ClassVar[dict[str, str]]` documents tensors it adds to the vocabulary of losses.
 
@@ -108,7 +108,7 @@ def register_recipes(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_stages(register: Register) -> None:
-    """Register stages: frozen dataclasses derived from `alignkit.stages.Stage`, which `run.stage("my_stage", …)` makes.
+    """Register stages: frozen dataclasses derived from `alignkit.plugin.Stage`, which `run.stage("my_stage", …)` makes.
 
     Args:
         register: call it as `register("my_stage", MyStage)`.

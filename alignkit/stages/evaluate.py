@@ -81,7 +81,6 @@ class Evaluate(Stage[EvaluationHandle]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, measure the KL; one row per prompt and sample."""
-        from alignkit.engine.scoring import release
         from alignkit.evaluation import summarise_evaluation
 
         if not place.writes:
@@ -92,7 +91,7 @@ class Evaluate(Stage[EvaluationHandle]):
         for label, reward in self.scores.items():
             found = reward.score(groups)
             groups = groups.with_rewards(label, found.values, found.reasons)
-            release(reward)
+            reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
         with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:

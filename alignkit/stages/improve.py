@@ -134,7 +134,6 @@ class Improve(Stage[Improved]):
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, learn, round by round."""
         from alignkit.engine.objectives import extra_objectives
-        from alignkit.engine.scoring import release
 
         method = self.optimizer
         loss = place.host.build("loss", method.loss)
@@ -159,7 +158,8 @@ class Improve(Stage[Improved]):
             self.checkpointing,
         )
         best = source.restore_best()
-        release(self.reward)
+        if self.reward is not None:
+            self.reward.release()
         if self.annotator is not None:
             self.annotator.release()
         return self._kept(place, source, learner.steps_done, best)

@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from alignkit.identity import digest
 from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Made, Product, Stage
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
@@ -37,14 +36,9 @@ class ImportPolicy(Stage[PolicyHandle]):
         return replace(resolved, lora=LoRA()) if self.lora == "default" else resolved
 
     def derived(self) -> Mapping[str, Any]:
-        from alignkit.models.loading import folder_digest, resolve_source
-        from alignkit.models.policy import CARD, adapter_base
+        from alignkit.models import model_digest
 
-        if adapter_base(self.spec) is None:
-            identity = resolve_source(str(self.spec)).digest()
-        else:
-            identity = folder_digest(Path(self.spec)) + digest((Path(self.spec) / CARD).read_text())
-        return {"spec": model_label(self.spec), "identity": identity}
+        return {"spec": model_label(self.spec), "identity": model_digest(self.spec)}
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Make the model loadable from a folder: converted here (GGUF, tiny), or where it lies."""

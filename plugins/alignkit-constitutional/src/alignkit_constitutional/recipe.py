@@ -24,11 +24,8 @@ from alignkit_rlaif.gold import Gold
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety
 
-from alignkit import Groups, Run, read_groups
-from alignkit.errors import ConfigError
-from alignkit.identity import class_code
-from alignkit.registry.grammar import Component, parse
-from alignkit.run import GroupsHandle, PolicyHandle, evaluate_versions
+from alignkit import ConfigError, Groups, GroupsHandle, PolicyHandle, Run, evaluate_versions, read_groups
+from alignkit.plugin import Component, class_code, parse
 from alignkit_constitutional.constitution import Constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 

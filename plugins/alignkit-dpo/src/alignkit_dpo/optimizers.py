@@ -13,13 +13,20 @@ from typing import Any
 
 import torch
 
-from alignkit import use
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.registry.grammar import Component, parse
-from alignkit.selection import rank_by_reward, take_responses
-from alignkit.vocabulary import VOCABULARY
+from alignkit.plugin import (
+    VOCABULARY,
+    Batch,
+    Component,
+    ConfigError,
+    DataError,
+    Groups,
+    PolicyOptimizer,
+    Term,
+    parse,
+    rank_by_reward,
+    take_responses,
+    use,
+)
 from alignkit_dpo.losses import PAIR_LOSSES
 
 

@@ -12,11 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.errors import ConfigError
-from alignkit.functional import gae, k1, score_at_last, whiten
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import take_present
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    Groups,
+    PolicyOptimizer,
+    Term,
+    gae,
+    k1,
+    score_at_last,
+    take_present,
+    whiten,
+)
 from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
 
 

@@ -19,13 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from alignkit import Groups, Reward, Run, read_groups
-from alignkit.errors import DataError
-from alignkit.randomness import stream_key, uniforms
-from alignkit.registry.grammar import Component, parse
-from alignkit.rewards import Scores, score_groups
-from alignkit.run import GroupsHandle, evaluate_versions
-from alignkit.selection import best_responses, rank_by_reward
+from alignkit import DataError, Groups, GroupsHandle, Reward, Run, evaluate_versions, read_groups
+from alignkit.plugin import Component, Scores, best_responses, parse, rank_by_reward, score_groups, stream_key, uniforms
 from alignkit_recipes.method import curve, labelled, open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit_recipes.texts import plain_texts
@@ -259,9 +254,7 @@ class AboveDemonstrations(Reward):
 
     def release(self) -> None:
         """Give the model's memory back."""
-        release = getattr(self.model, "release", None)
-        if release is not None:
-            release()
+        self.model.release()
 
     def key(self) -> Any:
         given = self.demonstrations

@@ -16,12 +16,19 @@ from typing import Any
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
-from alignkit import Groups, Piecewise, Run, Sampler, read_groups
-from alignkit.data import check_groups, refuse_or_drop
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component, parse, parse_list
-from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle, evaluate_versions
-from alignkit.selection import best_responses
+from alignkit import (
+    ConfigError,
+    Groups,
+    GroupsHandle,
+    Piecewise,
+    PolicyHandle,
+    RewardHandle,
+    Run,
+    Sampler,
+    evaluate_versions,
+    read_groups,
+)
+from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 

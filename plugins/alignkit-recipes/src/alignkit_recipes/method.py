@@ -11,13 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Groups, Reward, Run
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component, parse
-from alignkit.rewards import FunctionReward, score_groups
-from alignkit.run import GroupsHandle, PolicyHandle, evaluate_versions
-from alignkit.selection import labels_from_ranks, rank_by_reward
-from alignkit.suites import Suite
+from alignkit import ConfigError, FunctionReward, Groups, GroupsHandle, PolicyHandle, Reward, Run, evaluate_versions
+from alignkit.plugin import Component, Suite, labels_from_ranks, parse, rank_by_reward, score_groups
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 ROWS = 12

@@ -16,10 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import eligible, take_responses, with_ranks
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    DataError,
+    Groups,
+    PolicyOptimizer,
+    Term,
+    eligible,
+    take_responses,
+    with_ranks,
+)
 
 
 def threshold_at(values: Sequence[float], quantile: float) -> float:

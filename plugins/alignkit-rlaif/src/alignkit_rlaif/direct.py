@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from alignkit.errors import ConfigError
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.rewards import Reward, Scores
+from alignkit.plugin import ConfigError, Groups, Reward, Scores, class_code
 from alignkit_rlaif.answers import Answer
 from alignkit_rlaif.backends import identity_of, open_backend
 from alignkit_rlaif.endpoint import check_key_env

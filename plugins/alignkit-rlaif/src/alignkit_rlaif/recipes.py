@@ -10,11 +10,8 @@ from typing import Any
 from alignkit_recipes.method import open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
-from alignkit import Groups, Run, read_groups
-from alignkit.annotators import Annotator
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import parse
-from alignkit.run import evaluate_versions
+from alignkit import Annotator, ConfigError, Groups, Run, evaluate_versions, read_groups
+from alignkit.plugin import parse
 from alignkit_rlaif.gold import Gold
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.measures import Judged, as_markdown, judgements_of, measure
