@@ -309,8 +309,8 @@ MUTANTS = [
     Mutant(
         "prediction off by one",
         COLLATE,
-        "before = [len(row.prompt) - 1, *range(start, end - 1)]",
-        "before = [len(row.prompt) - 2, *range(start - 1, end - 2)]",
+        "before = [len(self.prompt) - 1, *range(start, end - 1)]",
+        "before = [len(self.prompt) - 2, *range(start - 1, end - 2)]",
         "tests/test_forward_equivalence.py::test_plain_rows_equal_the_models_own_forward",
     ),
     Mutant(

@@ -144,7 +144,10 @@ def _check_optimizer(target: Any, where: str) -> Checked:
         isinstance(part, str) for pair in provides.items() for part in pair
     ):
         raise PluginError("`provides` must map names of tensors to what they are", where=where)
-    for method, given, offers in (("prepare", ("self", "groups", "state"), PREPARE), ("keep", ("self", "groups"), KEEP)):
+    for method, given, offers in (
+        ("prepare", ("self", "groups", "state"), PREPARE),
+        ("keep", ("self", "groups"), KEEP),
+    ):
         _check_asked(method, getattr(target, method), len(given), offers, where)
     return (), dict(provides)
 

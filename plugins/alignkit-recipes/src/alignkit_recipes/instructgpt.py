@@ -256,7 +256,7 @@ class AboveDemonstrations(Reward):
         scores = self.model.score(groups)
         mean = self._demonstrated()
         values = [[None if value is None else value - mean for value in row] for row in scores.values]
-        return Scores(values, scores.reasons)
+        return Scores(values, scores.reasons, scores.tokens)
 
     def _demonstrated(self) -> float:
         if self._mean is None:
@@ -272,9 +272,7 @@ class AboveDemonstrations(Reward):
 
     def release(self) -> None:
         """Give the model's memory back."""
-        release = getattr(self.model, "release", None)
-        if release is not None:
-            release()
+        self.model.release()
 
     def key(self) -> Any:
         given = self.demonstrations

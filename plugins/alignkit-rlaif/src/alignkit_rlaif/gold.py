@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from alignkit.annotators import Annotator
-from alignkit.engine.scoring import release
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.identity import class_code, plain
@@ -73,7 +72,7 @@ class Gold(Annotator):
         """
         truth = self.truth()
         scores = truth.score(groups)
-        release(truth)
+        truth.release()
         drawn = [
             self._draw(row, values, i, seed) for i, (row, values) in enumerate(zip(groups, scores.values, strict=True))
         ]
