@@ -27,11 +27,14 @@ class Meter:
 
     Args:
         counts: so far, of the names of `COUNTS`.
-        seconds: of wall time by phase: "generate", "score", "annotate", "forward", "prepare", "train".
+        seconds: of wall time by phase: "generate", "score", "annotate", "forward", "prepare", "train". A phase within
+            another has its seconds to itself.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     seconds: dict[str, float] = field(default_factory=dict)
+    _within: list[str] = field(default_factory=list, repr=False)
+    _since: float = field(default=0.0, repr=False)
 
     def add(self, name: str, amount: int) -> None:
         """Count.
@@ -45,12 +48,21 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds that the block takes; phases do not nest, or a second counts twice."""
-        started = time.monotonic()
+        """Add the seconds that the block takes."""
+        self._charge()
+        self._within.append(name)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            self._charge()
+            self._within.pop()
+
+    def _charge(self) -> None:
+        """Give the seconds since the last change of phase to the one that they were spent in."""
+        now = time.monotonic()
+        if self._within:
+            self.seconds[self._within[-1]] = self.seconds.get(self._within[-1], 0.0) + now - self._since
+        self._since = now
 
     def to_json(self) -> dict[str, Any]:
         """{"counts": …, "seconds": …}."""

@@ -209,8 +209,8 @@ class PolicyOptimizer:
         return {}
 
     def keep(self, *args: Any, **kwargs: Any) -> list[bool] | None:
-        """Which sampled groups are worth learning from: `keep(self, groups, …)`. The engine samples anew for the others.
-        None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
+        """Which sampled groups are worth learning from: `keep(self, groups, …)`. The engine samples anew for the
+        others. None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
         return None
 
     def initial_state(self) -> dict[str, Any]:

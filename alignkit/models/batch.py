@@ -53,6 +53,11 @@ class MicroBatch:
         return replace(self, **moved)
 
     @property
+    def group_order(self) -> list[int]:
+        """The numbers of its groups, in the order in which their responses come."""
+        return list(dict.fromkeys(self.groups.tolist()))
+
+    @property
     def tokens(self) -> int:
         """Tokens of the rows, without their padding."""
         return int((self.segments >= 0).sum())

@@ -223,7 +223,7 @@ class Policy(nn.Module):
             False where `folder` has another base (or this policy trains its full weights): a second model is needed.
         """
         base = adapter_base(folder)
-        digest = read_json(Path(folder) / CARD)["base_digest"] if base else folder_digest_of(str(folder))
+        digest = read_json(Path(folder) / CARD)["base_digest"] if base else resolve_source(str(folder)).digest()
         if not self.adapted or digest != self.base_digest:
             return False
         if base is None:
@@ -318,11 +318,6 @@ class Policy(nn.Module):
                 raise ConfigError("values are asked for, but the policy has no value head", where="Policy")
             out["values"] = self.value_head(hidden) * mask
         return out
-
-
-def folder_digest_of(spec: str) -> str:
-    """Digest of whatever a specification resolves to."""
-    return resolve_source(spec).digest()
 
 
 def _scaled_head(model: Any, head: Any) -> Any:

@@ -11,11 +11,10 @@ from alignkit.run.verbs.models import (
     reward_identity,
 )
 from alignkit.run.verbs.saying import command, summary
-from alignkit.run.verbs.training import OneRound, sft, train_reward
+from alignkit.run.verbs.training import sft, train_reward
 
 __all__ = [
     "ImproveRequest",
-    "OneRound",
     "TransformContext",
     "annotate",
     "command",

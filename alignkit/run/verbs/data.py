@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,42 +32,32 @@ def sample(
     name: str,
 ) -> dict[str, Any]:
     """Each policy at each temperature, side by side. Only the first process samples."""
-    from alignkit.engine.scoring import dtype_of
-    from alignkit.sampling import sample_side_by_side
+    from alignkit.meter import Meter
+    from alignkit.models.loading import dtype_of
+    from alignkit.sampling import Drawing, sample_side_by_side
 
     if run.rank:
         return {}
-    parts = []
+    meter, parts = Meter(), []
     for index, handle in enumerate(policies):
         policy = handle.load(dtype=dtype_of(run.precision)).to(run.device)
         for place, sampler in enumerate(samplers):
             seed = (run.seed, name, index, place)
-            parts.append(
-                sampler.sample(policy, prompts, n, seed=seed, name=handle.key[:16], progress=show_progress(run, name))
-            )
+            drawing = Drawing(policy, sampler, meter, run.console.tick)
+            parts.append(drawing.draw(prompts, n, seed=seed, what=name, name=handle.key[:16]))
     groups = sample_side_by_side(parts)
-    tokens = sum(len(ids) for row in groups for ids in row["response_ids"] or [])
-    return {**keep_groups(work, groups), "generated_tokens": tokens}
-
-
-def show_progress(run: Run, name: str) -> Callable[[int, int, int, float], None]:
-    def tell(done: int, total: int, tokens: int, seconds: float) -> None:
-        left = seconds / max(done, 1) * (total - done)
-        run.console.tick(
-            f"{name}: {done}/{total} responses, {tokens / max(seconds, 1e-6):.0f} tokens/s, {left:.0f} s left"
-        )
-
-    return tell
+    return {**keep_groups(work, groups), "generated_tokens": meter.counts["generated_tokens"]}
 
 
 def annotate(run: Run, work: Path, groups: Groups, annotator: Annotator, name: str) -> dict[str, Any]:
     """One folder per dimension."""
+    from alignkit.annotators import annotated
     from alignkit.randomness import derived_seed
 
     if run.rank:
         return {}
     try:
-        found = annotator.annotate(groups, seed=derived_seed(run.seed, name))
+        found = annotated(groups, annotator, derived_seed(run.seed, name))
     finally:
         annotator.release()
     if set(found) != set(annotator.dimensions):
@@ -99,11 +89,18 @@ class TransformContext:
 
 
 def transform(
-    run: Run, work: Path, groups: Groups, built: Any, policy: PolicyHandle | None, name: str
+    run: Run,
+    work: Path,
+    groups: Groups,
+    built: Any,
+    policy: PolicyHandle | None,
+    name: str,
+    sampler: Sampler | None = None,
 ) -> dict[str, Any]:
-    """Apply a transform."""
+    """Apply a transform; `sampler`, or the default one, is what its `ctx.sample` draws with."""
     from alignkit.randomness import derived_seed
-    from alignkit.sampling import Sampler
+    from alignkit.sampling import Drawing
+    from alignkit.sampling import Sampler as Default
 
     if run.rank:
         return {}
@@ -113,6 +110,8 @@ def transform(
     def draw(prompts: Groups, n: int = 1, **options: Any) -> Groups:
         if live is None:
             raise DataError("the transform samples, but no policy was given", where=name, remedy="pass policy=…")
-        return Sampler(**options).sample(live, prompts, n, seed=(run.seed, name, next(calls)), name=name)
+        drawn_with = replace(sampler or Default(), **options)
+        drawing = Drawing(live, drawn_with, tick=run.console.tick)
+        return drawing.draw(prompts, n, seed=(run.seed, name, next(calls)), what=name, name=name)
 
     return keep_groups(work, built(groups, TransformContext(draw, derived_seed(run.seed, name), live)))

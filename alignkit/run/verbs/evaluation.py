@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.run.handles import EvaluationHandle, PolicyHandle
-from alignkit.run.verbs.data import show_progress
 from alignkit.run.verbs.improve import open_reference
 
 if TYPE_CHECKING:
     from alignkit.run.run import Run
+    from alignkit.sampling import Sampler
 
 
 def evaluate(
@@ -27,42 +28,45 @@ def evaluate(
     reference: PolicyHandle | None,
     baseline: EvaluationHandle | None,
     name: str,
+    sampler: Sampler | None = None,
 ) -> dict[str, Any]:
-    """Sample, score, measure the KL; one row per prompt and sample."""
-    from alignkit.engine.measure import kl_per_response
-    from alignkit.engine.scoring import dtype_of, release
+    """Sample, score, measure the KL; one row per prompt and sample. `sampler` with the settings of the verb samples, or
+    the default one."""
+    from alignkit.engine.reference import kl_per_response
     from alignkit.evaluation import summarise_evaluation
-    from alignkit.sampling import Sampler
+    from alignkit.meter import Meter
+    from alignkit.models.loading import dtype_of
+    from alignkit.rewards import metered_scores
+    from alignkit.sampling import Drawing
+    from alignkit.sampling import Sampler as Default
 
     if run.rank:
         return {}
     dtype = dtype_of(run.precision)
     policy = handle.load(dtype=dtype).to(run.device)
-    sampler = Sampler(
-        temperature=config["temperature"], greedy=config["greedy"], max_new_tokens=config["max_new_tokens"]
-    )
+    settings = {key: config[key] for key in ("temperature", "greedy", "max_new_tokens")}
+    sampler, meter = replace(sampler or Default(), **settings), Meter()
     if config.get("answers") == "given":
         groups = _answered(prompts, name)
     else:  # The same random numbers for every version: what differs is the policy.
-        groups = sampler.sample(
-            policy,
-            prompts,
-            config["n"],
-            seed=(run.seed, "evaluate"),
-            name=handle.key[:16],
-            progress=show_progress(run, name),
-        )
+        drawing = Drawing(policy, sampler, meter, run.console.tick)
+        groups = drawing.draw(prompts, config["n"], seed=(run.seed, "evaluate"), what=name, name=handle.key[:16])
     kl = None
     if reference is not None:
-        second, state = (None, None) if reference.key == handle.key else open_reference(run, reference, policy, dtype)
-        some = groups.select(range(min(config["kl_prompts"] or len(groups), len(groups))))
+        other = None if reference.key == handle.key else open_reference(run, reference, policy, dtype)
         kl = kl_per_response(
-            policy, some, second, state, config["temperature"], run.max_tokens, sampler.max_prompt_tokens
+            policy,
+            groups.select(range(min(config["kl_prompts"] or len(groups), len(groups)))),
+            other,
+            temperature=config["temperature"],
+            max_tokens=run.max_tokens,
+            max_prompt_tokens=sampler.max_prompt_tokens,
+            meter=meter,
         )
     for label, reward in rewards.items():
-        scores = reward.score(groups)
+        scores = metered_scores(groups, reward, meter)
         groups = groups.with_rewards(label, scores.values, scores.reasons)
-        release(reward)
+        reward.release()
     rows = _evaluation_rows(groups, kl, list(rewards))
     with (work / "evaluation.jsonl").open("w", encoding="utf-8") as out:
         for row in rows:

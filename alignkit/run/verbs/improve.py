@@ -14,7 +14,8 @@ from alignkit.run.verbs.training import fit_learner, trainable
 
 if TYPE_CHECKING:
     from alignkit.annotators import Annotator
-    from alignkit.engine.learner import Learner
+    from alignkit.engine.improve import Improvement
+    from alignkit.engine.reference import Reference
     from alignkit.optimizers import PolicyOptimizer
     from alignkit.rewards import Reward
     from alignkit.run.run import Run
@@ -52,48 +53,46 @@ VALUE_MODEL = "value_model"
 
 def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     """Sample, score, learn, round by round."""
-    from alignkit.engine.improve import Rollouts
+    from alignkit.engine.improve import improvement
+    from alignkit.engine.judging import Judging
     from alignkit.engine.objectives import extra_objectives
-    from alignkit.engine.scoring import dtype_of, release
+    from alignkit.engine.setting import Models, Setting
+    from alignkit.models.loading import dtype_of
     from alignkit.optimizers import Training
+    from alignkit.vocabulary import roots, select
 
     opt, dtype = request.optimizer, dtype_of(run.precision)
     loss = run.host.build("loss", request.loss)
     policy = trainable(run, request.init, request.name)
     behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype).to(run.device)
-    reference, state_name = open_reference(run, request.reference, policy, dtype)
+    reference = open_reference(run, request.reference, policy, dtype)
     extras = {key: run.host.build("loss", fn) for key, fn in opt.extra_losses().items()}
-    asked = {name for each in (loss, *extras.values()) for name in each.tensor_names}
-    values = bool({"values", "old_values"} & {*asked, *opt.prepare_arguments()})
+    asked = {name for each in (loss, *extras.values()) for name in each.tensor_names} | {*opt.prepare_arguments()}
+    values = bool(select(roots(asked), source="value"))
     value_model = _value_model(run, request, policy) if values else None
-    source = Rollouts(
-        policy=policy,
-        behaviour=behaviour,
-        reference=reference,
-        reference_state=state_name,
-        optimizer=opt,
-        loss=loss,
-        sampler=request.sampler,
-        reward=request.reward,
-        annotator=request.annotator,
-        extras=extras,
-        reference_logprobs=request.reference_logprobs,
-        prompts=_open(request.prompts),
-        history=Groups.concat([_open(h) for h in request.history]),
+    setting = Setting(
         seed=(run.seed, request.name),
         max_tokens=run.max_tokens,
-        max_response_tokens=max(request.sampler.max_new_tokens, 1024),
-        state=opt.initial_state(),
-        heldout=request.heldout,
-        patience=request.patience,
-        max_missing=request.max_missing,
-        value_model=value_model,
         world=(run.rank, run.world),
         say=lambda text: run.console.say(f"{request.name}: {text}"),
         tick=lambda text: run.console.tick(f"{request.name}: {text}"),
     )
+    made = improvement(
+        opt,
+        (loss, *extras.values()),
+        Models(policy, behaviour, reference, value_model),
+        request.sampler,
+        Judging(setting, request.reward, request.annotator, request.max_missing),
+        _open(request.prompts),
+        setting,
+        history=Groups.concat([_open(h) for h in request.history]),
+        heldout=request.heldout,
+        patience=request.patience,
+        reference_logprobs=request.reference_logprobs,
+        max_response_tokens=max(request.sampler.max_new_tokens, 1024),
+    )
     config = Training(**{f: getattr(opt, f) for f in Training.__dataclass_fields__})
-    learner = fit_learner(
+    fit_learner(
         run,
         work,
         request.name,
@@ -102,41 +101,48 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
             "loss": loss,
             "terms": opt.terms(),
             "training": config,
-            "source": source,
+            "rounds": made,
             "temperature": opt.logprob_temperature,
             "value_model": value_model,
             "extras": extra_objectives(extras, opt.terms()),
             "streams": _streams(run, request, policy),
-            "reference": source.online_reference,
+            "reference": made.online_reference,
+            "meter": setting.meter,
         },
         request.checkpointing,
     )
-    best = source.restore_best()
-    release(request.reward)
-    if request.annotator is not None:
-        request.annotator.release()
-    return _keep_improved(run, work, request, source, learner, policy, best)
+    best = made.early_stop.restore_best()
+    for part in (request.reward, request.annotator):
+        if part is not None:
+            part.release()
+    return _keep_improved(run, work, request, made, best)
+
+
+BUDGET = ("generated_tokens", "reward_calls", "trained_tokens", "optimizer_steps")
+"""What of the meter stands in the result of improve."""
 
 
 def _keep_improved(
-    run: Run, work: Path, request: ImproveRequest, source: Any, learner: Learner, policy: Any, best: int | None
+    run: Run, work: Path, request: ImproveRequest, made: Improvement, best: int | None
 ) -> dict[str, Any]:
-    sampled = Groups.concat(source.sampled)
+    sampled = Groups.concat(made.collect.sampled)
     sampled = sampled.map_rows(lambda row: {"iteration": request.iteration})
+    models = made.known.models
     if not run.rank:
         sampled.save(work / "groups")
-        policy.save(work / "model")
-        policy.save_value_head(work / "model")
-        if source.value_model is not None:
-            source.value_model.save(work / VALUE_MODEL)
-            source.value_model.save_value_head(work / VALUE_MODEL)
+        models.policy.save(work / "model")
+        models.policy.save_value_head(work / "model")
+        if models.value_model is not None:
+            models.value_model.save(work / VALUE_MODEL)
+            models.value_model.save_value_head(work / VALUE_MODEL)
+    counts = made.setting.meter.counts
     result = {
         "rows": len(sampled),
-        "steps": learner.steps_done,
-        "state": source.state,
+        "steps": counts["optimizer_steps"],
+        "state": made.state,
         "parameters": request.init.parameters,
-        "budget": {**source.counts, "optimizer_steps": learner.steps_done},
-        "last": dict(source.round_metrics()),
+        "budget": {name: counts[name] for name in BUDGET},
+        "last": dict(made.last),
     }
     if request.reward is not None and request.optimizer.samples_per_prompt > 1:
         result |= _best_of_n(sampled, request.reward.name)
@@ -158,12 +164,14 @@ def _open(value: Groups | GroupsHandle) -> Groups:
     return value.groups if isinstance(value, GroupsHandle) else value
 
 
-def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: Any) -> tuple[Any, str | None]:
+def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: Any) -> Reference | None:
     """A named state of the policy where it has the same base; else a model of its own, frozen."""
+    from alignkit.engine.reference import Reference
+
     if handle is None:
-        return None, None
+        return None
     if policy.add_state("reference", handle.model_folder):
-        return None, "reference"
+        return Reference(policy, "reference")
     reference = handle.load(dtype=dtype).to(run.device)
     if reference.chat.fingerprint != policy.chat.fingerprint:
         raise DataError(
@@ -172,28 +180,23 @@ def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: An
             effect="Log-probs of the same ids would be of different texts.",
             remedy="use a reference with the policy's tokenizer",
         )
-    return reference, None
+    return Reference(reference)
 
 
 def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
     """The second data streams, encoded. What does not fit the length limits is left out and said."""
-    from alignkit.data.encode import encode_groups, encode_texts, is_plain_text
     from alignkit.engine.objectives import Objective, StreamData
     from alignkit.engine.training_data import TrainingData
     from alignkit.optimizers import Term
 
     found = []
     for name, stream in request.optimizer.streams().items():
-        groups, most = _open(request.streams[name]), max(request.sampler.max_prompt_tokens, 1024)
-        texts, talks = groups.filter(is_plain_text), groups.filter(lambda row: not is_plain_text(row))
-        pieces = encode_texts(texts, policy.chat, most)
-        encoded, left = encode_groups(talks, policy.chat, max_prompt_tokens=most, max_response_tokens=most)
+        most = max(request.sampler.max_prompt_tokens, 1024)
+        data, left = TrainingData.of_stream(policy, _open(request.streams[name]), most)
         if left:
             run.console.say(f"{request.name}: {len(left)} rows of the stream {name} left out: {left[0]}")
-        if not encoded and not pieces:
+        if not data.encoded:
             raise DataError(f"the stream {name} has no row to learn from", where=request.name)
-        rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
-        data = TrainingData(rows, [*pieces, *encoded], shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
         term = Term(weight=stream.weight, reduction=stream.reduction)
         objective = Objective(run.host.build("loss", stream.loss), {name: term}, name)
         seed = (run.seed, request.name, "stream", name)
@@ -203,8 +206,8 @@ def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
 
 def _value_model(run: Run, request: ImproveRequest, policy: Any) -> Any:
     """None after putting a head on the policy's trunk, or a model of its own."""
-    from alignkit.engine.scoring import dtype_of
     from alignkit.models import Policy
+    from alignkit.models.loading import dtype_of
 
     if request.value_model == "head":
         policy.add_value_head(request.init.model_folder)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,46 +20,12 @@ if TYPE_CHECKING:
     from alignkit.run.run import Run
 
 
-@dataclass
-class OneRound:
-    """A source with one fixed round: supervised fine-tuning and reward models.
-
-    Args:
-        data: the round.
-        steps: all its steps.
-    """
-
-    data: Any
-    steps: Any
-    rounds: int = 1
-
-    def start(self, index: int) -> Any:
-        return self.data, self.steps
-
-    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-    def round_metrics(self) -> Mapping[str, float]:
-        return {}
-
-    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
-        return False
-
-
-def _recorder(run: Run, work: Path, name: str, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
-    """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
-    path, times = work / "metrics.jsonl", dict[int, tuple[int, float]]()
+def _recorder(work: Path) -> Callable[[dict[str, Any]], None]:
+    """Append each step to metrics.jsonl."""
 
     def record(row: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as handle:
+        with (work / "metrics.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, sort_keys=True) + "\n")
-        here, clock = learner(), time.monotonic()
-        first, began = times.setdefault(row["round"], (row["step"], clock))
-        done = row["step"] - first + 1
-        left = (clock - began) / max(done - 1, 1) * max(len(here.steps) - done, 0)
-        where = f"round {row['round'] + 1}/{here.source.rounds}, " if here.source.rounds > 1 else ""
-        show = f"step {done}/{len(here.steps)}, loss {row['loss']:.4f}"
-        run.console.tick(f"{name}: {where}{show}" + (f", {left:.0f} s left" if done > 1 else ""))
 
     return record
 
@@ -71,9 +35,9 @@ def fit_learner(run: Run, work: Path, name: str, learner_arguments: dict[str, An
     from alignkit.engine.fit import fit
     from alignkit.engine.learner import Learner
 
-    box: list[Learner] = []
-    learner = Learner(**learner_arguments, record=_recorder(run, work, name, lambda: box[0]))
-    box.append(learner)
+    learner = Learner(
+        **learner_arguments, record=_recorder(work), tick=lambda text: run.console.tick(f"{name}: {text}")
+    )
     fit(learner, precision=run.precision, trainer=run.trainer, checkpointing=checkpointing)
     return learner
 
@@ -101,15 +65,15 @@ def _drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups
 
 def _checked_round(groups: Groups, model: Any, kind: Any, config: Mapping[str, Any], train: Any, where: str) -> Any:
     """Check, refuse or drop, encode."""
-    from alignkit.data import check_groups, encode_groups, refuse_or_drop
+    from alignkit.data import check_groups, refuse_or_drop
     from alignkit.engine.training_data import TrainingData
 
-    most = config["max_length"]
+    most, drop = config["max_length"], config["drop_bad"]
     problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
-    groups = refuse_or_drop(groups, problems, config["drop_bad"], where)
-    encoded, left = encode_groups(groups, model.chat, max_prompt_tokens=most, max_response_tokens=most, train=train)
-    groups = refuse_or_drop(groups, left, config["drop_bad"], where)
-    return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
+    groups = refuse_or_drop(groups, problems, drop, where)
+    data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+    refuse_or_drop(groups, left, drop, where)
+    return data
 
 
 def _training(training: Mapping[str, Any]) -> Any:
@@ -129,6 +93,7 @@ def sft(
     name: str,
 ) -> dict[str, Any]:
     """Supervised fine-tuning."""
+    from alignkit.engine.lesson import OneRound
     from alignkit.optimizers import Term
 
     policy = trainable(run, start, name)
@@ -144,7 +109,7 @@ def sft(
             "loss": loss,
             "terms": {"loss": Term(reduction="token")},
             "training": _training(training),
-            "source": OneRound(data, steps),
+            "rounds": OneRound(data, steps),
         },
         config["checkpointing"],
     )
@@ -164,7 +129,7 @@ def _mean_nll(policy: Any, data: Any, max_tokens: int) -> float:
 
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for numbers in data.micro_batches(list(range(len(data.encoded))), max_tokens):
+        for numbers in data.all_micro_batches(max_tokens):
             batch = data.collate(numbers).to(policy.device)
             total -= float(policy.tensors(batch)["logprobs"].sum())
             tokens += int(batch.response_mask.sum())
@@ -175,7 +140,7 @@ def trainable(run: Run, handle: PolicyHandle, name: str) -> Any:
     """The live policy, its adapter (if it is to have one) initialised from the stage's own seed."""
     import torch
 
-    from alignkit.engine.scoring import dtype_of
+    from alignkit.models.loading import dtype_of
     from alignkit.randomness import derived_seed
 
     with torch.random.fork_rng(devices=[]):
@@ -196,8 +161,10 @@ def train_reward(
 ) -> dict[str, Any]:
     """A reward model from comparisons or rankings, with its accuracy on prompts kept back."""
     from alignkit.engine.comparisons import comparison_report
-    from alignkit.engine.scoring import Scorer, dtype_of
+    from alignkit.engine.lesson import OneRound
+    from alignkit.engine.scoring import Scorer
     from alignkit.models import RewardModel
+    from alignkit.models.loading import dtype_of
     from alignkit.optimizers import Term
     from alignkit.randomness import derived_seed
 
@@ -228,7 +195,7 @@ def train_reward(
             "loss": loss,
             "terms": terms,
             "training": _training(training),
-            "source": OneRound(data, steps),
+            "rounds": OneRound(data, steps),
         },
         config["checkpointing"],
     )
