@@ -10,11 +10,15 @@ import torch
 from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import check_trainer, fit
-from alignkit.engine.improve import Rollouts
-from alignkit.engine.learner import Learner, OneRound
+from alignkit.engine.improve import improvement
+from alignkit.engine.judging import Judging
+from alignkit.engine.learner import Learner
+from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import call_loss, nll
 from alignkit.engine.pairs import pairs_of
 from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.engine.reference import Reference
+from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import TrainingData
 from alignkit.errors import ConfigError, DataError, NumericError
 from alignkit.groups import Groups
@@ -298,31 +302,29 @@ def letters(response):
     return sum("a" <= c <= "z" for c in response) / max(len(response), 1)
 
 
-def rollouts(policy, optimizer, **changes):
-    fields = {
-        "policy": policy,
-        "behaviour": policy,
-        "reference": Policy.load("tiny"),
-        "reference_state": None,
-        "optimizer": optimizer,
-        "loss": bound(optimizer.loss),
+LETTERS = FunctionReward(letters)
+
+
+def rollouts(policy, optimizer, *, reward=LETTERS, annotator=None, max_missing=0.05, **changes):
+    """The rounds by which `policy` is improved; the models among `changes` take their place beside it."""
+    models = {"behaviour": policy, "reference": Reference(Policy.load("tiny"))}
+    models |= {key: changes.pop(key) for key in ("reference", "value_model") if key in changes}
+    made = {
+        "losses": [bound(optimizer.loss)],
         "sampler": Sampler(max_new_tokens=12, temperature=optimizer.temperature),
-        "reward": FunctionReward(letters),
         "prompts": PROMPTS,
-        "history": Groups.from_rows([]),
-        "seed": (0, "stage"),
-        "max_tokens": 120,
+        "setting": Setting(seed=(0, "stage"), max_tokens=120),
         "max_response_tokens": 64,
-        "state": {},
-    }
-    return Rollouts(**{**fields, **changes})
+    } | changes
+    judging = Judging(made["setting"], reward, annotator, max_missing)
+    return improvement(optimizer, models=Models(policy, **models), judging=judging, **made)
 
 
 def learn(source, policy, optimizer, rows):
     config = Training(**{f: getattr(optimizer, f) for f in Training.__dataclass_fields__})
     learner = Learner(
         policy,
-        source.loss,
+        bound(optimizer.loss),
         optimizer.terms(),
         config,
         source,
@@ -349,7 +351,7 @@ def test_ratio_is_exactly_one_before_the_first_step_of_a_round(temperature, drop
 
     source = rollouts(policy, optimizer)
     config = Training(learning_rate=1e-2)
-    learner = Peeking(policy, source.loss, optimizer.terms(), config, source, temperature=temperature)
+    learner = Peeking(policy, bound(optimizer.loss), optimizer.terms(), config, source, temperature=temperature)
     fit(learner, precision="32-true", trainer={"accelerator": "cpu"})
     assert all(same for _, first, same in seen if first)
     assert {r for r, first, _ in seen if first} == {0, 1}
@@ -388,7 +390,7 @@ def test_reference_and_reward_model_stay_as_they_were():
     policy, reference = tiny(), Policy.load("tiny")
     optimizer = Plain(rounds=1)
     before = [p.clone() for p in reference.parameters()]
-    source = rollouts(policy, optimizer, reference=reference)
+    source = rollouts(policy, optimizer, reference=Reference(reference))
     learn(source, policy, optimizer, [])
     assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
     assert not any(p.requires_grad or p.grad is not None for p in reference.parameters())
@@ -399,7 +401,7 @@ def test_reference_and_reward_model_stay_as_they_were():
 def test_same_seed_same_bytes_and_another_differs():
     def end(seed):
         policy, optimizer = tiny(), Plain(rounds=1)
-        learn(rollouts(policy, optimizer, seed=(seed, "stage")), policy, optimizer, [])
+        learn(rollouts(policy, optimizer, setting=Setting((seed, "stage"), 120)), policy, optimizer, [])
         return torch.cat([p.flatten() for p in policy.parameters()])
 
     assert torch.equal(end(0), end(0))
@@ -413,7 +415,7 @@ def test_missing_rewards_stop_the_round_with_the_reason():
     optimizer = Plain(rounds=1)
     source = rollouts(tiny(), optimizer, reward=FunctionReward(never))
     with pytest.raises(DataError, match="100% of the rewards are missing; the first reason: the reward returned None"):
-        source.start(0)
+        source.lesson(source.collect(0), 0)
 
 
 def test_nan_reward_is_missing_not_a_number():
@@ -439,7 +441,7 @@ def test_history_is_scored_again_by_the_current_reward():
     """A score given by an older reward model does not compete with the current one's."""
     old = Groups.from_rows([{"prompt": "p", "responses": ["abc"], "rewards": {"letters": [99.0]}, "iteration": 1}])
     source = rollouts(tiny(), Plain(), history=old)
-    assert source._scored_history().rewards("letters")[0] == [[1.0]]
+    assert source.prepare.earlier().rewards("letters")[0] == [[1.0]]
 
 
 def test_dropped_groups_are_sampled_anew():
@@ -452,11 +454,11 @@ def test_dropped_groups_are_sampled_anew():
             return [len(calls) > 1 or i > 0 for i in range(len(groups))]
 
     source = rollouts(tiny(), Picky(rounds=1))
-    groups = source._collect(0)
+    groups = source.collect(0)
     assert len(groups) == 5
     assert calls[0] == 5
     assert calls[1] == 5
-    first = Sampler(max_new_tokens=12).sample(source.policy, PROMPTS, 2, seed=(0, "stage", 0, 0))
+    first = Sampler(max_new_tokens=12).sample(source.known.models.policy, PROMPTS, 2, seed=(0, "stage", 0, 0))
     assert first[0]["prompt_id"] == groups[4]["prompt_id"]
     assert first[0]["response_ids"] != groups[4]["response_ids"]
 
@@ -470,21 +472,21 @@ def test_what_is_kept_may_depend_on_the_reward_that_is_optimised():
             names.append(reward_name)
             return None
 
-    rollouts(tiny(), Picky(rounds=1))._collect(0)
+    rollouts(tiny(), Picky(rounds=1)).collect(0)
     assert set(names) == {"letters"}
 
 
 @pytest.mark.parametrize(("every", "draws"), [(1, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (0, [0, 0, 0, 0])])
 def test_rounds_that_share_their_samples(every, draws):
     source = rollouts(tiny(), Imitates(rounds=4, sample_every=every, prompts_per_round=2))
-    seen = [source._collect(index) for index in range(4)]
+    seen = [source.collect(index) for index in range(4)]
     texts = [[row["responses"] for row in groups] for groups in seen]
     assert [texts.index(t) for t in texts] == [draws.index(d) for d in draws]
-    assert len(source.sampled) == len(set(draws))
+    assert len(source.collect.sampled) == len(set(draws))
 
 
 def test_a_lap_with_shared_samples_still_draws_each_prompt():
-    assert rollouts(tiny(), Imitates(rounds=0, sample_every=2, prompts_per_round=2)).rounds == 6
+    assert rollouts(tiny(), Imitates(rounds=0, sample_every=2, prompts_per_round=2)).count == 6
 
 
 def test_epochs_stop_when_the_method_says_so():
@@ -513,21 +515,21 @@ def test_early_stopping_puts_the_best_round_back():
             value = next(values)
             return Scores([[value] for _ in groups], [[None] for _ in groups])
 
-    source.reward = Told(letters)
+    source.early_stop.reward = Told(letters)
     stopped = []
     for index in range(3):
         with torch.no_grad():
             parameter.add_(1.0)
         weights.append(parameter.clone())
-        stopped.append(source._held_out(index))
+        stopped.append(source.early_stop.over(index))
     assert stopped == [False, False, True]
-    assert source.restore_best() == 1
+    assert source.early_stop.restore_best() == 1
     assert torch.equal(parameter, weights[1])
 
 
 def test_prompts_of_rounds_go_around_all():
     source = rollouts(tiny(), Plain(prompts_per_round=2, rounds=5))
-    taken = [row["prompt_id"] for index in range(5) for row in source._round_prompts(index)]
+    taken = [row["prompt_id"] for index in range(5) for row in source.collect.round_prompts(index)]
     assert sorted(taken[:5]) == sorted(set(taken))
     assert sorted(taken) == sorted([row["prompt_id"] for row in PROMPTS] * 2)
 
@@ -718,7 +720,7 @@ def peeked(policy, optimizer, precision="32-true", checkpointing=False, value_mo
 
     source = rollouts(policy, optimizer, value_model=value_model)
     learner = Peeking(
-        policy, source.loss, optimizer.terms(), Training(learning_rate=1e-2), source, value_model=value_model
+        policy, bound(optimizer.loss), optimizer.terms(), Training(learning_rate=1e-2), source, value_model=value_model
     )
     fit(learner, precision=precision, trainer={"accelerator": "cpu"}, checkpointing=checkpointing)
     return seen
@@ -770,7 +772,7 @@ def test_value_model_learns_on_the_trunk_or_on_its_own(kind):
     source = rollouts(policy, optimizer, value_model=value_model)
     learner = Learner(
         policy,
-        source.loss,
+        bound(optimizer.loss),
         optimizer.terms(),
         Training(learning_rate=1e-3),
         source,

@@ -8,19 +8,24 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from alignkit import Batch, ConfigError, DataError, Groups, LoRA, PolicyOptimizer, Run, Stream, Term
+from alignkit import Batch, ConfigError, DataError, Groups, LoRA, PolicyOptimizer, Run, Term
 from alignkit.annotators import Annotator
 from alignkit.data.encode import encode_groups, encode_texts
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import fit
-from alignkit.engine.improve import Rollouts
-from alignkit.engine.learner import Learner, OneRound
+from alignkit.engine.improve import improvement
+from alignkit.engine.judging import Judging
+from alignkit.engine.learner import Learner
+from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll
 from alignkit.engine.objectives import Objective, StreamData, extra_objectives
+from alignkit.engine.reference import Reference
+from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import TrainingData
 from alignkit.functional import logistic_ranking, preference_cross_entropy
 from alignkit.models import Policy
 from alignkit.optimizers import Training
+from alignkit.plugin import Stream
 from alignkit.registry.host import PluginHost
 from alignkit.rewards import FunctionReward
 from alignkit.sampling import Sampler
@@ -283,46 +288,45 @@ class Longest(Annotator):
         return "longest"
 
 
-def source_of(policy, optimizer, **changes):
-    fields = {
-        "policy": policy,
-        "behaviour": policy,
-        "reference": Policy.load("tiny"),
-        "reference_state": None,
-        "optimizer": optimizer,
-        "loss": bound(optimizer.loss),
+LETTERS = FunctionReward(letters)
+SAYINGS = Groups.from_prompts([f"say {i}" for i in range(5)])
+
+
+def source_of(policy, optimizer, *, reward=LETTERS, annotator=None, max_missing=0.05, **changes):
+    """The rounds by which `policy` is improved; the models among `changes` take their place beside it."""
+    models = {"behaviour": policy, "reference": Reference(Policy.load("tiny"))}
+    models |= {key: changes.pop(key) for key in ("reference", "value_model") if key in changes}
+    made = {
+        "losses": [bound(optimizer.loss)],
         "sampler": Sampler(max_new_tokens=8),
-        "reward": FunctionReward(letters),
-        "prompts": Groups.from_prompts([f"say {i}" for i in range(5)]),
-        "history": Groups.from_rows([]),
-        "seed": (0, "stage"),
-        "max_tokens": 200,
+        "prompts": SAYINGS,
+        "setting": Setting(seed=(0, "stage"), max_tokens=200),
         "max_response_tokens": 64,
-        "state": {},
-    }
-    return Rollouts(**{**fields, **changes})
+    } | changes
+    judging = Judging(made["setting"], reward, annotator, max_missing)
+    return improvement(optimizer, models=Models(policy, **models), judging=judging, **made)
 
 
 def test_measure_gives_logprobs_of_any_groups_and_no_gap_before_the_first_step():
     policy = Policy.load("tiny", trainable=True)
     source = source_of(policy, Learns())
-    source.start(0)
-    assert source.round_metrics()["gap"] == 0.0
-    assert source.round_metrics()["most"] == 8.0
-    found = source._measure(PAIRS, "logprobs")
+    source.lesson(source.collect(0), 0)
+    assert source.last["gap"] == 0.0
+    assert source.last["most"] == 8.0
+    found = source.known.measure(PAIRS, "logprobs")
     data = make_round(policy, PAIRS)
     with torch.no_grad():
         expected = policy.tensors(data.collate(range(4)))["logprobs"]
     mask = found["response_mask"]
     torch.testing.assert_close(found["logprobs"][mask], expected[mask[:, : expected.shape[1]]], rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="cannot give"):
-        source._measure(PAIRS, "advantages")
+        source.known.measure(PAIRS, "advantages")
 
 
 def test_an_annotator_ranks_each_round_and_no_reward_is_needed():
     policy = Policy.load("tiny", trainable=True)
     source = source_of(policy, Learns(), reward=None, annotator=Longest())
-    data, _ = source.start(0)
+    data = source.lesson(source.collect(0), 0).data
     for row in data.groups:
         lengths = [len(r) for r in row["responses"]]
         assert (row["ranks"][0] < row["ranks"][1]) == (lengths[0] > lengths[1])
@@ -330,7 +334,7 @@ def test_an_annotator_ranks_each_round_and_no_reward_is_needed():
 
 def test_sampling_without_reward_or_annotator_is_told():
     with pytest.raises(ConfigError, match="a reward or an annotator"):
-        source_of(Policy.load("tiny", trainable=True), Learns(), reward=None).start(0)
+        source_of(Policy.load("tiny", trainable=True), Learns(), reward=None)
 
 
 def test_a_method_that_learns_from_scores_is_told_that_an_annotator_gives_ranks():
@@ -358,7 +362,7 @@ def test_missing_rewards_are_counted_over_the_whole_round():
             return [len(asked) > 10 or i > 0 for i in range(len(groups))]
 
     source = source_of(Policy.load("tiny", trainable=True), Choosy(), reward=FunctionReward(sometimes), max_missing=0.1)
-    source._collect(0)
+    source.collect(0)
     assert len(asked) == 12
 
 
@@ -379,15 +383,16 @@ def test_an_annotator_of_two_dimensions_is_told():
         def annotate(self, groups, seed=0):
             return {"a": groups, "b": groups}
 
+    source = source_of(Policy.load("tiny", trainable=True), Learns(), reward=None, annotator=Two())
     with pytest.raises(ConfigError, match="one dimension"):
-        source_of(Policy.load("tiny", trainable=True), Learns(), reward=None, annotator=Two()).start(0)
+        source.collect(0)
 
 
 @pytest.mark.parametrize(("per_round", "laps"), [(0, 1), (2, 3), (5, 1)])
 def test_rounds_zero_is_one_lap_over_the_prompts(per_round, laps):
     source = source_of(Policy.load("tiny"), Learns(rounds=0, prompts_per_round=per_round))
-    assert source.rounds == laps
-    drawn = {row["prompt_id"] for index in range(laps) for row in source._round_prompts(index)}
+    assert source.count == laps
+    drawn = {row["prompt_id"] for index in range(laps) for row in source.collect.round_prompts(index)}
     assert len(drawn) == 5
 
 

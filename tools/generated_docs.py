@@ -35,8 +35,22 @@ def vocabulary() -> str:
     """The tensors of `alignkit/vocabulary.py`."""
     from alignkit.vocabulary import VOCABULARY
 
-    rows = [f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" for name, spec in VOCABULARY.items()]
-    return "\n".join(["| tensor | level | shape | what it holds |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| `{name}` | {spec.level} | {spec.source} | `{spec.shape}` | {spec.doc} |"
+        for name, spec in VOCABULARY.items()
+    ]
+    return "\n".join(["| tensor | level | from | shape | what it holds |", "|---|---|---|---|---|", *rows])
+
+
+def prepare() -> str:
+    """What `prepare` and `keep` may name, of `alignkit/vocabulary.py`."""
+    from alignkit.vocabulary import KEEP, PREPARE
+
+    rows = [
+        f"| `{name}` | {'prepare, keep' if name in KEEP else 'prepare'} | `{offer.what}` | {offer.doc} |"
+        for name, offer in PREPARE.items()
+    ]
+    return "\n".join(["| name | of | what it is | what it holds |", "|---|---|---|---|", *rows])
 
 
 def hooks() -> str:
@@ -60,7 +74,7 @@ def methods() -> str:
 
     wanted: list[tuple[type, tuple[str, ...]]] = [
         (PolicyOptimizer, ("prepare", "terms", "keep", "initial_state", "update", "stop_epochs")),
-        (Sampler, ("warp", "sample")),
+        (Sampler, ("warp", "generate")),
         (Reward, ("score", "key", "parts")),
         (Annotator, ("annotate", "key")),
     ]
@@ -149,6 +163,7 @@ def verbs() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
+    "prepare": prepare,
     "hooks": hooks,
     "methods": methods,
     "verbs": verbs,

@@ -6,16 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from alignkit.engine.assemble import PAIR_COUNTS, Reference, accuracies, assemble, pair_counts
+from alignkit.engine.assemble import assemble
+from alignkit.engine.comparisons import PAIR_COUNTS, accuracies, pair_counts
+from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
+from alignkit.engine.progress import StepProgress
+from alignkit.engine.reference import Reference
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError
+from alignkit.meter import Meter
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
 from alignkit.optimizers import Term, Training
@@ -35,28 +40,6 @@ class StepLoader:
         return len(self.steps)
 
 
-class Source(Protocol):
-    """Where the rounds of a verb come from."""
-
-    rounds: int
-
-    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
-        """Make round `index`."""
-        ...
-
-    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
-        """Told the round's mean metrics; returns whether to stop the verb."""
-        ...
-
-    def round_metrics(self) -> Mapping[str, float]:
-        """What is logged with every step of the round."""
-        ...
-
-    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
-        """Asked after every step whether the round's remaining steps are skipped."""
-        ...
-
-
 Micro = Callable[[Step, MicroBatch], tuple[Tensor, dict[str, float]]]
 
 
@@ -71,9 +54,11 @@ class Learner(L.LightningModule):
         loss: bound loss.
         terms: its declared terms.
         training: how weights are updated.
-        source: the rounds.
+        rounds: of the verb; sampling and scoring happen in their loop, whenever the next lesson is asked for.
         temperature: of the log-probs.
-        record: called with the metrics of every step.
+        record: called with the metrics of every step, by the first process alone.
+        tick: told where training is, in passing lines.
+        meter: counts steps and learned tokens.
         value_model: a separate value model, trained too.
         value_learning_rate: of the value model's own weights; None: as the policy's.
         extras: further objectives on the same forward pass.
@@ -90,10 +75,12 @@ class Learner(L.LightningModule):
         loss: BoundLoss,
         terms: Mapping[str, Term],
         training: Training,
-        source: Source,
+        rounds: Rounds,
         *,
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
+        tick: Callable[[str], None] = lambda text: None,
+        meter: Meter | None = None,
         value_model: Policy | None = None,
         value_learning_rate: float | None = None,
         extras: Sequence[Objective] = (),
@@ -106,15 +93,18 @@ class Learner(L.LightningModule):
         self.value_learning_rate = value_learning_rate
         if not any(term.weight for term in terms.values()):
             raise ConfigError("every term has weight 0: nothing to learn from", where=f"loss {loss.name}")
-        self.terms, self.training_config, self.source = dict(terms), training, source
+        self.terms, self.training_config, self.rounds = dict(terms), training, rounds
         clash = {stream.name for stream in streams} & {*terms, "total", "loss"}
         if clash:
             raise ConfigError(f"the streams {sorted(clash)} are named like terms of the loss", where="streams")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
+        self.meter, self.progress = meter or Meter(), StepProgress(tick, rounds.count)
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
         if isinstance(model, RewardModel):
             self.wanted |= {"chosen_rewards"}  # accuracy is logged whatever the loss learns from
+        self.loop = rounds.rounds()
+        self.lesson: Lesson | None = None
         self.round_index = -1
         self.steps_done = 0
         self._skip = False
@@ -127,14 +117,28 @@ class Learner(L.LightningModule):
         groups = _parameter_groups(self, config)
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
+    @property
+    def data(self) -> TrainingData:
+        """What the round learns from."""
+        assert self.lesson is not None, "no round has begun"
+        return self.lesson.data
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of the round."""
+        assert self.lesson is not None, "no round has begun"
+        return self.lesson.steps
+
     def train_dataloader(self) -> StepLoader:
-        """Begin the next round: sample, score, prepare; its steps are the data."""
+        """Let the loop make its next lesson; the steps of it are the data."""
         self.round_index += 1
         self._skip, self._sums = False, {}
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            self.data, self.steps = self.source.start(self.round_index)
-        return StepLoader(self.steps)
+            lesson = next(self.loop)
+        assert isinstance(lesson, Lesson)
+        self.lesson = lesson
+        return StepLoader(lesson.steps)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch
@@ -143,18 +147,24 @@ class Learner(L.LightningModule):
         if self._skip:
             return
         optimizer: Any = self.optimizers()
-        shares = self._accumulate(step)
-        factor = self._set_learning_rate(optimizer, batch_idx)
-        norm = self._clip()
-        self._refuse_nan(step, shares, norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with self.meter.phase("train"):
+            shares = self._accumulate(step)
+            factor = self._set_learning_rate(optimizer, batch_idx)
+            norm = self._clip()
+            self._refuse_nan(step, shares, norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
+        self.meter.add("optimizer_steps", 1)
+        self.meter.add("trained_tokens", sum(sum(self.data.learned_tokens[i]) for i in step.numbers))
         self._log(step, shares, norm, factor)
+        self.progress.tell(self.round_index, batch_idx + 1, len(self.steps), shares["total"])
 
     def on_train_epoch_end(self) -> None:
+        """Tell the loop how the round went, and do as it says."""
+        assert self.lesson is not None
         means = {name: total / count for name, (total, count) in self._sums.items()}
-        if self.source.finish(self.round_index, {**means, **self.source.round_metrics()}):
+        if self.loop.send({**means, **self.lesson.metrics}):
             self.trainer.should_stop = True
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -238,7 +248,7 @@ class Learner(L.LightningModule):
         return whole, {**shares, "total": float(whole.detach())}
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
-        rounds, warmup = max(self.source.rounds, 1), self.training_config.warmup_ratio
+        rounds, warmup = max(self.rounds.count, 1), self.training_config.warmup_ratio
         before = (self.round_index + batch_idx / len(self.steps)) / rounds
         after = (self.round_index + (batch_idx + 1) / len(self.steps)) / rounds
         # While warming up a step takes the rate at its end: no step, however few there are, has a rate of 0.
@@ -275,12 +285,13 @@ class Learner(L.LightningModule):
         for name, value in row.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
-        row |= self.source.round_metrics()
+        assert self.lesson is not None
+        row |= self.lesson.metrics
         self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
         self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
-        self._skip = self.source.skip_rest(row)
+        self._skip = self.lesson.skip_rest(row)
 
 
 def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]:

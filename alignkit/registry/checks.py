@@ -13,7 +13,7 @@ from alignkit.errors import PluginError, did_you_mean
 from alignkit.registry.grammar import RESERVED
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
-from alignkit.vocabulary import VOCABULARY
+from alignkit.vocabulary import KEEP, PREPARE, VOCABULARY, not_offered
 
 
 def kind_of(kind: str) -> str:
@@ -144,6 +144,11 @@ def _check_optimizer(target: Any, where: str) -> Checked:
         isinstance(part, str) for pair in provides.items() for part in pair
     ):
         raise PluginError("`provides` must map names of tensors to what they are", where=where)
+    for method, given, offers in (
+        ("prepare", ("self", "groups", "state"), PREPARE),
+        ("keep", ("self", "groups"), KEEP),
+    ):
+        _check_asked(method, getattr(target, method), len(given), offers, where)
     return (), dict(provides)
 
 
@@ -159,6 +164,28 @@ def _check_stage(target: Any, where: str) -> Checked:
 
 def _stage_base() -> Any:
     return importlib.import_module("alignkit.stages").Stage
+
+
+def _check_asked(method: str, function: Any, given: int, offers: Mapping[str, Any], where: str) -> None:
+    """Refuse a method that asks for what the engine does not give; `(self, *args, **kwargs)` asks for nothing.
+
+    Args:
+        method: "prepare" or "keep".
+        function: as the class has it.
+        given: its first parameters, which are passed by place.
+        offers: what else there is, by name.
+        where: named in errors.
+    """
+    parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", function, where).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters[:given]):
+        return
+    parameters = parameters[given:]
+    remedy = f"name parameters from {', '.join(offers)}"
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{method} has {p}, which hides what it needs", where=where, remedy=remedy)
+    if reason := not_offered(method, [p.name for p in parameters], offers):
+        raise PluginError(reason, where=where, remedy=remedy)
 
 
 def _check_recipe(target: Any, where: str) -> Checked:

@@ -278,7 +278,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._write_run("running")
         try:
-            result = dict(stage.work(self._place(stage, folder)))
+            place = self._place(stage, folder)
+            result = dict(stage.work(place))
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
@@ -294,6 +295,7 @@ class Run:
             "seconds": round(time.monotonic() - clock, 3),
             "started": started,
             "versions": versions(),
+            "meter": place.meter.to_json(),
             "result": plain(result),
         }
         found = self._commit(folder, record)

@@ -82,6 +82,7 @@ class Evaluate(Stage[EvaluationHandle]):
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, measure the KL; one row per prompt and sample."""
         from alignkit.evaluation import summarise_evaluation
+        from alignkit.rewards import metered_scores
 
         if not place.writes:
             return {}
@@ -89,7 +90,7 @@ class Evaluate(Stage[EvaluationHandle]):
         groups = self._answers(place, policy)
         kl = self._kl(place, policy, groups) if self.reference is not None else None
         for label, reward in self.scores.items():
-            found = reward.score(groups)
+            found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
             reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
@@ -103,19 +104,26 @@ class Evaluate(Stage[EvaluationHandle]):
         prompts = rows_of(self.prompts)
         if self.answers == "given":
             return _answered(prompts, place.name)
+        from alignkit.sampling import Drawing
+
         # The same random numbers for every version: what differs is the policy.
-        seed, name = (place.seed, "evaluate"), self.policy.key[:16]
-        return self.sampler.sample(policy, prompts, self.n, seed=seed, name=name, progress=place.progress())
+        drawing = Drawing(policy, self.sampler, place.meter, place.tick)
+        return drawing.draw(prompts, self.n, seed=(place.seed, "evaluate"), name=self.policy.key[:16])
 
     def _kl(self, place: Place, policy: Any, groups: Groups) -> list[list[float]]:
-        from alignkit.engine.measure import kl_per_response
+        from alignkit.engine.reference import kl_per_response
 
         assert self.reference is not None
-        same = self.reference.key == self.policy.key
-        second, state = (None, None) if same else open_reference(place, self.reference, policy)
-        some = groups.select(range(min(self.kl_prompts or len(groups), len(groups))))
-        limits = (place.max_tokens, self.sampler.max_prompt_tokens)
-        return kl_per_response(policy, some, second, state, self.temperature, *limits)
+        itself = self.reference.key == self.policy.key
+        return kl_per_response(
+            policy,
+            groups.select(range(min(self.kl_prompts or len(groups), len(groups)))),
+            None if itself else open_reference(place, self.reference, policy),
+            temperature=self.temperature,
+            max_tokens=place.max_tokens,
+            max_prompt_tokens=self.sampler.max_prompt_tokens,
+            meter=place.meter,
+        )
 
     def handle(self, made: Made) -> EvaluationHandle:
         return EvaluationHandle(**made.common())

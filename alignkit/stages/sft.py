@@ -74,7 +74,7 @@ def _mean_nll(policy: Any, data: Any, max_tokens: int) -> float:
 
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for numbers in data.micro_batches(list(range(len(data.encoded))), max_tokens):
+        for numbers in data.all_micro_batches(max_tokens):
             batch = data.collate(numbers).to(policy.device)
             total -= float(policy.tensors(batch)["logprobs"].sum())
             tokens += int(batch.response_mask.sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,24 +51,24 @@ class TrainingStage(Stage[H], Training):
 
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
         """Check, refuse or drop, encode: the `TrainingData` of the rows."""
-        from alignkit.data import check_groups, encode_groups, refuse_or_drop
+        from alignkit.data import check_groups, refuse_or_drop
         from alignkit.engine.training_data import TrainingData
 
         most = self.max_length
         problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
         groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
-        encoded, left = encode_groups(groups, model.chat, max_prompt_tokens=most, max_response_tokens=most, train=train)
-        groups = refuse_or_drop(groups, left, self.drop_bad, place.name)
-        return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
+        data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+        refuse_or_drop(groups, left, self.drop_bad, place.name)
+        return data
 
     def learn(self, place: Place, model: Any, data: Any, reduction: Any, loss: Any) -> Learner:
         """Train `model` on all of `data`, with one loss whose term is reduced so."""
-        from alignkit.engine.learner import OneRound
+        from alignkit.engine.lesson import OneRound
         from alignkit.optimizers import Term
 
         steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
         terms = {"loss": Term(reduction=reduction)}
-        arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "source": OneRound(data, steps)}
+        arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
         return fit_learner(place, arguments, self.checkpointing)
 
 
@@ -83,20 +82,12 @@ def check_fraction(name: str, value: float, where: str) -> None:
         raise ConfigError(f"{name}={value} must be in [0, 1]", where=where)
 
 
-def _recorder(place: Place, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
-    """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
-    path, times = place.folder / METRICS, dict[int, tuple[int, float]]()
+def _recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Append each step to the stage's metrics."""
 
     def record(row: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as handle:
+        with (folder / METRICS).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, sort_keys=True) + "\n")
-        here, clock = learner(), time.monotonic()
-        first, began = times.setdefault(row["round"], (row["step"], clock))
-        done = row["step"] - first + 1
-        left = (clock - began) / max(done - 1, 1) * max(len(here.steps) - done, 0)
-        where = f"round {row['round'] + 1}/{here.source.rounds}, " if here.source.rounds > 1 else ""
-        show = f"step {done}/{len(here.steps)}, loss {row['loss']:.4f}"
-        place.tick(f"{where}{show}" + (f", {left:.0f} s left" if done > 1 else ""))
 
     return record
 
@@ -106,9 +97,7 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool)
     from alignkit.engine.fit import fit
     from alignkit.engine.learner import Learner
 
-    box: list[Learner] = []
-    learner = Learner(**arguments, record=_recorder(place, lambda: box[0]))
-    box.append(learner)
+    learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, meter=place.meter)
     fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
     return learner
 
