@@ -44,7 +44,11 @@ SAMPLER = "alignkit/sampling/sampler.py"
 ROUNDS = "alignkit/engine/training_data.py"
 REDUCTION = "alignkit/engine/reduction.py"
 MODULE = "alignkit/engine/learner.py"
+JUDGING = "alignkit/engine/judging.py"
+PREPARE = "alignkit/engine/prepare.py"
+REFERENCE = "alignkit/engine/reference.py"
 IMPROVE = "alignkit/engine/improve.py"
+OPTIMIZERS = "alignkit/optimizers.py"
 REWARDS = "alignkit/rewards.py"
 IN_FUNCTIONAL = "tests/test_functional.py::test_"
 IN_MARGIN = "plugins/alignkit-margin-rm/tests/test_margin_rm.py::test_"
@@ -415,22 +419,22 @@ MUTANTS = [
     ),
     Mutant(
         "sign of the reported KL",
-        IMPROVE,
-        '(known["logprobs"] - known["ref_logprobs"]) * mask',
-        '(known["ref_logprobs"] - known["logprobs"]) * mask',
+        REFERENCE,
+        "k1(logprobs, ref_logprobs) * mask",
+        "k1(ref_logprobs, logprobs) * mask",
         "tests/test_engine.py::test_kl_starts_at_exactly_zero",
     ),
     Mutant(
         "old log-probs from another temperature",
         IMPROVE,
-        "temperature = temperature or self.optimizer.logprob_temperature",
-        "temperature = temperature or 1.0",
+        "Known(models, method.logprob_temperature, *limits)",
+        "Known(models, 1.0, *limits)",
         "tests/test_engine.py::test_ratio_is_exactly_one",
     ),
     Mutant(
         "history keeps its old scores",
-        IMPROVE,
-        'self._score(self.history, "history") if scored else self.history',
+        PREPARE,
+        'self.judging.score(self.history, "history") if scored else self.history',
         "self.history",
         "tests/test_engine.py::test_history_is_scored_again",
     ),
@@ -491,8 +495,8 @@ MUTANTS += [
     Mutant(
         "the online reference is the policy",
         ASSEMBLE,
-        'tensors["ref_logprobs"] = reference(batch, temperature)',
-        'tensors["ref_logprobs"] = reference(batch, temperature) * 0',
+        'tensors["ref_logprobs"] = reference.logprobs(batch, temperature)',
+        'tensors["ref_logprobs"] = reference.logprobs(batch, temperature) * 0',
         EXTRAS + "reference_kept",
     ),
     Mutant(
@@ -511,17 +515,53 @@ MUTANTS += [
     ),
     Mutant(
         "a lap is one round",
-        IMPROVE,
-        "self.optimizer.rounds or lap\n",
-        "self.optimizer.rounds or 1\n",
+        OPTIMIZERS,
+        "return self.rounds or lap\n",
+        "return self.rounds or 1\n",
         EXTRAS + "rounds_zero",
     ),
     Mutant(
         "missing rewards by part",
-        IMPROVE,
-        "self._unscored[part] = gone, scored",
-        "self._unscored.clear()",
+        JUDGING,
+        "self.unscored[part] = gone, scored",
+        "self.unscored.clear()",
         EXTRAS + "missing_rewards_are_counted",
+    ),
+    # what is asked for, what is counted, another engine
+    Mutant(
+        "steps that were skipped are trained",
+        MODULE,
+        "for i in step.numbers))",
+        "for step in self.steps for i in step.numbers))",
+        "tests/test_meter.py::test_trained_tokens",
+    ),
+    Mutant(
+        "a nested second counts twice",
+        "alignkit/meter.py",
+        "        self._since = now\n",
+        "        self._since = self._since or now\n",
+        "tests/test_meter.py::test_a_second_counts",
+    ),
+    Mutant(
+        "prepare may ask for anything",
+        "alignkit/registry/checks.py",
+        "if reason := not_offered(method, [p.name for p in parameters], offers):",
+        "if reason := not_offered(method, [], offers):",
+        "tests/test_asked_names.py::test_a_wrong_name_is_refused",
+    ),
+    Mutant(
+        "answers of an engine in its own order",
+        SAMPLER,
+        "self._row(row, written[i], policy, name)",
+        "self._row(row, list(written.values())[i], policy, name)",
+        "tests/test_sampler_engines.py::test_rows_hold",
+    ),
+    Mutant(
+        "each process draws as if alone",
+        "alignkit/sampling/drawing.py",
+        "occurrence=occurrences(prompts)[rank::processes]",
+        "occurrence=occurrences(mine)",
+        "tests/test_sampler_engines.py::test_dealt_prompts",
     ),
 ]
 
