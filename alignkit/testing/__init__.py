@@ -5,6 +5,7 @@ fetches nothing. Whatever of the engine a test needs stands here once, so that a
 plugin's tests.
 """
 
+from alignkit.data.encode import encode_groups
 from alignkit.models.tiny import tiny_model
 from alignkit.models.tiny_tokenizer import CONTROL_TOKENS, tiny_tokenizer
 from alignkit.registry.host import PluginHost, default_host
@@ -34,6 +35,7 @@ __all__ = [
     "Watched",
     "bound",
     "default_host",
+    "encode_groups",
     "first_gradients",
     "isolated_host",
     "learn",
