@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FACES = ("alignkit", "alignkit.plugin")
+WITH_TESTING = (*FACES, "alignkit.testing")
 
 
 def from_the_core(path: Path) -> Iterator[tuple[str, str]]:
@@ -42,7 +43,11 @@ def test_a_plugin_imports_from_the_two_faces_alone() -> None:
     assert beside("plugins/*/src/**/*.py", FACES) == {}
 
 
-@pytest.mark.parametrize("face", FACES)
+def test_the_tests_of_a_plugin_need_no_more_than_testing_beside_them() -> None:
+    assert beside("plugins/*/tests/**/*.py", WITH_TESTING) == {}
+
+
+@pytest.mark.parametrize("face", WITH_TESTING)
 def test_every_name_of_a_face_is_there(face: str) -> None:
     module = importlib.import_module(face)
     assert len(set(module.__all__)) == len(module.__all__) > 20

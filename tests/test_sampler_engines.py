@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from alignkit.run.verbs import evaluate, transform
 
 from alignkit import Batch, ConfigError, DataError, Groups, Policy, PolicyOptimizer, Run
 from alignkit.meter import Meter
-from alignkit.run.verbs import evaluate, transform
 from alignkit.sampling import Drawing, Sampled, Sampler
 
 PROMPTS = Groups.from_prompts(["say a", "a longer prompt", "say a"])

@@ -35,13 +35,12 @@ RoundLoop = Generator[Lesson | bool, Mapping[str, float] | None, None]
 
 
 class Rounds(Protocol):
-    """The rounds of a verb.
+    """The rounds of a verb."""
 
-    Args:
-        count: how many there are, if nothing stops them early.
-    """
-
-    count: int
+    @property
+    def count(self) -> int:
+        """How many there are, if nothing stops them early."""
+        ...
 
     def rounds(self) -> RoundLoop:
         """The loop over them."""

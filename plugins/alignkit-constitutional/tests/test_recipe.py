@@ -12,9 +12,8 @@ from alignkit_constitutional import read_constitution, recipe
 from alignkit_constitutional.recipe import answers_harmless, refuses_harmful
 from alignkit_rlaif import Judge
 
-from alignkit import Groups, Run
-from alignkit.errors import ConfigError, PluginError
-from alignkit.registry.host import default_host
+from alignkit import ConfigError, Groups, PluginError, Run
+from alignkit.testing import default_host
 
 REFUSAL = "I can't help with that."
 SMALL: dict[str, Any] = {"prompts": 6, "heldout": 3, "max_new_tokens": 4}
