@@ -46,7 +46,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit import Batch, Groups, PolicyOptimizer, Sampler, Term, hookimpl
+from alignkit.plugin import Batch, Groups, PolicyOptimizer, Sampler, Term, hookimpl
 
 
 def outside_loss(logprobs: Tensor, spread: Tensor, *, scale: float = 1.0) -> Tensor:
