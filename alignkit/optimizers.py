@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
+from alignkit.metrics.specs import MetricSpec
 
 Reduction = Literal["token", "sequence", "group", "constant"]
 
@@ -155,6 +156,8 @@ class PolicyOptimizer:
 
     provides: ClassVar[Mapping[str, str]] = {}
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
+    logs: ClassVar[Mapping[str, MetricSpec]] = {}
+    """What the numbers are that it logs beyond those of every method: terms of its loss, `Batch.metrics`."""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "temperature", "learning_rate", "eps")
