@@ -22,10 +22,11 @@ from alignkit import use
 from alignkit.errors import DataError
 from alignkit.functional import check_shapes, masked_sum
 from alignkit.groups import Groups
+from alignkit.metrics import MetricSpec
 from alignkit.optimizers import Batch, PolicyOptimizer, Term
 from alignkit.selection import labels_from_ranks, take_responses
 from alignkit_dpo.losses import positive
-from alignkit_dpo.optimizers import given_only, settings_of, try_out
+from alignkit_dpo.optimizers import SIDE_LOGS, given_only, settings_of, try_out
 
 Measure = Callable[..., Mapping[str, Tensor]]
 SIDES = {"chosen": "desirable", "rejected": "undesirable"}
@@ -126,6 +127,11 @@ class KTO(PolicyOptimizer):
         "kl_baseline": "[responses] KTO's z0: KL to the reference, on mismatched pairs; nats per response.",
         "desirable": "[responses, 1] True where the response was called good.",
         "undesirable": "[responses, 1] True where it was called bad.",
+    }
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        **{name: spec for name, spec in SIDE_LOGS.items() if name != "margins"},
+        "kl_baseline": MetricSpec("z0, which rewards are compared with", "0 throughout: it has not moved", unit="nats"),
+        "label_balance": MetricSpec("λ_D n_good / (λ_U n_bad)", "outside 1 to 4/3, which the paper asks for"),
     }
 
     def __post_init__(self) -> None:

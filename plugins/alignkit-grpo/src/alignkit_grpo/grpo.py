@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from alignkit.errors import ConfigError
 from alignkit.functional import k3
 from alignkit.groups import Groups
+from alignkit.metrics import MetricSpec
 from alignkit.optimizers import Batch, PolicyOptimizer, Reduction, Term
 from alignkit.selection import take_present
-from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 
 def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, eps: float = 1e-4) -> Tensor:
@@ -67,6 +68,8 @@ class GRPO(PolicyOptimizer):
     scale: bool = True
     reduction: Reduction = "sequence"
     constant: float = 1024.0
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from alignkit.errors import ConfigError
 from alignkit.functional import gae, k1, score_at_last, whiten
 from alignkit.groups import Groups
+from alignkit.metrics import MetricSpec
 from alignkit.optimizers import Batch, PolicyOptimizer, Term
 from alignkit.selection import take_present
-from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 
 def reward_to_go(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -52,6 +53,8 @@ class ReinforcePP(PolicyOptimizer):
     batch_size: int = 32
     learning_rate: float = 5e-7
     kl_coef: float = 0.01
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

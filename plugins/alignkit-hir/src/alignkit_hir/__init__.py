@@ -21,6 +21,7 @@ from alignkit import hookimpl
 from alignkit.errors import ConfigError, DataError
 from alignkit.functional import preference_cross_entropy
 from alignkit.groups import Groups
+from alignkit.metrics import MetricSpec
 from alignkit.optimizers import Batch, PolicyOptimizer, Term
 from alignkit.registry.grammar import use
 from alignkit.registry.hookspecs import Register
@@ -115,6 +116,14 @@ class HIR(PolicyOptimizer):
 
     provides: ClassVar[Mapping[str, str]] = {
         "hindsight_mask": "[responses, tokens] bool: the tokens of responses that follow their instruction."
+    }
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        "contrast": MetricSpec("`instruction_contrast`, nats per pair", better="down"),
+        "entropy_bonus": MetricSpec("entropy of the learned tokens", "near 0: collapse", unit="nats per token"),
+        "followed": MetricSpec("share of the told samples that did what was asked", unit="share", better="up"),
+        "verifiable": MetricSpec("share of the samples of which a program can tell what they achieved", unit="share"),
+        "contrasted": MetricSpec("share of the relabelled samples that have another instruction beside them"),
+        "replayed": MetricSpec("samples of earlier rounds that are learned from again"),
     }
 
     def __post_init__(self) -> None:
