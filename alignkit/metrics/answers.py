@@ -23,7 +23,7 @@ class KL(Mean):
     per_prompt = True
 
     def update(self, kl: Tensor) -> None:  # type: ignore[override]
-        super().update(kl)
+        super().update(_known(kl))
 
 
 class Length(Mean):
@@ -33,7 +33,7 @@ class Length(Mean):
     per_prompt = True
 
     def update(self, lengths: Tensor) -> None:  # type: ignore[override]
-        super().update(lengths)
+        super().update(_known(lengths))
 
 
 class Finished(Mean):
@@ -43,7 +43,12 @@ class Finished(Mean):
     per_prompt = True
 
     def update(self, finished: Tensor) -> None:  # type: ignore[override]
-        super().update(finished)
+        super().update(_known(finished))
+
+
+def always() -> dict[str, Metric]:
+    """Those of every evaluation, by name."""
+    return {"kl": KL(), "length": Length(), "finished": Finished()}
 
 
 class SelfBLEU(Metric, BLEUScore):
@@ -99,6 +104,10 @@ class Distinct(Metric):
             return {}
         seen = dim_zero_cat(self.seen)
         return len(seen.unique()) / len(seen)
+
+
+def _known(values: Tensor) -> Tensor:
+    return values[~values.isnan()]
 
 
 def _number(gram: tuple[str, ...]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torchmetrics
@@ -14,6 +14,8 @@ from torch import Tensor
 from alignkit.errors import NumericError
 from alignkit.identity import class_code
 from alignkit.metrics.specs import MetricSpec
+
+M = TypeVar("M", bound=torchmetrics.Metric)
 
 
 class Metric(torchmetrics.Metric):
@@ -50,15 +52,28 @@ class Metric(torchmetrics.Metric):
         )  # torch allows no attribute before its init
         return made
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return ()  # a copy brings its state with it; torchmetrics would pass the names of its attributes
+
     def add_state(
         self, name: str, default: Any, dist_reduce_fx: Any = None, persistent: bool = True
     ) -> None:  # saved, unless told otherwise
         super().add_state(name, default, dist_reduce_fx, persistent)
 
+    @classmethod
+    def asks_for(cls, *, optional: bool = False) -> tuple[str, ...]:
+        """The names that `update` must be given, or those that it can do without (they have a default)."""
+        parameters = list(inspect.signature(cls.update).parameters.values())[1:]
+        return tuple(p.name for p in parameters if (p.default is not p.empty) == optional)
+
     def key(self) -> dict[str, Any]:
         """What identifies it in a stage's key: its class, the code of a class of the user's own, its arguments."""
         kind = type(self)
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", **class_code(kind), **self.arguments}
+        return {
+            "class": f"{kind.__module__}.{kind.__qualname__}",
+            **class_code(kind),
+            "arguments": dict(self.arguments),
+        }
 
 
 class Mean(Metric, torchmetrics.MeanMetric):
@@ -115,7 +130,7 @@ def values_of(name: str, metric: torchmetrics.Metric) -> dict[str, float]:
     return values
 
 
-def alone(metric: torchmetrics.Metric) -> torchmetrics.Metric:
+def alone(metric: M) -> M:
     """The metric, as one that this process keeps for itself: it never waits for others."""
     metric.distributed_available_fn = _nobody_else
     return metric

@@ -26,7 +26,7 @@ OFFERS: dict[str, Offer] = {
     "prompts": Offer("response", "The conversation that each answer answers: a list of {role, content}."),
     "responses": Offer("response", "The answers as text: a list."),
     "lengths": Offer("response", "Tokens of each answer, EOS included; not there for answers given as text."),
-    "finished": Offer("response", "1 where the answer ended by itself, else 0; not there where nobody knows."),
+    "finished": Offer("response", "1 where the answer ended by itself, else 0; NaN where nobody knows."),
     "kl": Offer("response", "log π − log π_ref summed over the answer (k1, nats); there with a `reference`."),
     "scores": Offer("response", "Raw scores by name: a mapping to [R]; NaN where one is missing."),
     "logprobs": Offer("token", "log_softmax(logits) of the answer's tokens under the policy, at temperature 1; nats."),

@@ -39,9 +39,14 @@ class MetricSpec:
     head: str = ""
 
     def caption(self, name: str) -> str:
-        """Title and unit, as over a curve."""
+        """Title (or name) and unit, as over a curve."""
         unit = f" ({self.unit})" if self.unit not in ("", "share") else ""
-        return f"{self.title}{unit}" if self.title else name
+        return f"{self.title or name}{unit}"
+
+    @property
+    def about(self) -> str:
+        """What it is and how a bad value looks, as one text."""
+        return f"{self.doc}. Bad: {self.bad}" if self.bad else self.doc
 
     def to_json(self) -> dict[str, Any]:
         """As a stage keeps the declarations of what it logged beyond the core's."""
@@ -51,8 +56,9 @@ class MetricSpec:
     def from_json(cls, data: Any) -> MetricSpec:
         """What a stage kept; fields that are unknown or of another type are left out."""
         known = {field.name for field in dataclasses.fields(cls)}
-        texts = data.items() if isinstance(data, dict) else ()
-        return cls(**{"doc": "", **{key: value for key, value in texts if key in known and isinstance(value, str)}})
+        items = data.items() if isinstance(data, dict) else ()
+        texts: dict[str, Any] = {key: value for key, value in items if key in known and isinstance(value, str)}
+        return cls(**{"doc": "", **texts})
 
 
 STEPS: dict[str, MetricSpec] = {

@@ -154,15 +154,7 @@ def _check_optimizer(target: Any, where: str) -> Checked:
 
 
 def _check_metric(target: Any, where: str) -> Checked:
-    parent = importlib.import_module("alignkit.metrics").Metric
-    if not (inspect.isclass(target) and issubclass(target, parent)):
-        raise PluginError("not a class derived from alignkit.metrics.Metric", where=where)
-    if inspect.isabstract(target):
-        raise PluginError(f"lacks {', '.join(sorted(target.__abstractmethods__))}", where=where)
-    if not isinstance(getattr(target, "spec", None), MetricSpec):
-        raise PluginError(
-            "says nowhere what it is", where=where, remedy="give it a class attribute spec = MetricSpec(…)"
-        )
+    _check_metric_class(target, where)
     names = []
     for p in list(_readable(lambda _, fn: inspect.signature(fn), "", target.update, where).parameters.values())[1:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -171,12 +163,20 @@ def _check_metric(target: Any, where: str) -> Checked:
             raise PluginError("tensors are passed by name", where=where, remedy="remove the / from its parameters")
         names.append(p.name)
     if not names:
-        raise PluginError(
-            "update asks for nothing",
-            where=where,
-            remedy=f"its parameters name what it needs: {_some()}; {', '.join(OFFERS)}",
-        )
+        remedy = f"its parameters name what it needs: {_some()}, {', '.join(OFFERS)}"
+        raise PluginError("update asks for nothing", where=where, remedy=remedy)
     return tuple(names), {}
+
+
+def _check_metric_class(target: Any, where: str) -> None:
+    parent = importlib.import_module("alignkit.metrics").Metric
+    if not (inspect.isclass(target) and issubclass(target, parent)):
+        raise PluginError("not a class derived from alignkit.metrics.Metric", where=where)
+    if inspect.isabstract(target):
+        raise PluginError(f"lacks {', '.join(sorted(getattr(target, '__abstractmethods__', ())))}", where=where)
+    if not isinstance(getattr(target, "spec", None), MetricSpec):
+        remedy = "give it a class attribute spec = MetricSpec(…)"
+        raise PluginError("says nowhere what it is", where=where, remedy=remedy)
 
 
 def _logs(kind: str, name: str, target: Any, where: str) -> dict[str, MetricSpec]:

@@ -566,6 +566,7 @@ class Run:
         label: str | None = None,
         baseline: EvaluationHandle | None = None,
         answers: str = "sampled",
+        metrics: Sequence[Any] | Mapping[str, Any] = (),
         name: str = "evaluate",
     ) -> EvaluationHandle:
         """Answer held-out prompts and score the answers.
@@ -583,11 +584,15 @@ class Run:
             label: of the version, such as "V1".
             baseline: the evaluation to pair with; default the first of this run.
             answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
+            metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one
+                is used twice. KL, length and the share that ended are always there.
             name: of the stage.
 
         Raises:
-            ConfigError: another word for `answers`.
+            ConfigError: another word for `answers`; metrics that this evaluation cannot feed.
         """
+        from alignkit.engine.answer_metrics import check_asked
+
         if answers not in ("sampled", "given"):
             raise ConfigError(f"answers={answers!r}", where=name, remedy="use sampled or given")
         if answers == "given" and reference is not None:
@@ -599,6 +604,13 @@ class Run:
             )
         found = {key: self._reward(value, key) for key, value in scores.items()}
         rewards = {key: reward for key, (reward, _) in found.items()}
+        asked = self._metrics(metrics)
+        check_asked(
+            {key: metric for key, (metric, _) in asked.items()},
+            answers=n if answers == "sampled" else 0,
+            reference=reference is not None,
+            scores=list(scores),
+        )
         baseline = baseline or self._first_evaluation
         self._evaluations += 1
         order = self._evaluations
@@ -611,6 +623,7 @@ class Run:
             "kl_prompts": kl_prompts,
             "scores": {key: plain(value) for key, value in rewards.items()},
             **({"answers": answers} if answers != "sampled" else {}),
+            **({"metrics": {key: plain(metric) for key, (metric, _) in asked.items()}} if asked else {}),
         }
         inputs = {"policy": policy, "prompts": prompts, "reference": reference, "baseline": baseline}
         stage = self._stage(
@@ -619,9 +632,18 @@ class Run:
             config,
             {k: v for k, v in inputs.items() if v is not None},
             lambda work: verbs.evaluate(
-                self, work, policy, _groups(prompts), rewards, {**config, "order": order}, reference, baseline, name
+                self,
+                work,
+                policy,
+                _groups(prompts),
+                rewards,
+                {**config, "order": order},
+                reference,
+                baseline,
+                name,
+                {key: metric for key, (metric, _) in asked.items()},
             ),
-            plugins=[distribution for _, distribution in found.values() if distribution],
+            plugins=[d for _, d in (*found.values(), *asked.values()) if d],
             cost=planning.Cost(
                 generated=len(prompts) * n * max_new_tokens if answers == "sampled" else 0,
                 forwarded=len(prompts) * n * max_new_tokens * (len(rewards) + 1),
@@ -839,6 +861,20 @@ class Run:
             built, distribution = self._build("reward", value)
             return _as_reward(built, name or self.host.resolve("reward", value).name), distribution
         return _as_reward(value, name), ""
+
+    def _metrics(self, wanted: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """Metrics by name, each with the distribution it comes from."""
+        named = [(None, spec) for spec in wanted] if not isinstance(wanted, Mapping) else list(wanted.items())
+        out: dict[str, tuple[Any, str]] = {}
+        for label, spec in named:
+            built, distribution = self._build("metric", spec)
+            name = label or self.host.resolve("metric", spec).name
+            if name in out:
+                raise ConfigError(
+                    f"two metrics are called {name!r}", where="metrics", remedy="give them by name: {…: …}"
+                )
+            out[name] = built, distribution
+        return out
 
     def _sampler(self, spec: Any, temperature: float | None, max_new_tokens: int | None) -> Any:
         import dataclasses

@@ -27,11 +27,15 @@ def evaluate(
     reference: PolicyHandle | None,
     baseline: EvaluationHandle | None,
     name: str,
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Sample, score, measure the KL; one row per prompt and sample."""
+    """Sample, score, measure the KL and the metrics; one row per prompt and sample."""
+    from alignkit.engine.answer_metrics import answer_logprobs, answers_offered, measure_answers
     from alignkit.engine.measure import kl_per_response
     from alignkit.engine.scoring import dtype_of, release
     from alignkit.evaluation import summarise_evaluation
+    from alignkit.metrics import states
+    from alignkit.metrics.answers import always
     from alignkit.sampling import Sampler
 
     if run.rank:
@@ -59,6 +63,9 @@ def evaluate(
         kl = kl_per_response(
             policy, some, second, state, config["temperature"], run.max_tokens, sampler.max_prompt_tokens
         )
+    logprobs = None
+    if any("logprobs" in metric.asks_for() + metric.asks_for(optional=True) for metric in metrics.values()):
+        logprobs = answer_logprobs(policy, groups, run.max_tokens, sampler.max_prompt_tokens)
     for label, reward in rewards.items():
         scores = reward.score(groups)
         groups = groups.with_rewards(label, scores.values, scores.reasons)
@@ -68,7 +75,11 @@ def evaluate(
         for row in rows:
             out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
     first = read_rows(baseline.path / "evaluation.jsonl") if baseline is not None else None
-    return {"label": config["label"], "order": config["order"], **summarise_evaluation(rows, first)}
+    found = measure_answers({**always(), **metrics}, answers_offered(groups, kl, logprobs))
+    states.save(work, found.states)
+    asked = {part: metrics[key].spec.to_json() for part, key in found.metric_of.items() if key in metrics}
+    summary = summarise_evaluation(rows, first, by_prompt=found.by_prompt, values=found.values)
+    return {"label": config["label"], "order": config["order"], **summary, **({"specs": asked} if asked else {})}
 
 
 def _answered(groups: Groups, name: str) -> Groups:

@@ -137,6 +137,7 @@ def _keep_improved(
         "parameters": request.init.parameters,
         "budget": {**source.counts, "optimizer_steps": learner.steps_done},
         "last": dict(source.round_metrics()),
+        "specs": {name: spec.to_json() for name, spec in request.optimizer.logs.items()},
     }
     if request.reward is not None and request.optimizer.samples_per_prompt > 1:
         result |= _best_of_n(sampled, request.reward.name)

@@ -21,12 +21,21 @@ def summary(verb: str, record: Mapping[str, Any]) -> str:
     """One line about a finished stage."""
     result, seconds = record["result"], f"{record['seconds']:.0f} s"
     if verb == "evaluate" and result:
-        parts = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in result["metrics"].items()]
+        parts = [f"{name} {_spelled(value)}" for name, value in result["metrics"].items()]
         return f"{result['label']}: {', '.join(parts)} ({seconds})"
     if verb == "train_reward":
         overall = result.get("accuracy", {}).get("overall")
         text = f"accuracy {overall['mean']:.3f} on {overall['n']} held-out pairs" if overall else "no held-out pairs"
+        if "calibration_error" in result:
+            text += f", calibration error {result['calibration_error']:.3f}"
         return f"{result['pairs']} pairs, {text} ({seconds})"
     if "rows" in result:
         return f"{result['rows']} rows ({seconds})"
     return f"done ({seconds})"
+
+
+def _spelled(value: Any) -> str:
+    """A mean with its interval, or a bare number."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:.3f}"
