@@ -8,7 +8,6 @@ from torch import Tensor
 
 from alignkit.engine.reduction import GROUP_TENSORS, PAIR_TENSORS
 from alignkit.engine.training_data import TrainingData
-from alignkit.groups import RATINGS
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
 
@@ -88,24 +87,3 @@ def _pair_tensors(
     if scores is not None:
         out |= {"chosen_rewards": scores[chosen], "rejected_rewards": scores[rejected]}
     return out
-
-
-PAIR_COUNTS = tuple(f"_{what}_{level}" for level in ("overall", *RATINGS) for what in ("right", "pairs"))
-"""Sums behind a reward model's accuracy, overall and by rating."""
-
-
-def pair_counts(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """How many pairs of a micro-batch there are and are ranked rightly (a tie is not), overall and by rating."""
-    right = tensors["chosen_rewards"].detach() > tensors["rejected_rewards"].detach()
-    counts = {"_right_overall": float(right.sum()), "_pairs_overall": float(len(right))}
-    for number, level in enumerate(RATINGS):
-        rated = tensors["rating"] == number
-        counts |= {f"_right_{level}": float((right & rated).sum()), f"_pairs_{level}": float(rated.sum())}
-    return counts
-
-
-def accuracies(shares: Mapping[str, float]) -> dict[str, float]:
-    """`accuracy` and `accuracy_<rating>` of a step, for the levels that it has pairs of."""
-    levels = [level for level in ("overall", *RATINGS) if shares[f"_pairs_{level}"]]
-    named = {"overall": "accuracy"} | {level: f"accuracy_{level}" for level in RATINGS}
-    return {named[level]: shares[f"_right_{level}"] / shares[f"_pairs_{level}"] for level in levels}

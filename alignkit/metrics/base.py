@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -59,6 +59,19 @@ class Metric(torchmetrics.Metric):
         self, name: str, default: Any, dist_reduce_fx: Any = None, persistent: bool = True
     ) -> None:  # saved, unless told otherwise
         super().add_state(name, default, dist_reduce_fx, persistent)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Moves to another device keep the dtype: a model in bfloat16 must not make its counts bfloat16."""
+        if self._dtype_convert:  # by `set_dtype`
+            return super()._apply(fn, *args, **kwargs)
+
+        def moved(state: Tensor) -> Tensor:
+            return state.to(fn(state.new_empty(0)).device)
+
+        dtype = self._dtype
+        super()._apply(moved, *args, **kwargs)
+        self._dtype = dtype
+        return self
 
     @classmethod
     def asks_for(cls, *, optional: bool = False) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ ROUNDS: dict[str, MetricSpec] = {
         place="first",
     ),
     "entropy": MetricSpec(
-        "of the policy's next-token distribution, where the loss asks for it",
+        "of the policy's next-token distribution",
         "it falls towards 0: collapse onto a few answers. It rises steadily: the policy is being pushed towards noise",
         title="Entropy",
         unit="nats per token",
