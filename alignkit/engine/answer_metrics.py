@@ -11,10 +11,8 @@ from torch import Tensor
 
 from alignkit.data.encode import encode_groups
 from alignkit.engine.training_data import TrainingData
-from alignkit.errors import ConfigError
 from alignkit.groups import Groups
-from alignkit.metrics import OFFERS, Metric, alone, values_of
-from alignkit.metrics.specs import ANSWERS
+from alignkit.metrics import Metric, alone, values_of
 from alignkit.metrics.states import states_of
 from alignkit.models import Policy
 
@@ -34,34 +32,6 @@ class Measured:
     by_prompt: dict[str, dict[str, float]] = field(default_factory=dict)
     states: dict[str, Tensor] = field(default_factory=dict)
     metric_of: dict[str, str] = field(default_factory=dict)
-
-
-def check_asked(metrics: Mapping[str, Metric], *, answers: int, reference: bool, scores: Sequence[str]) -> None:
-    """Refuse, before anything is spent, metrics that this evaluation cannot feed.
-
-    Args:
-        metrics: those that are asked for, by name.
-        answers: per prompt; 0 where that is not known.
-        reference: whether there is one for the KL.
-        scores: names of the scores.
-
-    Raises:
-        ConfigError: what is missing, and what to do.
-    """
-    for name, metric in metrics.items():
-        where, asked = f"metric {name}", metric.asks_for()
-        if name in scores or name in ANSWERS:
-            raise ConfigError("a score or a metric that is always there has this name", where=where)
-        strange = sorted(set(asked) - set(OFFERS))
-        if strange:
-            what = f"asks for {', '.join(strange)}, which evaluations do not have"
-            raise ConfigError(what, where=where, remedy=f"there are {', '.join(OFFERS)}")
-        if "kl" in asked and not reference:
-            raise ConfigError("asks for the KL, and there is no reference", where=where, remedy="pass reference=…")
-        if 0 < answers < metric.answers_needed:
-            raise ConfigError(
-                f"needs {metric.answers_needed} answers to a prompt", where=where, remedy=f"n={metric.answers_needed}"
-            )
 
 
 def measure_answers(metrics: Mapping[str, Metric], offers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Measured:

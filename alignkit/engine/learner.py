@@ -111,6 +111,8 @@ class Learner(L.LightningModule):
         clash = {stream.name for stream in streams} & {*terms, "total", "loss"}
         if clash:
             raise ConfigError(f"the streams {sorted(clash)} are named like terms of the loss", where="streams")
+        if clash := set(metrics or {}) & {*terms, *(stream.name for stream in streams)}:
+            raise ConfigError(f"the metrics {sorted(clash)} are named like terms of the loss", where="metrics")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)

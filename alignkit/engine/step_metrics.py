@@ -33,7 +33,9 @@ class StepMetrics(nn.Module):
         super().__init__()
         self.idle = False  # while a process does another's micro-batch again, to take part in the backward pass
         self.names = list(metrics)
-        self.metrics = nn.ModuleList(metrics.values())
+        self.metrics = nn.ModuleList(metric.clone() for metric in metrics.values())  # not the caller's
+        for metric in self.metrics:
+            metric.reset()  # type: ignore[operator]
 
     @property
     def wanted(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit import processes
 from alignkit.errors import AlignkitError, ConfigError
@@ -24,6 +24,9 @@ from alignkit.run.console import Console
 from alignkit.run.handles import EvaluationHandle, GroupsHandle, Handle, Improved, PolicyHandle, RewardHandle
 from alignkit.run.store import Stage, Store, now
 from alignkit.run.versions import versions
+
+if TYPE_CHECKING:
+    from alignkit.engine.asked_metrics import Asked
 
 HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 """Trainer arguments that change what is shown, and no result."""
@@ -149,6 +152,7 @@ class Run:
         heldout_fraction: float = 0.0,
         drop_bad: bool = False,
         checkpointing: bool = False,
+        metrics: Sequence[Any] | Mapping[str, Any] = (),
         name: str = "sft",
     ) -> PolicyHandle:
         """Supervised fine-tuning: the prompt is masked, the response learned.
@@ -164,6 +168,7 @@ class Run:
             heldout_fraction: share of the rows kept back, on which the loss is measured afterwards.
             drop_bad: leave out useless rows rather than refuse them.
             checkpointing: gradient checkpointing.
+            metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
             name: of the stage.
         """
         training = {
@@ -187,6 +192,8 @@ class Run:
             "checkpointing": checkpointing,
             "lora": plain(policy.lora),
         }
+        asked = self._step_metrics(metrics)
+        config |= {"metrics": asked.metrics} if asked.metrics else {}
         tokens = len(demonstrations) * max_length // 4 * epochs
         stage = self._stage(
             "sft",
@@ -194,7 +201,7 @@ class Run:
             config,
             {"policy": policy, "demonstrations": demonstrations},
             lambda work: verbs.sft(self, work, policy, _groups(demonstrations), bound, config, training, name),
-            plugins=[record.distribution],
+            plugins=[record.distribution, *asked.distributions],
             cost=planning.Cost(
                 trained=tokens, parameters=policy.parameters, trainable=True, disk=_adapter_bytes(policy)
             ),
@@ -288,6 +295,7 @@ class Run:
         drop_bad: bool = False,
         checkpointing: bool = False,
         column: str | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] = (),
         name: str = "reward",
     ) -> RewardHandle:
         """Train a reward model on comparisons or rankings.
@@ -305,6 +313,7 @@ class Run:
             drop_bad: leave out useless rows rather than refuse them.
             checkpointing: gradient checkpointing.
             column: name of its scores; default the last part of `name`.
+            metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
             name: of the stage.
         """
         parts = [comparisons] if isinstance(comparisons, (Groups, GroupsHandle)) else list(comparisons)
@@ -332,6 +341,8 @@ class Run:
             "lora": plain(lora),
             "replay_fraction": replay_fraction,
         }
+        asked = self._step_metrics(metrics)
+        config |= {"metrics": asked.metrics} if asked.metrics else {}
         column = column or name.rsplit("/", 1)[-1]
         start = init if isinstance(init, PolicyHandle) else init.handle
         parameters = init.parameters if isinstance(init, PolicyHandle) else int(init.result.get("parameters", 0))
@@ -355,7 +366,7 @@ class Run:
                 training,
                 name,
             ),
-            plugins=[record.distribution],
+            plugins=[record.distribution, *asked.distributions],
             cost=planning.Cost(trained=tokens, parameters=parameters, trainable=True, disk=2_000_000),
         )
         return RewardHandle(
@@ -403,6 +414,7 @@ class Run:
         value_model: str = "head",
         checkpointing: bool = False,
         iteration: int | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] = (),
         name: str = "improve",
     ) -> Improved:
         """Make the next version of a policy with any registered optimizer.
@@ -428,6 +440,7 @@ class Run:
                 policy.
             checkpointing: gradient checkpointing.
             iteration: number of the version, kept with the samples.
+            metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
             name: of the stage.
         """
         built, distribution = self._build("optimizer", optimizer)
@@ -467,6 +480,8 @@ class Run:
                 for other in others
             ]
             config["streams"] = {key: plain(stream) for key, stream in mixed.items()}
+        asked = self._step_metrics(metrics, built.provides)
+        config |= {"metrics": asked.metrics} if asked.metrics else {}
         inputs: dict[str, Any] = {"policy": policy, "prompts": prompts, "reference": reference, "init": init}
         inputs |= {f"history{i}": h for i, h in enumerate(history)} | {"reward": reward, "heldout": heldout}
         inputs |= {"annotator": judge} | {f"stream {key}": groups for key, groups in (streams or {}).items()}
@@ -490,6 +505,7 @@ class Run:
             checkpointing=checkpointing,
             iteration=iteration,
             name=name,
+            metrics=asked.metrics,
         )
         drawn = min(built.prompts_per_round or len(prompts), len(prompts))
         per_round = drawn * max(built.samples_per_prompt, 1)
@@ -505,6 +521,7 @@ class Run:
             lambda work: verbs.improve(self, work, request),
             plugins=[
                 *(distribution, loss.distribution, sampler_record.distribution, reward_distribution),
+                *asked.distributions,
                 *(judge_distribution, *(self.host.resolve("loss", other).distribution for other in others)),
             ],
             cost=planning.Cost(
@@ -591,7 +608,7 @@ class Run:
         Raises:
             ConfigError: another word for `answers`; metrics that this evaluation cannot feed.
         """
-        from alignkit.engine.answer_metrics import check_asked
+        from alignkit.engine.asked_metrics import asked_metrics, check_answers
 
         if answers not in ("sampled", "given"):
             raise ConfigError(f"answers={answers!r}", where=name, remedy="use sampled or given")
@@ -604,12 +621,12 @@ class Run:
             )
         found = {key: self._reward(value, key) for key, value in scores.items()}
         rewards = {key: reward for key, (reward, _) in found.items()}
-        asked = self._metrics(metrics)
-        check_asked(
-            {key: metric for key, (metric, _) in asked.items()},
+        asked = asked_metrics(self.host, metrics)
+        check_answers(
+            asked.metrics,
             answers=n if answers == "sampled" else 0,
             reference=reference is not None,
-            scores=list(scores),
+            scores=scores,
         )
         baseline = baseline or self._first_evaluation
         self._evaluations += 1
@@ -623,7 +640,7 @@ class Run:
             "kl_prompts": kl_prompts,
             "scores": {key: plain(value) for key, value in rewards.items()},
             **({"answers": answers} if answers != "sampled" else {}),
-            **({"metrics": {key: plain(metric) for key, (metric, _) in asked.items()}} if asked else {}),
+            **({"metrics": asked.metrics} if asked.metrics else {}),
         }
         inputs = {"policy": policy, "prompts": prompts, "reference": reference, "baseline": baseline}
         stage = self._stage(
@@ -641,9 +658,8 @@ class Run:
                 reference,
                 baseline,
                 name,
-                {key: metric for key, (metric, _) in asked.items()},
             ),
-            plugins=[d for _, d in (*found.values(), *asked.values()) if d],
+            plugins=[d for d in (*(d for _, d in found.values()), *asked.distributions) if d],
             cost=planning.Cost(
                 generated=len(prompts) * n * max_new_tokens if answers == "sampled" else 0,
                 forwarded=len(prompts) * n * max_new_tokens * (len(rewards) + 1),
@@ -862,19 +878,14 @@ class Run:
             return _as_reward(built, name or self.host.resolve("reward", value).name), distribution
         return _as_reward(value, name), ""
 
-    def _metrics(self, wanted: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-        """Metrics by name, each with the distribution it comes from."""
-        named = [(None, spec) for spec in wanted] if not isinstance(wanted, Mapping) else list(wanted.items())
-        out: dict[str, tuple[Any, str]] = {}
-        for label, spec in named:
-            built, distribution = self._build("metric", spec)
-            name = label or self.host.resolve("metric", spec).name
-            if name in out:
-                raise ConfigError(
-                    f"two metrics are called {name!r}", where="metrics", remedy="give them by name: {…: …}"
-                )
-            out[name] = built, distribution
-        return out
+    def _step_metrics(
+        self, wanted: Sequence[Any] | Mapping[str, Any], provided: Mapping[str, str] | None = None
+    ) -> Asked:
+        from alignkit.engine.asked_metrics import asked_metrics, check_steps
+
+        asked = asked_metrics(self.host, wanted)
+        check_steps(asked.metrics, provided or ())
+        return asked
 
     def _sampler(self, spec: Any, temperature: float | None, max_new_tokens: int | None) -> Any:
         import dataclasses

@@ -27,7 +27,6 @@ def evaluate(
     reference: PolicyHandle | None,
     baseline: EvaluationHandle | None,
     name: str,
-    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Sample, score, measure the KL and the metrics; one row per prompt and sample."""
     from alignkit.engine.answer_metrics import answer_logprobs, answers_offered, measure_answers
@@ -63,7 +62,7 @@ def evaluate(
         kl = kl_per_response(
             policy, some, second, state, config["temperature"], run.max_tokens, sampler.max_prompt_tokens
         )
-    logprobs = None
+    metrics, logprobs = config.get("metrics", {}), None
     if any("logprobs" in metric.asks_for() + metric.asks_for(optional=True) for metric in metrics.values()):
         logprobs = answer_logprobs(policy, groups, run.max_tokens, sampler.max_prompt_tokens)
     for label, reward in rewards.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.run.handles import GroupsHandle, PolicyHandle
-from alignkit.run.verbs.training import fit_learner, trainable
+from alignkit.run.verbs.training import fit_learner, specs_kept, trainable
 
 if TYPE_CHECKING:
     from alignkit.annotators import Annotator
@@ -44,6 +44,7 @@ class ImproveRequest:
     checkpointing: bool
     iteration: int | None
     name: str
+    metrics: Mapping[str, Any]
 
 
 VALUE_MODEL = "value_model"
@@ -108,6 +109,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
             "extras": extra_objectives(extras, opt.terms()),
             "streams": _streams(run, request, policy),
             "reference": source.online_reference,
+            "metrics": request.metrics,
         },
         request.checkpointing,
     )
@@ -137,7 +139,7 @@ def _keep_improved(
         "parameters": request.init.parameters,
         "budget": {**source.counts, "optimizer_steps": learner.steps_done},
         "last": dict(source.round_metrics()),
-        "specs": {name: spec.to_json() for name, spec in request.optimizer.logs.items()},
+        **specs_kept(request.metrics, request.optimizer.logs),
     }
     if request.reward is not None and request.optimizer.samples_per_prompt > 1:
         result |= _best_of_n(sampled, request.reward.name)

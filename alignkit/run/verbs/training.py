@@ -78,6 +78,12 @@ def fit_learner(run: Run, work: Path, name: str, learner_arguments: dict[str, An
     return learner
 
 
+def specs_kept(metrics: Mapping[str, Any] | None, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the numbers are that a stage logs beyond the core's own, as its result keeps it for the page."""
+    specs = {**(logs or {}), **{name: metric.spec for name, metric in (metrics or {}).items()}}
+    return {"specs": {name: spec.to_json() for name, spec in specs.items()}} if specs else {}
+
+
 def _split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
     """(train, held out), split by prompt, so that no prompt is on both sides."""
     from alignkit.randomness import stream_key, uniforms
@@ -145,10 +151,12 @@ def sft(
             "terms": {"loss": Term(reduction="token")},
             "training": _training(training),
             "source": OneRound(data, steps),
+            "metrics": config.get("metrics"),
         },
         config["checkpointing"],
     )
     result: dict[str, Any] = {"steps": learner.steps_done, "rows": len(data.groups), "parameters": start.parameters}
+    result |= specs_kept(config.get("metrics"))
     if len(heldout):
         result["heldout_loss"] = _mean_nll(
             policy, _checked_round(heldout, policy, "demonstrations", config, config["train"], name), run.max_tokens
@@ -229,6 +237,7 @@ def train_reward(
             "terms": terms,
             "training": _training(training),
             "source": OneRound(data, steps),
+            "metrics": config.get("metrics"),
         },
         config["checkpointing"],
     )
@@ -237,6 +246,7 @@ def train_reward(
         "pairs": len(data.pairs.group),
         "tied_pairs": sum(math.comb(len(row["responses"]), 2) for row in data.groups) - len(data.pairs.group),
         "parameters": count_parameters(model),
+        **specs_kept(config.get("metrics")),
     }
     if len(heldout):
         result |= comparison_report(heldout, Scorer(model, run.max_tokens, config["max_length"]).score(heldout))
