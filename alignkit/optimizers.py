@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
+from alignkit.metrics.specs import MetricSpec
 from alignkit.vocabulary import select
 
 Reduction = Literal["token", "sequence", "group", "constant"]
@@ -183,6 +184,8 @@ class PolicyOptimizer(Training):
 
     provides: ClassVar[Mapping[str, str]] = {}
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
+    logs: ClassVar[Mapping[str, MetricSpec]] = {}
+    """What the numbers are that it logs beyond those of every method: terms of its loss, `Batch.metrics`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

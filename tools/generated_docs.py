@@ -15,7 +15,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ PAGES = (
     "docs/cli.md",
     "docs/methods.md",
     "docs/verbs.md",
+    "docs/metrics.md",
     "plugins/alignkit-recipes/README.md",
 )
 PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
@@ -51,6 +52,40 @@ def prepare() -> str:
         for name, offer in PREPARE.items()
     ]
     return "\n".join(["| name | of | what it is | what it holds |", "|---|---|---|---|", *rows])
+
+
+def metrics(*tables: str) -> str:
+    """The numbers of tables of `alignkit/metrics/specs.py`: what each is, and how a bad value looks."""
+    from alignkit.metrics import specs
+
+    return _metric_table((f"`{name}`", spec) for table in tables for name, spec in getattr(specs, table).items())
+
+
+def method_metrics() -> str:
+    """The numbers that the optimizers of `plugins/` declare as their `logs`, with who logs each."""
+    from alignkit.registry.host import PluginHost
+
+    owners: dict[tuple[str, Any], list[str]] = {}
+    shipped = {path.name for path in (ROOT / "plugins").iterdir()}
+    for record in PluginHost().components("optimizer"):
+        for logged in record.logs.items() if record.distribution in shipped else ():
+            owners.setdefault(logged, []).append(f"`{record.name}`")
+    return _metric_table((f"`{name}` ({', '.join(who)})", spec) for (name, spec), who in owners.items())
+
+
+def _metric_table(rows: Iterable[tuple[str, Any]]) -> str:
+    good = {"up": "high", "down": "low", None: ""}
+    lines = [f"| {name} | {spec.unit} | {good[spec.better]} | {spec.doc} | {spec.bad} |" for name, spec in rows]
+    return "\n".join(["| metric | unit | good | what it is | what is wrong when |", "|---|---|---|---|---|", *lines])
+
+
+def offers() -> str:
+    """What a metric may name in an evaluation: `alignkit/metrics/offers.py`."""
+    from alignkit.metrics import OFFERS
+
+    shapes = {"token": "[R, T]", "mask": "[R, T]", "response": "[R]"}
+    rows = [f"| `{name}` | `{shapes[offer.level]}` | {offer.doc} |" for name, offer in OFFERS.items()]
+    return "\n".join(["| name | shape | what it holds |", "|---|---|---|", *rows])
 
 
 def hooks() -> str:
@@ -164,6 +199,12 @@ def verbs() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
     "prepare": prepare,
+    "offers": offers,
+    "metrics of steps": functools.partial(metrics, "STEPS"),
+    "metrics of rounds": functools.partial(metrics, "ROUNDS"),
+    "metrics of methods": method_metrics,
+    "metrics of comparisons": functools.partial(metrics, "COMPARISONS"),
+    "metrics of evaluations": functools.partial(metrics, "ANSWERS", "ASKED"),
     "hooks": hooks,
     "methods": methods,
     "verbs": verbs,

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.engine.assemble import assemble
-from alignkit.engine.comparisons import PAIR_COUNTS, accuracies, pair_counts
 from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.progress import StepProgress
 from alignkit.engine.reference import Reference
+from alignkit.engine.step_metrics import RoundMeans, StepMetrics, usual_metrics
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError
 from alignkit.meter import Meter
+from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
 from alignkit.optimizers import Term, Training
@@ -64,6 +65,7 @@ class Learner(L.LightningModule):
         extras: further objectives on the same forward pass.
         streams: second data streams, learned from beside every step.
         reference: gives `ref_logprobs` during the step, where the rounds do not keep them.
+        metrics: what else to measure on the tensors of each step, by name.
 
     Raises:
         ConfigError: nothing has a weight.
@@ -86,6 +88,7 @@ class Learner(L.LightningModule):
         extras: Sequence[Objective] = (),
         streams: Sequence[StreamData] = (),
         reference: Reference | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -97,18 +100,20 @@ class Learner(L.LightningModule):
         clash = {stream.name for stream in streams} & {*terms, "total", "loss"}
         if clash:
             raise ConfigError(f"the streams {sorted(clash)} are named like terms of the loss", where="streams")
+        if clash := set(metrics or {}) & {*terms, *(stream.name for stream in streams)}:
+            raise ConfigError(f"the metrics {sorted(clash)} are named like terms of the loss", where="metrics")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
         self.meter, self.progress = meter or Meter(), StepProgress(tick, rounds.count)
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
-        if isinstance(model, RewardModel):
-            self.wanted |= {"chosen_rewards"}  # accuracy is logged whatever the loss learns from
+        usual = usual_metrics(rewards=isinstance(model, RewardModel))
+        self.step_metrics, self.round_means = StepMetrics({**usual, **(metrics or {})}), RoundMeans()
+        self.wanted |= self.step_metrics.wanted
         self.loop = rounds.rounds()
         self.lesson: Lesson | None = None
         self.round_index = -1
         self.steps_done = 0
         self._skip = False
-        self._sums: dict[str, tuple[float, int]] = {}
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -132,7 +137,8 @@ class Learner(L.LightningModule):
     def train_dataloader(self) -> StepLoader:
         """Let the loop make its next lesson; the steps of it are the data."""
         self.round_index += 1
-        self._skip, self._sums = False, {}
+        self._skip = False
+        self.round_means.reset()
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             lesson = next(self.loop)
@@ -152,26 +158,32 @@ class Learner(L.LightningModule):
             factor = self._set_learning_rate(optimizer, batch_idx)
             norm = self._clip()
             self._refuse_nan(step, shares, norm)
+            measured = self.step_metrics.read()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         self.meter.add("optimizer_steps", 1)
         self.meter.add("trained_tokens", sum(sum(self.data.learned_tokens[i]) for i in step.numbers))
-        self._log(step, shares, norm, factor)
+        self._log(step, shares | measured, norm, factor)
         self.progress.tell(self.round_index, batch_idx + 1, len(self.steps), shares["total"])
 
     def on_train_epoch_end(self) -> None:
         """Tell the loop how the round went, and do as it says."""
         assert self.lesson is not None
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        if self.loop.send({**means, **self.lesson.metrics}):
+        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}):
             self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["round_means"] = self.round_means.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.round_means.load(checkpoint["round_means"])
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def _accumulate(self, step: Step) -> dict[str, float]:
         """Backward through this process's micro-batches; returns the terms over all processes."""
-        shares: dict[str, float] = dict.fromkeys(("total", "_entropy", "_tokens", *PAIR_COUNTS), 0.0)
+        shares = {"total": 0.0}
         world = self.trainer.world_size
         work: list[tuple[TrainingData, Step, Micro]] = [(self.data, step, self._micro)]
         for stream in self.streams:
@@ -180,6 +192,7 @@ class Learner(L.LightningModule):
             for numbers in part_step.mine(self.global_rank, world):
                 busy = numbers or next(each for each in part_step.micro if each)
                 batch = data.collate(busy).to(self.device)
+                self.step_metrics.idle = not numbers
                 total, part = micro(part_step, batch)
                 # A process with nothing to do still takes part in the backward pass, with weight 0.
                 self.manual_backward(total * (float(world) if numbers else 0.0))
@@ -194,7 +207,7 @@ class Learner(L.LightningModule):
         return shares
 
     def _micro(self, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
-        """One micro-batch of the round: (what to differentiate, shares by name)."""
+        """One micro-batch of the round: (what to differentiate, shares by name); it is measured too."""
         tensors, pair_group = assemble(
             self.model,
             self.data,
@@ -212,11 +225,7 @@ class Learner(L.LightningModule):
                 where="loss",
                 remedy="declare the terms that the loss and the extra losses return",
             )
-        if "entropy" in tensors:
-            shares["_entropy"] = float((tensors["entropy"].detach() * batch.response_mask).sum())
-            shares["_tokens"] = float(batch.response_mask.sum())
-        if "chosen_rewards" in tensors:
-            shares |= pair_counts(tensors)
+        self.step_metrics.update(tensors)
         return total, shares
 
     def _stream_micro(self, stream: StreamData, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
@@ -276,15 +285,9 @@ class Learner(L.LightningModule):
         )
 
     def _log(self, step: Step, shares: Mapping[str, float], norm: float, factor: float) -> None:
-        row: dict[str, Any] = {k: v for k, v in shares.items() if not k.startswith("_") and k != "total"}
-        row["loss"] = shares["total"]
-        if shares["_tokens"]:
-            row["entropy"] = shares["_entropy"] / shares["_tokens"]
-        row |= accuracies(shares)
-        row |= {"grad_norm": norm, "lr": self.training_config.learning_rate * factor}
-        for name, value in row.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1
+        row: dict[str, Any] = {k: v for k, v in shares.items() if k != "total"}
+        row |= {"loss": shares["total"], "grad_norm": norm, "lr": self.training_config.learning_rate * factor}
+        self.round_means.update(row)
         assert self.lesson is not None
         row |= self.lesson.metrics
         self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))

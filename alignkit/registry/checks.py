@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.metrics.offers import OFFERS, refusal
+from alignkit.metrics.specs import MetricSpec
 from alignkit.registry.grammar import RESERVED
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
@@ -58,23 +60,27 @@ def check_component(kind: str, name: str, target: Any, *, distribution: str = ""
         object=target,
         distribution=distribution,
         plugin=plugin,
-        signature=_readable(signature_of, name, target, where),
+        signature=_signature(kind, name, target, where),
         hyperparameters=_readable(hyperparameters_of, kind, target, where),
         origin=origin_of(target),
         doc=next(iter((inspect.getdoc(target) or "").splitlines()), ""),
         tensors=tensors,
         provides=provides,
+        logs=_logs(kind, name, target, where),
     )
 
 
 def unknown_tensor(loss: ComponentRecord, provided: Iterable[str]) -> str:
-    """The reason why a loss cannot be served, or an empty string: a tensor that nobody makes.
+    """The reason why a loss or a metric cannot be served, or an empty string: a tensor that nobody makes.
 
     Args:
-        loss: the record of the loss.
+        loss: the record of the loss or the metric.
         provided: the tensors that registered optimizers add to the vocabulary.
     """
     known = {*VOCABULARY, *provided}
+    if loss.kind == "metric":
+        reason = refusal(loss.tensors, known)
+        return f"metric {loss.name} {reason}" if reason else ""
     for name in loss.tensors:
         if name not in known:
             return f"loss {loss.name} asks for the unknown tensor {name!r}{did_you_mean(name, known)}"
@@ -188,6 +194,51 @@ def _check_asked(method: str, function: Any, given: int, offers: Mapping[str, An
         raise PluginError(reason, where=where, remedy=remedy)
 
 
+def _check_metric(target: Any, where: str) -> Checked:
+    _check_metric_class(target, where)
+    names = []
+    for p in list(_readable(lambda _, fn: inspect.signature(fn), "", target.update, where).parameters.values())[1:]:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{p} hides what update needs", where=where, remedy="name each thing it asks for")
+        if p.kind is p.POSITIONAL_ONLY:
+            raise PluginError("tensors are passed by name", where=where, remedy="remove the / from its parameters")
+        names.append(p.name)
+    if not names:
+        remedy = f"its parameters name what it needs: {_some()}, {', '.join(OFFERS)}"
+        raise PluginError("update asks for nothing", where=where, remedy=remedy)
+    return tuple(names), {}
+
+
+def _check_metric_class(target: Any, where: str) -> None:
+    parent = importlib.import_module("alignkit.metrics").Metric
+    if not (inspect.isclass(target) and issubclass(target, parent)):
+        raise PluginError("not a class derived from alignkit.metrics.Metric", where=where)
+    if inspect.isabstract(target):
+        raise PluginError(f"lacks {', '.join(sorted(getattr(target, '__abstractmethods__', ())))}", where=where)
+    if not isinstance(getattr(target, "spec", None), MetricSpec):
+        remedy = "give it a class attribute spec = MetricSpec(…)"
+        raise PluginError("says nowhere what it is", where=where, remedy=remedy)
+
+
+def _logs(kind: str, name: str, target: Any, where: str) -> dict[str, MetricSpec]:
+    """What the numbers are that a component logs."""
+    if kind == "metric":
+        return {name: target.spec}
+    logs = (getattr(target, "logs", None) or {}) if kind == "optimizer" else {}
+    if not isinstance(logs, Mapping) or not all(isinstance(spec, MetricSpec) for spec in logs.values()):
+        raise PluginError("`logs` must map names to a MetricSpec each", where=where)
+    return dict(logs)
+
+
+def _signature(kind: str, name: str, target: Any, where: str) -> str:
+    """That of a metric is its `update`'s, as that of a loss is its own: what it asks for."""
+    if kind == "metric":
+        return str(
+            _readable(lambda first, update: signature_of(first, update, method=True), name, target.update, where)
+        )
+    return str(_readable(signature_of, name, target, where))
+
+
 def _check_recipe(target: Any, where: str) -> Checked:
     parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", target, where).parameters)
     if not parameters or parameters[0] != "run":
@@ -199,6 +250,7 @@ _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "loss": _check_loss,
     "sampler": _check_sampler,
     "optimizer": _check_optimizer,
+    "metric": _check_metric,
     "recipe": _check_recipe,
     "stage": _check_stage,
 }

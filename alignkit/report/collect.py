@@ -13,7 +13,8 @@ from typing import Any
 
 from alignkit.evaluation import score_names, summarise_evaluation
 from alignkit.evaluation.statistics import per_prompt_scores
-from alignkit.evaluation.summary import BESIDES, paired_by_prompt
+from alignkit.evaluation.summary import paired_by_prompt
+from alignkit.metrics.specs import ANSWERS, MetricSpec
 from alignkit.run_folder import (
     EVALUATION,
     Row,
@@ -31,6 +32,11 @@ class Stage(StageRecord):
     """A stage and its rows of metrics."""
 
     steps: list[Row] = field(default_factory=list)
+
+    @property
+    def specs(self) -> dict[str, MetricSpec]:
+        """What the numbers are that it logged or measured beyond the core's own."""
+        return {name: MetricSpec.from_json(data) for name, data in mapping(self.result.get("specs")).items()}
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,11 @@ class RunView:
         """Every score of any version, the first one first."""
         return list(dict.fromkeys(name for version in self.versions for name in version.scores))
 
+    @property
+    def besides(self) -> dict[str, MetricSpec]:
+        """What evaluations measure besides scores: what they always do, then what any version was asked for."""
+        return ANSWERS | {name: spec for version in self.versions for name, spec in version.stage.specs.items()}
+
 
 def collect(run_folder: Path) -> RunView:
     """Read a run folder.
@@ -105,8 +116,8 @@ def _versions(stages: list[Stage], problems: list[str]) -> list[Version]:
 
 def _version(label: str, stage: Stage, rows: list[Row], first: Version | None) -> Version:
     given = mapping(stage.result.get("metrics")) or summarise_evaluation(rows)["metrics"]
-    metrics = {name: mapping(value) for name, value in given.items()}
-    scores = _score_order(metrics, rows)
+    metrics = {name: {"mean": value} if is_number(value) else mapping(value) for name, value in given.items()}
+    scores = _score_order(metrics, rows, {*ANSWERS, *stage.specs})
     paired = mapping(stage.result.get("paired_to_first"))
     if first is not None and not paired:
         sides = {name: (per_prompt_scores(rows, name), per_prompt_scores(first.rows, name)) for name in scores}
@@ -115,10 +126,10 @@ def _version(label: str, stage: Stage, rows: list[Row], first: Version | None) -
     return Version(label, stage, rows, metrics, scores, paired if first is not None else {})
 
 
-def _score_order(metrics: Row, rows: list[Row]) -> list[str]:
+def _score_order(metrics: Row, rows: list[Row], besides: set[str]) -> list[str]:
     """The true score first where there is one, then as written."""
     names = [*metrics, *score_names(rows)]
-    scores = [name for name in dict.fromkeys(names) if name not in BESIDES]
+    scores = [name for name in dict.fromkeys(names) if name not in besides]
     return sorted(scores, key=lambda name: name != "gold")
 
 
@@ -129,7 +140,7 @@ def _evaluation_rows(folder: Path, problems: list[str]) -> list[Row]:
         scores = mapping(row.get("scores"))
         row["scores"] = {name: value if is_number(value) else None for name, value in scores.items()}
         bad += sum(value is not None and not is_number(value) for value in scores.values())
-        row |= {name: None for name in BESIDES if not isinstance(row.get(name), bool) and not is_number(row.get(name))}
+        row |= {name: None for name in ANSWERS if not isinstance(row.get(name), bool) and not is_number(row.get(name))}
     if bad:
         problems.append(f"{folder.name}/{EVALUATION}: {bad} score(s) are not finite numbers and are left out")
     return rows

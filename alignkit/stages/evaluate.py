@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.run_folder import EVALUATION, read_evaluation
+from alignkit.stages.asked_metrics import by_name, check_answers, named
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, component, rows_of
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
@@ -34,6 +35,8 @@ class Evaluate(Stage[EvaluationHandle]):
         kl_prompts: how many of the prompts the KL is measured on; default all.
         label: of the version, such as "V1"; default the stage's name.
         baseline: the evaluation to pair with; default the first of this run.
+        metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one is used
+            twice. KL, length and the share that ended are always there.
         answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
     """
 
@@ -54,6 +57,7 @@ class Evaluate(Stage[EvaluationHandle]):
     label: str | None = None
     baseline: EvaluationHandle | None = None
     answers: Literal["sampled", "given"] = "sampled"
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +70,9 @@ class Evaluate(Stage[EvaluationHandle]):
             )
 
     def resolved(self, context: Context) -> Self:
-        built = super().resolved(context)
+        built = super(Evaluate, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        answers = self.n if self.answers == "sampled" else 0
+        check_answers(by_name(built.metrics), answers=answers, reference=self.reference is not None, scores=self.scores)
         sampler = replace(limited(built.sampler, self.temperature, self.max_new_tokens), greedy=self.greedy)
         baseline = self.baseline or context.first_evaluation
         return replace(built, sampler=sampler, label=self.label or self.name, baseline=baseline)
@@ -81,7 +87,10 @@ class Evaluate(Stage[EvaluationHandle]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, measure the KL; one row per prompt and sample."""
+        from alignkit.engine.answer_metrics import answers_offered, measure_answers
         from alignkit.evaluation import summarise_evaluation
+        from alignkit.metrics import states
+        from alignkit.metrics.answers import always
         from alignkit.rewards import metered_scores
 
         if not place.writes:
@@ -89,6 +98,7 @@ class Evaluate(Stage[EvaluationHandle]):
         policy = self.policy.load(dtype=place.dtype).to(place.device)
         groups = self._answers(place, policy)
         kl = self._kl(place, policy, groups) if self.reference is not None else None
+        logprobs = self._logprobs(place, policy, groups)
         for label, reward in self.scores.items():
             found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
@@ -98,7 +108,21 @@ class Evaluate(Stage[EvaluationHandle]):
             for row in rows:
                 out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
         first = read_evaluation(self.baseline.path) if self.baseline is not None else None
-        return {"label": self.label, **summarise_evaluation(rows, first)}
+        metrics = by_name(self.metrics)
+        measured = measure_answers({**always(), **metrics}, answers_offered(groups, kl, logprobs))
+        states.save(place.folder, measured.states)
+        asked = {part: metrics[name].spec.to_json() for part, name in measured.metric_of.items() if name in metrics}
+        summary = summarise_evaluation(rows, first, by_prompt=measured.by_prompt, values=measured.values)
+        return {"label": self.label, **summary, **({"specs": asked} if asked else {})}
+
+    def _logprobs(self, place: Place, policy: Any, groups: Groups) -> Any:
+        """Of the answers, where a metric asks for them."""
+        from alignkit.engine.answer_metrics import answer_logprobs
+
+        metrics = by_name(self.metrics)
+        if not any("logprobs" in m.asks_for() + m.asks_for(optional=True) for m in metrics.values()):
+            return None
+        return answer_logprobs(policy, groups, place.max_tokens, self.sampler.max_prompt_tokens)
 
     def _answers(self, place: Place, policy: Any) -> Groups:
         prompts = rows_of(self.prompts)
@@ -131,8 +155,15 @@ class Evaluate(Stage[EvaluationHandle]):
     def summary(self, result: Mapping[str, Any]) -> str:
         if not result:
             return "done"
-        parts = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in result["metrics"].items()]
+        parts = [f"{name} {_spelled(value)}" for name, value in result["metrics"].items()]
         return f"{result['label']}: {', '.join(parts)}"
+
+
+def _spelled(value: Any) -> str:
+    """A mean with its interval, or a bare number."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:.3f}"
 
 
 def _answered(groups: Groups, name: str) -> Groups:

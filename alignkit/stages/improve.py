@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.stages.asked_metrics import by_name, check_steps, named, specs_kept
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
 from alignkit.stages.place import Place
@@ -51,6 +52,7 @@ class Improve(Stage[Improved]):
             policy.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
         iteration: number of the version, kept with the samples.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
     """
 
     verb: ClassVar[str] = "improve"
@@ -75,6 +77,7 @@ class Improve(Stage[Improved]):
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
     iteration: int | None = None
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +88,8 @@ class Improve(Stage[Improved]):
     # -- before anything is spent --------------------------------------------------------------------------------------
 
     def resolved(self, context: Context) -> Self:
-        built = super().resolved(context)
+        built = super(Improve, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        check_steps(by_name(built.metrics), built.optimizer.provides)
         sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
         streams = dict(self.streams or {})
         declared = built.optimizer.streams()
@@ -156,6 +160,7 @@ class Improve(Stage[Improved]):
             "extras": extra_objectives(extras, method.terms()),
             "streams": self._stream_data(place, policy),
             "reference": rounds.online_reference,
+            "metrics": by_name(self.metrics),
         }
         fit_learner(place, arguments, self.checkpointing)
         best = rounds.early_stop.restore_best()
@@ -244,6 +249,7 @@ class Improve(Stage[Improved]):
             "parameters": self._start.parameters,
             "budget": {name: counts[name] for name in BUDGET},
             "last": dict(rounds.last),
+            **specs_kept(by_name(self.metrics), self.optimizer.logs),
         }
         if self.reward is not None and self.optimizer.samples_per_prompt > 1:
             result |= _best_of_n(sampled, self.reward.name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from alignkit.groups import Groups
 from alignkit.optimizers import Training
 from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
 from alignkit.run_folder import METRICS
-from alignkit.stages.base import H, Stage
+from alignkit.stages.asked_metrics import by_name, check_steps, named
+from alignkit.stages.base import Context, H, Stage, component
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
 
@@ -34,6 +35,7 @@ class TrainingStage(Stage[H], Training):
         max_length: tokens of a prompt and of a response, each.
         drop_bad: leave out useless rows rather than refuse them.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
     """
 
     learning_rate: float = 1e-4
@@ -42,12 +44,19 @@ class TrainingStage(Stage[H], Training):
     max_length: int = 1024
     drop_bad: bool = False
     checkpointing: bool = False
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
         Training.__post_init__(self)
         if self.max_length < 1:
             raise ConfigError(f"max_length={self.max_length} must be positive", where=self.name)
+
+    def resolved(self, context: Context) -> Self:
+        built = replace(self, metrics=named(context.host, self.metrics))
+        built = super(TrainingStage, built).resolved(context)
+        check_steps(by_name(built.metrics))
+        return built
 
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
         """Check, refuse or drop, encode: the `TrainingData` of the rows."""
@@ -69,6 +78,7 @@ class TrainingStage(Stage[H], Training):
         steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
         terms = {"loss": Term(reduction=reduction)}
         arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
+        arguments["metrics"] = by_name(self.metrics)
         return fit_learner(place, arguments, self.checkpointing)
 
 
