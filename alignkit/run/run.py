@@ -15,7 +15,16 @@ from alignkit import processes
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.files import write_json
 from alignkit.groups import Groups
-from alignkit.identity import difference, digest, distribution_key, plain, required_plugins
+from alignkit.identity import (
+    component_code,
+    difference,
+    digest,
+    distribution_key,
+    object_key,
+    plain,
+    remember_sources,
+    required_plugins,
+)
 from alignkit.registry.grammar import Component
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
@@ -71,6 +80,9 @@ class Run:
         self.folder, self.seed, self.precision = Path(folder), int(seed), precision
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
+        remember_sources()
+        # As they are set up: a callback that counts is another one after the first stage.
+        self._devices = {k: object_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
         if precision == "16-mixed":
             raise ConfigError(
                 "16-mixed scales the loss, and gradients would be clipped before they are scaled back",
@@ -738,15 +750,16 @@ class Run:
     def _identity(
         self, verb: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, Any], plugins: Sequence[str]
     ) -> dict[str, Any]:
-        code: dict[str, str] = {}
-        paths = {info.distribution: info.path for info in self.host.plugins()}
+        code: dict[str, Any] = {}
         needed = {other for name in plugins for other in required_plugins(name)}
         for distribution in sorted({"alignkit", *plugins, *needed}):
             code |= {
-                k if k != "source" else f"{distribution} source": v
-                for k, v in distribution_key(distribution, paths.get(distribution, "")).items()
+                k if k != "source" else f"{distribution} source": v for k, v in distribution_key(distribution).items()
             }
-        devices = {k: _trainer_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
+        for record in self.host.components():
+            if record.distribution in plugins and record.kind not in ("suite", "recipe"):
+                found = component_code(record.object)  # of one registered by hand
+                code |= {f"{record.kind} {record.qualified}": found} if found else {}
         return {
             "verb": verb,
             "name": name,
@@ -754,7 +767,7 @@ class Run:
             "inputs": {label: _input_key(value) for label, value in inputs.items()},
             "seed": self.seed,
             "precision": self.precision,
-            "devices": devices | ({"world": str(self.world)} if self.world > 1 else {}),
+            "devices": self._devices | ({"world": str(self.world)} if self.world > 1 else {}),
             "max_tokens": self.max_tokens,
             "code": code,
         }
@@ -879,16 +892,6 @@ def _as_reward(value: Any, name: str | None = None) -> Any:
 def _label(spec: str | Path) -> str:
     """How a model is named in a key: the last part of a path, since its content counts and not where it lies."""
     return Path(spec).name if os.sep in str(spec) else str(spec)
-
-
-def _trainer_key(value: Any) -> str:
-    """A trainer argument as text that does not change from process to process: objects by class and settings."""
-    if isinstance(value, (list, tuple)):
-        return str([_trainer_key(v) for v in value])
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return str(value)
-    settings = {k: str(v) for k, v in vars(value).items() if isinstance(v, (str, int, float, bool))}
-    return f"{type(value).__name__}({settings})"
 
 
 def _adapter_bytes(policy: PolicyHandle) -> int:
