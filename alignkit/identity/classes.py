@@ -69,6 +69,7 @@ def describe_class(ledger: Ledger, label: str, kind: type) -> tuple[Written | No
 
 def _counts(kind: type, name: str) -> bool:
     value = vars(kind)[name]
+    value = value.__func__ if isinstance(value, staticmethod) else value
     if name in UNCOUNTED or isinstance(value, SLOTS):
         return False
     if isinstance(value, types.FunctionType):

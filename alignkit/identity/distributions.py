@@ -55,7 +55,7 @@ def owners(top: str, file: str) -> Owners:
     inside = any(part in PACKAGES for part in path.parts)
     if not inside and any(path.is_relative_to(folder) for folder in _standard_folders()):
         return ()
-    found = sorted({name for name in _distributions(top) if _brings(name, path, inside)})
+    found = sorted({name for name in _distributions(top, inside) if _brings(name, path, inside)})
     return tuple(found) or None
 
 
@@ -75,9 +75,9 @@ def _brings(name: str, path: Path, inside: bool) -> bool:
     return there and (inside or found.read_text("RECORD") is not None)
 
 
-def _distributions(top: str) -> list[str]:
-    """The distributions of a top-level name; looked up again for what was installed since."""
-    if top not in _names():
+def _distributions(top: str, installed: bool = False) -> list[str]:
+    """The distributions of a top-level name; looked up again for one that was installed since the first look."""
+    if installed and top not in _names():
         _names.cache_clear()
     return _names().get(top, [])
 

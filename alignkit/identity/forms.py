@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import functools
 import hashlib
@@ -15,6 +16,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from alignkit.identity.spaces import is_code
 from alignkit.identity.values import canonical_json
 
 SHOWN = frozenset(("rich", "tqdm", "logging", "warnings", "loguru"))
@@ -25,8 +27,14 @@ HANDLES = frozenset(("lock", "RLock", "_local", "local", "ContextVar", "WeakKeyD
 
 STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 
-CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, functools._lru_cache_wrapper)
-DESCRIPTORS = (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
+CODE = (
+    types.ModuleType,
+    functools._lru_cache_wrapper,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+"""What is looked into as code, beside functions and classes."""
 
 
 class UnknownError(Exception):
@@ -96,11 +104,10 @@ class Forms:
         return self._own(kind) or any(base.__module__.partition(".")[0] == "alignkit" for base in kind.__mro__)
 
     def _code_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
-        holder = value.__self__ if isinstance(value, types.BuiltinFunctionType) else None
-        if holder is not None and not isinstance(holder, (types.ModuleType, type)):
-            return {"method": value.__qualname__, "self": form(holder)}
-        if isinstance(value, (*CODE, *DESCRIPTORS)):
+        if is_code(value) or isinstance(value, CODE):
             return self._code(value)
+        if isinstance(value, types.BuiltinFunctionType):
+            return {"method": value.__qualname__, "self": form(value.__self__)}
         if isinstance(value, types.MethodType):
             return {"method": self._code(value.__func__), "self": form(value.__self__)}
         return None
@@ -218,7 +225,8 @@ def _said(value: Any) -> Any:
 
 
 def _taken_apart(value: Any, form: Callable[[Any], Any]) -> Any:
-    taken = value.__reduce_ex__(4)
+    known = copyreg.dispatch_table.get(type(value))
+    taken = known(value) if known else value.__reduce_ex__(4)
     if isinstance(taken, str):
         return {"name": f"{type(value).__module__}.{taken}"}
     maker, arguments, state, items, pairs = (*taken, *[None] * (5 - len(taken)))[:5]

@@ -52,8 +52,10 @@ def is_own(kind: type) -> bool:
 
 
 def is_code(value: Any) -> bool:
-    """Whether a value is a function or a class rather than data."""
-    return isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    """Whether a value is a function or a class rather than data, such as a method of an object is."""
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type))
+    return isinstance(value, (type, types.FunctionType))
 
 
 def name_of(target: Any) -> str:
