@@ -12,7 +12,9 @@ import types
 from enum import Enum
 from typing import Any
 
+from alignkit.identity.forms import shown
 from alignkit.identity.ledger import Ledger, Written
+from alignkit.identity.spaces import Space, space_of
 
 UNCOUNTED = frozenset(
     [
@@ -36,9 +38,13 @@ UNCOUNTED = frozenset(
         "__match_args__",
         "__slotnames__",
         "__type_params__",
+        "__pydantic_core_schema__",
+        "__pydantic_decorators__",
+        "__pydantic_serializer__",
+        "__pydantic_validator__",
     ]
 )
-"""What Python itself keeps in a class, made of the rest of it."""
+"""What Python itself, or pydantic, keeps in a class, made of the rest of it."""
 
 SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 CALLED = (types.FunctionType, type, property, staticmethod, classmethod, functools.cached_property)
@@ -52,13 +58,14 @@ def describe_class(ledger: Ledger, label: str, kind: type) -> tuple[Written | No
         label: of the class.
         kind: it.
     """
-    attributes = vars(kind)
+    attributes, space = vars(kind), space_of(kind)
     found: dict[str, Any] = {
         "bases": [ledger.code(base) for base in kind.__bases__],
         "metaclass": ledger.code(type(kind)),
-        "annotations": {k: _type(v) for k, v in attributes.get("__annotations__", {}).items()},
-        "order": list(attributes.get("__annotations__", {})),
-        "attributes": {k: _attribute(ledger, label, k, v) for k, v in sorted(attributes.items()) if _counts(kind, k)},
+        "annotations": [[k, _type(v)] for k, v in dict(attributes.get("__annotations__", {})).items()],
+        "attributes": {
+            k: _attribute(ledger, label, k, v, space) for k, v in sorted(attributes.items()) if _counts(kind, k)
+        },
         "doc": kind.__doc__,
     }
     if "__dataclass_fields__" in attributes:
@@ -85,12 +92,13 @@ def _generated(kind: type, name: str, value: types.FunctionType) -> bool:
     return made and by and name.startswith("__")
 
 
-def _attribute(ledger: Ledger, label: str, name: str, value: Any) -> Any:
+def _attribute(ledger: Ledger, label: str, name: str, value: Any, space: Space) -> Any:
     if isinstance(value, CALLED):
         return ledger.forms.form(value)
     if isinstance(value, Enum) and label.endswith(type(value).__qualname__):
         value = value._value_
-    return ledger.value((label, name), f"{label}.{name}", value, label)
+    made = name.startswith("__")  # by a metaclass or a library's decorator, for itself
+    return ledger.value((label, name), f"{label}.{name}", value, lenient=made, space=space)
 
 
 def _field(ledger: Ledger, label: str, item: Any) -> Any:
@@ -99,13 +107,13 @@ def _field(ledger: Ledger, label: str, item: Any) -> Any:
     name = f"{label}.{item.name}="
     return {
         "name": item.name,
-        "default": ledger.value((label, "field", item.name), name, item.default, label) if has_default else None,
-        "factory": ledger.value((label, "factory", item.name), f"{name}()", factory, label) if factory else None,
+        "default": ledger.value((label, "field", item.name), name, item.default) if has_default else None,
+        "factory": ledger.value((label, "factory", item.name), f"{name}()", factory) if factory else None,
         "settings": [item.init, bool(item.kw_only), item.compare, item.hash],
         "kind": item._field_type.name,
-        "metadata": ledger.value((label, "metadata", item.name), f"{name}#", dict(item.metadata), label, lenient=True),
+        "metadata": ledger.value((label, "metadata", item.name), f"{name}#", dict(item.metadata), lenient=True),
     }
 
 
 def _type(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__qualname__", "") or repr(annotation)
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__qualname__", "") or shown(annotation)

@@ -22,10 +22,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import ConfigError
 from alignkit.identity.classes import describe_class
 from alignkit.identity.distributions import module_owners
-from alignkit.identity.ledger import UNSEEN, Written
+from alignkit.identity.ledger import Written
 from alignkit.identity.names import uses_of
 from alignkit.identity.reach import Reach, Scope, makes_of
 from alignkit.identity.source import NoSourceError, module_source, source_of
@@ -99,12 +98,8 @@ class Walk(Reach):
         try:
             source, definition = source_of(function.__code__, space)
         except NoSourceError:
-            raise ConfigError(
-                f"the source of {function.__qualname__} cannot be read",
-                where=label,
-                effect=UNSEEN,
-                remedy="write it in a file, or for a reward give FunctionReward a version=, changed by hand",
-            ) from None
+            remedy = "write it in a file, or for a reward give FunctionReward a version=, changed by hand"
+            raise self.refusal(f"the source of {function.__qualname__} cannot be read", label, remedy) from None
         makes = makes_of(source, definition) if cells else (frozenset[str](), None)
         scope = Scope(label, space, cells, names_in(function.__code__), makes, source)
         node: dict[str, Any] = {"names": self.names(uses_of(definition), scope), "doc": function.__doc__}
@@ -112,7 +107,7 @@ class Walk(Reach):
         if "__class__" in cells:  # it calls super()
             node["class"] = self.code(cells["__class__"])
         if vars(function):
-            node["state"] = self.value((label, "state"), f"{label}.__dict__", vars(function), label, lenient=True)
+            node["state"] = self.value((label, "state"), f"{label}.__dict__", vars(function), lenient=True)
         return Written(source, [definition]), node
 
     def _defaults(self, label: str, function: types.FunctionType) -> dict[str, str]:
@@ -121,12 +116,12 @@ class Walk(Reach):
         names = function.__code__.co_varnames[count - len(last) : count]
         found = {**dict(zip(names, last, strict=True)), **(function.__kwdefaults__ or {})}
         space = function.__globals__
-        return {k: self.value((label, k), f"{label}({k})", v, label, space=space) for k, v in found.items()}
+        return {k: self.value((label, k), f"{label}({k})", v, space=space) for k, v in found.items()}
 
     def _wrapper(self, label: str, function: types.FunctionType) -> Described:
         """A library's function that holds something of the user's, as a decorator does."""
         held = [cells_of(function), vars(function)]
-        return None, {"holds": self.value((label, "held"), f"{label}[]", held, label, lenient=True)}
+        return None, {"holds": self.value((label, "held"), f"{label}[]", held, lenient=True)}
 
     def _module(self, label: str, space: Space) -> Described:
         """A whole module with those it imports, for where it cannot be seen what is used of it."""
@@ -146,12 +141,8 @@ class Walk(Reach):
     def _parts(self, label: str, space: Space) -> dict[str, Any]:
         """Of a folder of modules each one that is loaded; of anything else without a file nothing can be known."""
         if "__path__" not in space:
-            raise ConfigError(
-                "it may use any name of a module that has no file, such as a notebook",
-                where=label,
-                effect="A change of what it uses would go unseen.",
-                remedy="call what it needs by name, without eval, exec or globals()",
-            )
+            remedy = "call what it needs by name, without eval, exec or globals(); or for a reward give it a version="
+            raise self.refusal("any name of a module without a file may be used", label, remedy)
         return {"parts": {k: self.code(v) for k, v in sorted(space.items()) if isinstance(v, types.ModuleType)}}
 
 

@@ -49,14 +49,19 @@ def owners(top: str, file: str) -> Owners:
     if not file or file.startswith("<frozen"):
         known = top in sys.stdlib_module_names or top in sys.builtin_module_names
         return () if known else tuple(sorted(set(_distributions(top)))) or None
-    path = Path(file).resolve()
-    if path.is_relative_to(CORE):
+    folder = _real(os.path.dirname(file))
+    if folder.is_relative_to(CORE):
         return ()
-    inside = any(part in PACKAGES for part in path.parts)
-    if not inside and any(path.is_relative_to(folder) for folder in _standard_folders()):
+    inside = any(part in PACKAGES for part in folder.parts)
+    if not inside and any(folder.is_relative_to(standard) for standard in _standard_folders()):
         return ()
-    found = sorted({name for name in _distributions(top, inside) if _brings(name, path, inside)})
-    return tuple(found) or None
+    found = {name for name in _distributions(top, inside) if _brings(name, folder, inside)}
+    return tuple(sorted(found)) or None
+
+
+@cache
+def _real(folder: str) -> Path:
+    return Path(folder).resolve()
 
 
 @cache
@@ -64,14 +69,15 @@ def _standard_folders() -> tuple[Path, ...]:
     return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
-def _brings(name: str, path: Path, inside: bool) -> bool:
-    """Whether a distribution brought the file. One that is installed editable did not, but for a plugin: its source is
-    the user's own, and counts function by function."""
+@cache
+def _brings(name: str, folder: Path, inside: bool) -> bool:
+    """Whether a distribution brought what lies in a folder. One that is installed editable did not, but for a plugin:
+    its source is the user's own, and counts function by function."""
     found = importlib.metadata.distribution(name)
-    folder = _editable_folder(found)
-    if folder is not None:
-        return _is_plugin(name) and path.is_relative_to(folder)
-    there = path.is_relative_to(Path(str(found.locate_file(""))).resolve())
+    edited = _editable_folder(found)
+    if edited is not None:
+        return _is_plugin(name) and folder.is_relative_to(edited)
+    there = folder.is_relative_to(Path(str(found.locate_file(""))).resolve())
     return there and (inside or found.read_text("RECORD") is not None)
 
 

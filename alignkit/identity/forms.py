@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -22,8 +23,14 @@ from alignkit.identity.values import canonical_json
 SHOWN = frozenset(("rich", "tqdm", "logging", "warnings", "loguru"))
 """Packages that show something and compute nothing: what they are set to changes no result."""
 
-HANDLES = frozenset(("lock", "RLock", "_local", "local", "ContextVar", "WeakKeyDictionary", "WeakValueDictionary"))
-"""Classes of which nothing but the name counts: locks, and caches that forget."""
+HANDLES = (
+    *("lock", "RLock", "_local", "local", "ContextVar", "ThreadPoolExecutor", "ProcessPoolExecutor"),
+    *("WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ReferenceType"),
+)
+"""Classes, not the user's own, of which nothing but the name counts: locks, pools, and caches that forget."""
+
+VOLATILE = frozenset(("_original_object_hash",))
+"""Attributes that differ from process to process: transformers keeps Python's hash of a configuration."""
 
 STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 
@@ -87,8 +94,19 @@ class Forms:
             self._known[id(value), lenient] = (made, value)
         return self._known[id(value), lenient][0]
 
+    def _taken_apart(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        """An object as pickle would take it apart: what makes it, and of what."""
+        known = copyreg.dispatch_table.get(type(value))
+        taken = known(value) if known else value.__reduce_ex__(4)
+        if isinstance(taken, str):
+            return {"of": self._code(type(value)), "name": f"{getattr(value, '__module__', '')}.{taken}"}
+        maker, arguments, state, items, pairs = (*taken, *[None] * (5 - len(taken)))[:5]
+        made = {"by": form(maker), "with": [form(part) for part in arguments], "state": _state(value, state, form)}
+        made |= {"items": [form(item) for item in items]} if items is not None else {}
+        return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
+
     def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
-        for way in (_number, _container, self._code_form, _descriptor, _array, _still):
+        for way in (_number, _container, self._code_form, _descriptor, _array, self._still_form):
             found = way(value, form)
             if found is not None:
                 return found
@@ -103,6 +121,9 @@ class Forms:
         """Whether `key` and `to_json` of a class are those that this library asks for."""
         return self._own(kind) or any(base.__module__.partition(".")[0] == "alignkit" for base in kind.__mro__)
 
+    def _still_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        return _still(value, self._own(type(value)))
+
     def _code_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
         if is_code(value) or isinstance(value, CODE):
             return self._code(value)
@@ -116,12 +137,12 @@ class Forms:
         """An object by its class and its state, as pickle would take it apart."""
         own, core = self._own(type(value)), type(value).__module__.partition(".")[0] == "alignkit"
         if dataclasses.is_dataclass(value) and (own or core):
-            state = {f.name: form(getattr(value, f.name, None)) for f in dataclasses.fields(value)}
-            return {"of": self._code(type(value)), "state": state}
+            fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+            return {"of": self._code(type(value)), "state": _state(value, {**fields, **vars_of(value)}, form)}
         try:
             if core:  # a run, a host: they are at work, and say what counts of them if anything does
                 raise UnknownError(value)
-            return _taken_apart(value, form)
+            return self._taken_apart(value, form)
         except Exception as error:  # whatever a stranger's __reduce__ raises: there is no plain form
             if own and isinstance(error, UnknownError):
                 raise
@@ -196,7 +217,7 @@ def _tensor(value: Any, torch: Any) -> Any:
     return {**shape, "bytes": hashlib.sha256(raw).hexdigest()}
 
 
-def _still(value: Any, form: Callable[[Any], Any]) -> Any:
+def _still(value: Any, own: bool) -> Any:
     """What counts by name alone: loggers, locks, the standard streams, the environment, typing's constructs."""
     kind = type(value)
     if isinstance(value, logging.Logger):
@@ -207,8 +228,8 @@ def _still(value: Any, form: Callable[[Any], Any]) -> Any:
     if stream:
         return {"name": f"sys.{stream.strip('_')}"}
     if kind.__module__ in ("typing", "types") and kind.__name__ not in ("SimpleNamespace", "GeneratorType"):
-        return {"type": repr(value).replace("__main__.", "")}
-    if kind.__module__.partition(".")[0] in SHOWN or kind.__name__ in HANDLES:
+        return {"type": shown(value)}
+    if not own and (kind.__module__.partition(".")[0] in SHOWN or kind.__name__ in HANDLES):
         return {"name": f"{kind.__module__}.{kind.__qualname__}"}
     return None
 
@@ -217,23 +238,32 @@ def _said(value: Any) -> Any:
     """What an object of the core or of a user says of itself: `key()`, `to_json()`, or the digest of groups."""
     kind = type(value)
     for name in ("key", "to_json"):
-        if callable(getattr(kind, name, None)) and isinstance(getattr(kind, name), types.FunctionType):
-            return getattr(value, name)()
+        method = getattr(kind, name, None)
+        if isinstance(method, types.FunctionType) and method.__code__.co_argcount == 1 and name not in vars_of(value):
+            try:
+                return getattr(value, name)()
+            except NotImplementedError:  # inherited, and left to say
+                continue
     if kind.__module__.partition(".")[0] == "alignkit" and callable(getattr(kind, "digest", None)):
         return value.digest()
     return None
 
 
-def _taken_apart(value: Any, form: Callable[[Any], Any]) -> Any:
-    known = copyreg.dispatch_table.get(type(value))
-    taken = known(value) if known else value.__reduce_ex__(4)
-    if isinstance(taken, str):
-        return {"name": f"{type(value).__module__}.{taken}"}
-    maker, arguments, state, items, pairs = (*taken, *[None] * (5 - len(taken)))[:5]
-    if isinstance(state, Mapping):
-        state = {str(name): form(part) for name, part in state.items()}
-    else:
-        state = form(state)
-    made = {"by": form(maker), "with": [form(part) for part in arguments], "state": state}
-    made |= {"items": [form(item) for item in items]} if items is not None else {}
-    return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
+def shown(value: Any) -> str:
+    """The `repr` of a construct, the same in every process and for a script and its import."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("__main__.", "")
+
+
+def vars_of(value: Any) -> Mapping[str, Any]:
+    """The attributes of an object that are its own rather than its class's."""
+    return getattr(value, "__dict__", {})
+
+
+def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
+    """The state of an object; what a cached property has worked out of it is no part of it."""
+    if not isinstance(state, Mapping):
+        return form(state)
+    cached = functools.cached_property
+    kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
+    kept = {k: v for k, v in kept.items() if k not in VOLATILE}
+    return {str(name): form(part) for name, part in kept.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.identity.code import Walk
-from alignkit.identity.forms import UnknownError
+from alignkit.identity.forms import UnknownError, vars_of
 from alignkit.identity.spaces import function_owners, is_own, name_of
 from alignkit.identity.values import digest
 
@@ -33,13 +33,16 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(v) for v in value)
+    fields = getattr(value, "__dataclass_fields__", {})
     for name in ("key", "to_json"):
-        said = None if isinstance(value, type) else getattr(value, name, None)
+        said = None if isinstance(value, type) or name in fields else getattr(value, name, None)
         if callable(said):
             return _with_code(plain(said()), value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": name_of(type(value)), **class_code(type(value)), **fields}
+        known = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        more = {k: v for k, v in vars_of(value).items() if k not in known} if is_own(type(value)) else {}
+        further = {"further": _formed(more)} if more else {}
+        return {"class": name_of(type(value)), **class_code(type(value)), **further, **known}
     if callable(value):
         return function_key(value)
     return _formed(value)
@@ -85,7 +88,7 @@ def function_key(function: Callable[..., Any], version: str | None = None) -> di
     if isinstance(function, types.FunctionType):
         reference = walk.code(function)
         return {"name": name, "of": reference, "code": walk.entries()}
-    label = walk.value("it", f"{name}()", function, name)
+    label = walk.value("it", f"{name}()", function)
     found = walk.entries()
     return {"name": name, "of": found.pop(label), "code": found}
 
@@ -104,7 +107,7 @@ def object_key(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [object_key(item) for item in value]
     walk = Walk()
-    label = walk.value("it", type(value).__qualname__, value, "Run", lenient=True)
+    label = walk.value("it", type(value).__qualname__, value, lenient=True)
     found = walk.entries()
     return {"of": found.pop(label), "code": found}
 

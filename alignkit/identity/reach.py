@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.errors import ConfigError
 from alignkit.identity.distributions import Owners, module_owners, owners
-from alignkit.identity.ledger import UNSEEN, Ledger, Written
+from alignkit.identity.ledger import Ledger, Written
 from alignkit.identity.names import Chain, Import, Uses, makers, uses_of
 from alignkit.identity.source import Source, module_source
-from alignkit.identity.spaces import PRIVATE, Space, function_owners, is_code, places, space_name, spellings
+from alignkit.identity.spaces import PRIVATE, Space, function_owners, is_code, is_own, places, space_name, spellings
 
 DRAWN = frozenset(("Random", "Generator", "RandomState", "count", "cycle"))
-"""Classes whose instances change as they are used: they count by how they are made, not by where they stand."""
+"""Classes, not the user's own, whose instances change as they are used: they count by how they are made."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Reach(Ledger):
             found["*"] = self.whole(scope.space)
         if uses.loads:
             remedy = "import it by name, or for a reward use FunctionReward(…, version=…)"
-            raise ConfigError(f"it {uses.loads}", where=scope.label, effect=UNSEEN, remedy=remedy)
+            raise self.refusal(f"it {uses.loads}", scope.label, remedy)
         return {name: reference for name, reference in found.items() if reference is not None}
 
     def _name(self, name: str, chain: Chain, uses: Uses, scope: Scope) -> Any:
@@ -96,11 +95,11 @@ class Reach(Ledger):
         if is_code(value):
             return self.code(value)
         at, label = (scope.label, "cell", name), f"{scope.label}[{name}]"
-        changes = type(value).__name__ in DRAWN or any(path[0] == name for path in uses.written)
+        changes = _drawn(value) or any(path[0] == name for path in uses.written)
         if changes and name in made and around is not None and scope.source is not None:
             written = Written(scope.source, [around])
             return self.later(at, label, value, lambda label: self.put_node(label, written, {}))
-        return self.value(at, label, value, scope.label, lenient=scope.lenient, space=scope.space)
+        return self.value(at, label, value, lenient=scope.lenient, space=scope.space)
 
     def _global(self, space: Space, path: Chain, scope: Scope) -> Any:
         """What a path that begins with a global leads to."""
@@ -112,14 +111,14 @@ class Reach(Ledger):
         label = f"{space_name(space)}.{name}".lstrip(".")
         if isinstance(value, (types.SimpleNamespace, Namespace)) and path[1:] and path[1] in vars(value):
             inner, at = vars(value)[path[1]], (id(value), path[1])
-            return self.value(at, f"{label}.{path[1]}", inner, scope.label, lenient=scope.lenient, space=space)
+            return self.value(at, f"{label}.{path[1]}", inner, lenient=scope.lenient, space=space)
         return self.later((id(space), name), label, space, lambda label: self._put_global(label, space, name, scope))
 
     def _put_global(self, label: str, space: Space, name: str, scope: Scope) -> None:
         """Enter a global; one that the code itself changes counts by the statements that make it."""
         value = space[name]
         source = module_source(space)
-        if source is not None and ((id(space), name) in self._written or type(value).__name__ in DRAWN):
+        if source is not None and ((id(space), name) in self._written or _drawn(value)):
             statements = makers(source.tree, name)
             if statements:
                 uses = uses_of(*statements)
@@ -127,7 +126,7 @@ class Reach(Ledger):
                 found = self.names(uses, Scope(label, space, lenient=True))
                 self.put_node(label, Written(source, statements), found)
                 return
-        self.put(label, value, scope.label, scope.lenient, space)
+        self.put(label, value, scope.lenient, space)
 
     def attribute(self, module: types.ModuleType, chain: Chain, scope: Scope) -> Any:
         """What a path that begins with a module leads to: through modules to the first thing that is none."""
@@ -193,11 +192,14 @@ def _module_owners(name: str) -> Owners:
     return owners(top, spec.origin if spec.origin and spec.has_location else "")
 
 
+def _drawn(value: Any) -> bool:
+    return type(value).__name__ in DRAWN and not is_own(type(value))
+
+
 def makes_of(source: Source, definition: ast.AST) -> tuple[frozenset[str], ast.AST | None]:
     """The variables that the outermost function around a definition assigns, its parameters left out, and itself."""
-    around = [node for node in source.definitions.values() if any(inner is definition for inner in ast.walk(node))]
-    outer: Any = max(around, key=lambda node: sum(1 for _ in ast.walk(node)), default=None)
-    if outer is None or outer is definition:
+    outer = source.around(definition)
+    if outer is None:
         return frozenset(), None
     stored = {n.id for n in ast.walk(outer) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return frozenset(stored - {n.arg for n in ast.walk(outer) if isinstance(n, ast.arg)}), outer

@@ -10,6 +10,7 @@ import ast
 import copy
 import importlib.machinery
 import linecache
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from alignkit.errors import ConfigError
-from alignkit.identity.distributions import module_owners
+from alignkit.identity.distributions import PACKAGES, module_owners
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -80,6 +81,13 @@ class Source:
         around = [node for node in self.lambdas if _holds(node.body, code)]
         return min(around, key=_extent, default=None)
 
+    def around(self, node: ast.AST) -> ast.AST | None:
+        """The outermost function that a definition stands in."""
+        first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)
+        nodes: list[Any] = [other for other in self.definitions.values() if other is not node]
+        holders = [other for other in nodes if other.lineno <= first and last <= other.end_lineno]
+        return min(holders, key=lambda other: other.lineno, default=None)
+
     def written(self, node: ast.AST, documented: bool) -> str:
         """A node as normalised text: no comments, no layout, and no docstrings unless they are asked for."""
         at = (id(node), documented)
@@ -122,9 +130,10 @@ _first: dict[str, tuple[Any, str]] = {}
 def remember_sources() -> None:
     """Keep the text of the user's modules as they are on disk now: what runs was made from it, later edits were not."""
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if isinstance(module, ModuleType) and file and module_owners(module, name) is None:
-            _remembered(str(file), vars(module))
+        file = str(getattr(module, "__file__", None) or "")
+        installed = any(f"{os.sep}{folder}{os.sep}" in file for folder in PACKAGES)
+        if isinstance(module, ModuleType) and file and not installed and module_owners(module, name) is None:
+            _remembered(file, vars(module))
 
 
 def _remembered(file: str, namespace: Mapping[str, Any]) -> str:

@@ -47,6 +47,8 @@ def is_own(kind: type) -> bool:
     name = kind.__module__ if isinstance(kind.__module__, str) else ""
     if name == "builtins":  # also said of classes made by exec in a bare namespace
         return bool(kind.__flags__ & HEAP_TYPE) and getattr(builtins, kind.__name__, None) is not kind
+    if name.startswith("_cython_"):  # shared by all modules that Cython compiled
+        return False
     module = sys.modules.get(name) or sys.modules.get(name.partition(".")[0])
     return module_owners(module, name) is None if module else bool(kind.__flags__ & HEAP_TYPE)
 
@@ -60,11 +62,15 @@ def is_code(value: Any) -> bool:
 
 def name_of(target: Any) -> str:
     """The name of a function or class in a key: module and qualified name, the same for a script and its import."""
+    return f"{space_name(space_of(target))}.{target.__qualname__}".lstrip(".")
+
+
+def space_of(target: Any) -> Space:
+    """The globals of a function or of the module of a class; of a class whose module is gone, its name alone."""
     if isinstance(target, types.FunctionType):
-        space: Space = target.__globals__
-    else:
-        space = vars(sys.modules.get(target.__module__, types.ModuleType(str(target.__module__))))
-    return f"{space_name(space)}.{target.__qualname__}".lstrip(".")
+        return target.__globals__
+    module = sys.modules.get(target.__module__)
+    return vars(module) if module else {"__name__": target.__module__}
 
 
 def space_name(space: Space) -> str:
