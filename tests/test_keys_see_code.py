@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import linecache
+import os
+import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -14,7 +18,7 @@ from typing import Any
 import pytest
 
 from alignkit.errors import ConfigError
-from alignkit.identity import component_code, digest, function_key, object_key, plain
+from alignkit.identity import component_code, digest, distributions, function_key, object_key, plain
 
 UTILS = """
     import re
@@ -717,3 +721,181 @@ def test_an_edit_before_the_first_look_is_refused(folder: Folder) -> None:
     folder.write({"script.py": "def reward(r):\n    return 2222\n"})
     with pytest.raises(ConfigError, match="edited since it was imported"):
         function_key(module.reward)
+
+
+PROGRAM = """
+    import sys
+    from alignkit.identity import digest, function_key
+    from utils import score
+    NAMES = {"a", "b", "c", "d"}
+    class Kind:
+        def __call__(self, r): return score(r) if r in NAMES else lazily(r)
+    kind = Kind()
+    def lazily(r):
+        from utils import other as o
+        return o(r)
+    def whole(r):
+        import utils
+        return getattr(utils, r)
+    def reward(r): return kind(r) + whole(r)
+    print(digest(function_key(reward)))
+"""
+
+
+def test_a_key_is_the_same_in_another_process_in_another_place_and_imported(folder: Folder, tmp_path: Path) -> None:
+    files = {"script.py": PROGRAM, "utils.py": UTILS}
+    folder.write({**files, **{f"moved/{name}": text for name, text in files.items()}})
+
+    def said(command: list[str], seed: int, place: Path) -> str:
+        env = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=place, env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    found = [said(["script.py"], 1, tmp_path), said([str(tmp_path / "script.py")], 2, tmp_path / "moved")]
+    found += [said(["script.py"], 3, tmp_path / "moved"), said(["-m", "script"], 4, tmp_path)]
+    found += [said(["-c", "import script"], 5, tmp_path)]
+    assert len(set(found)) == 1
+    assert len(found[0]) == 64
+
+
+def distribution(folder: Path, name: str, version: str, text: str, direct: str = "") -> None:
+    """An installed distribution of one module."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (folder / f"{name}.py").write_text(text)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "RECORD").write_text(f"{name}.py,,\n{name}-{version}.dist-info/METADATA,,\n")
+    (info / "top_level.txt").write_text(f"{name}\n")
+    if direct:
+        (info / "direct_url.json").write_text(direct)
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_a_library_counts_by_its_version_and_an_editable_one_by_its_content(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool
+) -> None:
+    name = "keys_library_edited" if editable else "keys_library"
+    place = tmp_path / ("project" if editable else "site-packages")
+    monkeypatch.syspath_prepend(str(place))
+    direct = json.dumps({"url": f"file://{place}", "dir_info": {"editable": True}}) if editable else ""
+    folder.write({"script.py": f"import {name}\ndef reward(r): return {name}.f(r)"})
+
+    def key(version: str, text: str) -> str:
+        shutil.rmtree(place, ignore_errors=True)
+        distribution(place, name, version, text, direct)
+        distributions.version_of.cache_clear()
+        return folder.key()
+
+    first = key("1.0", "def f(r): return 1")
+    assert (key("1.0", "def f(r): return 2") == first) is not editable
+    assert (key("1.1", "def f(r): return 1") == first) is editable
+
+
+PIPELINE = """
+    import lightning as L, torch
+    from alignkit import Groups, Run, hookimpl
+    SIGN = 1
+    def helper(text): return SIGN * len(text)
+    def reward(response): return float(helper(response))
+    def inner(x): return -torch.nn.functional.logsigmoid(x)
+    def loss(chosen_rewards, rejected_rewards): return inner(chosen_rewards - rejected_rewards)
+    class Plugin:
+        @hookimpl
+        def register_losses(self, register): register("by_hand", loss)
+    FACTOR = 1.0
+    class Change(L.Callback):
+        def __init__(self): self.steps = []
+        def on_train_batch_end(self, *args): self.steps.append(FACTOR)
+    def main(folder, host):
+        with Run(folder, host=host, trainer={"callbacks": [Change()]}) as run:
+            run.host.register(Plugin(), "mine")
+            v0 = run.policy("tiny", lora=None)
+            pairs = Groups.from_rows([{"prompt": "p", "responses": ["good", "bad"], "ranks": [1, 2]}])
+            more = Groups.from_rows([{"prompt": "q", "responses": ["good", "bad"], "ranks": [1, 2]}])
+            for name, rows in (("one", pairs), ("two", more)):
+                run.train_reward(v0, rows, loss="by_hand", heldout_fraction=0.0, name=name)
+            run.evaluate(v0, Groups.from_prompts(["a"]), {"r": reward}, max_new_tokens=2, name="e")
+"""
+
+
+def test_a_script_run_again_makes_what_its_edit_reaches_and_nothing_else(
+    folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignkit.registry.host import PluginHost
+
+    host = PluginHost(allow=[])
+
+    def made(old: str = "", new: str = "") -> set[str]:
+        folder.write({"script.py": PIPELINE.replace(old, new)})
+        folder.load().main(tmp_path / "run", host)
+        out = capsys.readouterr().out
+        return {name for name in ("policy", "one", "two", "e") if f"] {name}: done already" not in out}
+
+    assert made() == {"policy", "one", "two", "e"}
+    assert made() == set()
+    assert made("-torch", "+torch") == {"one", "two"}
+    assert made("SIGN = 1", "SIGN = -1") == {"e"}
+    assert made("FACTOR = 1.0", "FACTOR = 2.0") == {"policy", "one", "two", "e"}
+    assert made("max_new_tokens=2", "max_new_tokens=3") == {"e"}
+    assert made('name="e")', 'name="e")\n            run.close()') == set()
+
+
+def test_what_a_combination_of_rewards_holds_counts_with_its_code(folder: Folder) -> None:
+    text = """
+        from alignkit.rewards import Piecewise, Reward, WeightedSum
+        class Mine(Reward):
+            name = "mine"
+            def key(self): return "mine"
+            def score(self, groups): return 1
+        class Other(Mine): name = "other"
+        reward = {}
+    """
+    for combination in ("WeightedSum((Mine(),), (1.0,))", "Piecewise(Other(), Mine())"):
+        folder.write({"script.py": text.format(combination)})
+        first = folder.key(plain)
+        folder.write({"script.py": text.format(combination).replace("return 1", "return 2")})
+        assert folder.key(plain) != first
+
+
+def test_a_module_loaded_again_counts_as_it_is_now(folder: Folder) -> None:
+    files = {"script.py": "import utils\ndef reward(r): return getattr(utils, r)", "utils.py": "W = [1]\n"}
+    folder.write(files)
+    module = folder.load()
+    first = digest(function_key(module.reward))
+    folder.write({"utils.py": "W = [2]\n"})
+    assert digest(function_key(module.reward)) == first  # still the old one
+    importlib.reload(sys.modules["utils"])
+    assert digest(function_key(module.reward)) != first
+
+
+def test_ordinary_classes_of_libraries_are_the_same_in_every_process(folder: Folder) -> None:
+    """Addresses and hashes that libraries leave in classes and objects do not get into keys."""
+    folder.write(
+        {
+            "script.py": """
+                import sys
+                from dataclasses import KW_ONLY, InitVar, dataclass, field
+                from typing import Generic, Protocol, TypeVar
+                from transformers import GenerationConfig, GPT2Config
+                config, generation = GPT2Config(), GenerationConfig.from_model_config(GPT2Config())
+                T = TypeVar("T")
+                @dataclass(slots=True, frozen=True, order=True)
+                class Slotted(Generic[T]):
+                    a: int = 1
+                    _: KW_ONLY
+                    b: list = field(default_factory=list, metadata={"of": object})
+                    c: InitVar[int] = 3
+                class Asks(Protocol):
+                    def f(self) -> int: ...
+                def reward(r): return Slotted(), Asks, config, generation
+                if __name__ == "__main__":
+                    from alignkit.identity import digest, function_key
+                    print(digest(function_key(reward)))
+            """
+        }
+    )
+    here = folder.key()
+    done = subprocess.run([sys.executable, folder.path / "script.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == here
