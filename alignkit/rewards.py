@@ -15,7 +15,7 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
-from alignkit.identity import function_key
+from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
 
 
@@ -157,7 +157,7 @@ class WeightedSum(Reward):
         return self.combine(groups, [reward.score(groups) for reward in self.rewards])
 
     def key(self) -> Any:
-        return {"sum": [[reward.key(), weight] for reward, weight in zip(self.rewards, self.weights, strict=True)]}
+        return {"sum": [[plain(reward), weight] for reward, weight in zip(self.rewards, self.weights, strict=True)]}
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Piecewise(Reward):
 
     def key(self) -> Any:
         return {
-            "piecewise": [self.safety.key(), self.helpfulness.key()],
+            "piecewise": plain([self.safety, self.helpfulness]),
             "threshold": self.threshold,
             "tags": list(self.tags),
         }

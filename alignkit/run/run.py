@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 
 from alignkit import processes, stages
 from alignkit.errors import ConfigError
-from alignkit.identity import class_code, difference, digest, distribution_key, plain, required_plugins
+from alignkit.identity import (
+    class_code,
+    component_code,
+    difference,
+    digest,
+    distribution_key,
+    object_key,
+    plain,
+    remember_sources,
+    required_plugins,
+)
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
@@ -69,6 +79,9 @@ class Run:
         self.folder, self.seed, self.precision = Path(folder), int(seed), precision
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
+        remember_sources()
+        # As they are set up: a callback that counts is another one after the first stage.
+        self._devices = {k: object_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
         if precision == "16-mixed":
             raise ConfigError(
                 "16-mixed scales the loss, and gradients would be clipped before they are scaled back",
@@ -220,7 +233,6 @@ class Run:
             context: against which it was.
         """
         config, inputs = stage.counted(context)
-        devices = {k: _trainer_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
         return {
             "format": FORMAT,
             "verb": stage.verb,
@@ -231,19 +243,21 @@ class Run:
             "named": [[record.kind, record.qualified, plain(built)] for record, built in context.named],
             "seed": self.seed,
             "precision": self.precision,
-            "devices": devices | ({"world": str(self.world)} if self.world > 1 else {}),
+            "devices": self._devices | ({"world": str(self.world)} if self.world > 1 else {}),
             "max_tokens": self.max_tokens,
-            "code": self._code({record.distribution for record in context.records()}),
+            "code": self._code(context),
         }
 
-    def _code(self, distributions: set[str]) -> dict[str, str]:
-        """The code of the core, of distributions and of the plugins that they require."""
-        code: dict[str, str] = {}
-        paths = {info.distribution: info.path for info in self.host.plugins()}
+    def _code(self, context: Context) -> dict[str, Any]:
+        """The code of the core, of the distributions that bring what is used, and of the plugins that these require."""
+        code: dict[str, Any] = {}
+        distributions = {record.distribution for record in context.records()}
         needed = {other for name in distributions for other in required_plugins(name)}
         for name in sorted({"alignkit", *distributions, *needed}):
-            found = distribution_key(name, paths.get(name, ""))
-            code |= {k if k != "source" else f"{name} source": v for k, v in found.items()}
+            code |= {k if k != "source" else f"{name} source": v for k, v in distribution_key(name).items()}
+        for record in context.records():
+            found = component_code(record.object)  # of one registered by hand
+            code |= {f"{record.kind} {record.qualified}": found} if found else {}
         return code
 
     def _changed(self, stage: Stage[Any], identity: Mapping[str, Any], found: StageRecord | None) -> list[str]:
@@ -340,16 +354,6 @@ class Run:
 def _command() -> str:
     """How this run was started, without the path of the interpreter or of any folder."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _trainer_key(value: Any) -> str:
-    """A trainer argument as text that does not change from process to process: objects by class and settings."""
-    if isinstance(value, (list, tuple)):
-        return str([_trainer_key(v) for v in value])
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return str(value)
-    settings = {k: str(v) for k, v in vars(value).items() if isinstance(v, (str, int, float, bool))}
-    return f"{type(value).__name__}({settings})"
 
 
 __all__ = ["Run"]
