@@ -26,7 +26,7 @@ _HOMES = {
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Term",
     "alignkit.stages": "EvaluationHandle GroupsHandle Improved PolicyHandle RewardHandle",
-    "alignkit.run": "Run",
+    "alignkit.run": "Run evaluate_versions run_recipe",
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
@@ -51,6 +51,8 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import WeightedSum as WeightedSum
     from alignkit.run import Run as Run
+    from alignkit.run import evaluate_versions as evaluate_versions
+    from alignkit.run import run_recipe as run_recipe
     from alignkit.sampling import Sampler as Sampler
     from alignkit.stages import EvaluationHandle as EvaluationHandle
     from alignkit.stages import GroupsHandle as GroupsHandle

@@ -31,3 +31,19 @@ def register_stages(register: Register) -> None:
 
     for kind in CORE:
         register(kind.verb, kind)
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    """What training and evaluations measure whatever the method."""
+    from alignkit import metrics
+
+    register("entropy", metrics.Entropy)
+    register("accuracy", metrics.Accuracy)
+    register("calibration_error", metrics.CalibrationError)
+    register("kl", metrics.KL)
+    register("length", metrics.Length)
+    register("finished", metrics.Finished)
+    register("perplexity", metrics.Perplexity)
+    register("self_bleu", metrics.SelfBLEU)
+    register("distinct", metrics.Distinct)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
+from alignkit.metrics.specs import MetricSpec
+from alignkit.vocabulary import select
 
 Reduction = Literal["token", "sequence", "group", "constant"]
 
@@ -182,6 +184,8 @@ class PolicyOptimizer(Training):
 
     provides: ClassVar[Mapping[str, str]] = {}
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
+    logs: ClassVar[Mapping[str, MetricSpec]] = {}
+    """What the numbers are that it logs beyond those of every method: terms of its loss, `Batch.metrics`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,14 +200,7 @@ class PolicyOptimizer(Training):
         """Turn a round's scored groups into what the loss needs: `prepare(self, groups, state, …)`. Called once a
         round.
 
-        Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `reward_name` (of the reward being optimised; None where there is but an annotator, which
-        a method can take that gives it a default), `annotated` (whether an annotator has ranked the groups),
-        `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
-        `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by
-        the current reward), `generator` (a seeded `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`:
-        `measure(groups, *names)` gives `response_mask` and the token tensors so named, [R, T] and detached, of any
-        groups at all.
+        Further parameters, by name, are passed by the engine; `alignkit.vocabulary.PREPARE` says which there are.
         """
         raise NotImplementedError
 
@@ -224,8 +221,8 @@ class PolicyOptimizer(Training):
         return {}
 
     def keep(self, *args: Any, **kwargs: Any) -> list[bool] | None:
-        """Which sampled groups are worth learning from: `keep(self, groups)` or `keep(self, groups, reward_name)`. The
-        engine samples anew for the others. None keeps all."""
+        """Which sampled groups are worth learning from: `keep(self, groups, …)`. The engine samples anew for the
+        others. None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
         return None
 
     def initial_state(self) -> dict[str, Any]:
@@ -256,7 +253,8 @@ class PolicyOptimizer(Training):
 
         True where `prepare` asks for log-probs; the engine adds the losses that ask for `old_logprobs`.
         """
-        return bool({"logprobs", "ref_logprobs"} & set(self.prepare_arguments()))
+        asked = self.prepare_arguments()
+        return bool(select(asked, source="policy") | select(asked, source="reference"))
 
     @property
     def own_samples(self) -> bool:
@@ -266,3 +264,9 @@ class PolicyOptimizer(Training):
     def prepare_arguments(self) -> tuple[str, ...]:
         """The names that `prepare` asks for beyond `groups` and `state`."""
         return tuple(inspect.signature(self.prepare).parameters)[2:]
+
+    def rounds_over(self, prompts: int) -> int:
+        """How many rounds there are with so many prompts."""
+        per_round = self.prompts_per_round or prompts
+        lap = math.ceil(prompts / max(per_round, 1)) * (self.sample_every or 1)
+        return self.rounds or lap

@@ -9,6 +9,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler`; `Reward` with `Scores`,
   `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told: `TransformContext`.
 - A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`.
+- A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
   `preference_cross_entropy`; `check_shapes`.
@@ -42,6 +43,7 @@ _HOMES = {
         "masked_mean masked_sum masked_var preference_cross_entropy score_at_last score_index whiten"
     ),
     "alignkit.vocabulary": "VOCABULARY",
+    "alignkit.metrics": "Mean Metric MetricSpec Ratio",
     "alignkit.registry.grammar": "Component parse parse_list use",
     "alignkit.registry.hookspecs": "Register hookimpl",
     "alignkit.registry.host": "build",
@@ -99,6 +101,10 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.identity import class_code as class_code
     from alignkit.identity import digest as digest
     from alignkit.identity import plain as plain
+    from alignkit.metrics import Mean as Mean
+    from alignkit.metrics import Metric as Metric
+    from alignkit.metrics import MetricSpec as MetricSpec
+    from alignkit.metrics import Ratio as Ratio
     from alignkit.models import Policy as Policy
     from alignkit.models import RewardModel as RewardModel
     from alignkit.models import is_tiny as is_tiny

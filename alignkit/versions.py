@@ -6,7 +6,18 @@ import importlib.metadata
 import platform
 from functools import cache
 
-LIBRARIES = ("alignkit", "torch", "lightning", "transformers", "datasets", "peft", "safetensors", "tokenizers", "numpy")
+LIBRARIES = (
+    "alignkit",
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "transformers",
+    "datasets",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+)
 
 
 @cache

@@ -33,17 +33,17 @@ class Learns(PolicyOptimizer):
 def test_measure_gives_logprobs_of_any_groups_and_no_gap_before_the_first_step():
     policy = Policy.load("tiny", trainable=True)
     source = rollouts(policy, Learns())
-    source.start(0)
-    assert source.round_metrics()["gap"] == 0.0
-    assert source.round_metrics()["most"] == 12.0
-    found = source._measure(PAIRS, "logprobs")
+    source.lesson(source.collect(0), 0)
+    assert source.last["gap"] == 0.0
+    assert source.last["most"] == 12.0
+    found = source.known.measure(PAIRS, "logprobs")
     data = training_data(policy, PAIRS)
     with torch.no_grad():
         expected = policy.tensors(data.collate(range(4)))["logprobs"]
     mask = found["response_mask"]
     torch.testing.assert_close(found["logprobs"][mask], expected[mask[:, : expected.shape[1]]], rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="cannot give"):
-        source._measure(PAIRS, "advantages")
+        source.known.measure(PAIRS, "advantages")
 
 
 class Longest(Annotator):
@@ -63,7 +63,7 @@ class Longest(Annotator):
 def test_an_annotator_ranks_each_round_and_no_reward_is_needed():
     policy = Policy.load("tiny", trainable=True)
     source = rollouts(policy, Learns(), reward=None, annotator=Longest())
-    data, _ = source.start(0)
+    data = source.lesson(source.collect(0), 0).data
     for row in data.groups:
         lengths = [len(r) for r in row["responses"]]
         assert (row["ranks"][0] < row["ranks"][1]) == (lengths[0] > lengths[1])
@@ -71,7 +71,7 @@ def test_an_annotator_ranks_each_round_and_no_reward_is_needed():
 
 def test_sampling_without_reward_or_annotator_is_told():
     with pytest.raises(ConfigError, match="a reward or an annotator"):
-        rollouts(Policy.load("tiny", trainable=True), Learns(), reward=None).start(0)
+        rollouts(Policy.load("tiny", trainable=True), Learns(), reward=None)
 
 
 def test_a_method_that_learns_from_scores_is_told_that_an_annotator_gives_ranks():
@@ -99,7 +99,7 @@ def test_missing_rewards_are_counted_over_the_whole_round():
             return [len(asked) > 10 or i > 0 for i in range(len(groups))]
 
     source = rollouts(Policy.load("tiny", trainable=True), Choosy(), reward=FunctionReward(sometimes), max_missing=0.1)
-    source._collect(0)
+    source.collect(0)
     assert len(asked) == 12
 
 
@@ -121,12 +121,12 @@ def test_an_annotator_of_two_dimensions_is_told():
             return {"a": groups, "b": groups}
 
     with pytest.raises(ConfigError, match="one dimension"):
-        rollouts(Policy.load("tiny", trainable=True), Learns(), reward=None, annotator=Two()).start(0)
+        rollouts(Policy.load("tiny", trainable=True), Learns(), reward=None, annotator=Two()).collect(0)
 
 
 @pytest.mark.parametrize(("per_round", "laps"), [(0, 1), (2, 3), (5, 1)])
 def test_rounds_zero_is_one_lap_over_the_prompts(per_round, laps):
     source = rollouts(Policy.load("tiny"), Learns(rounds=0, prompts_per_round=per_round))
-    assert source.rounds == laps
-    drawn = {row["prompt_id"] for index in range(laps) for row in source._round_prompts(index)}
+    assert source.count == laps
+    drawn = {row["prompt_id"] for index in range(laps) for row in source.collect.round_prompts(index)}
     assert len(drawn) == 5

@@ -10,8 +10,11 @@ import torch
 from alignkit import Batch, ConfigError, DataError, Groups, PolicyOptimizer, Term
 from alignkit.engine.assemble import assemble
 from alignkit.engine.fit import fit
-from alignkit.engine.learner import Learner, OneRound
+from alignkit.engine.learner import Learner
+from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll
+from alignkit.engine.reference import Reference
+from alignkit.engine.setting import Setting
 from alignkit.models import Policy
 from alignkit.optimizers import Training
 from alignkit.rewards import FunctionReward
@@ -66,7 +69,7 @@ def test_ratio_is_exactly_one_before_the_first_step_of_a_round(temperature, drop
 
     source = rollouts(policy, optimizer)
     config = Training(learning_rate=1e-2)
-    learner = Peeking(policy, source.loss, optimizer.terms(), config, source, temperature=temperature)
+    learner = Peeking(policy, bound(optimizer.loss), optimizer.terms(), config, source, temperature=temperature)
     fit(learner, precision="32-true", trainer={"accelerator": "cpu"})
     assert all(same for _, first, same in seen if first)
     assert {r for r, first, _ in seen if first} == {0, 1}
@@ -105,7 +108,7 @@ def test_reference_and_reward_model_stay_as_they_were():
     policy, reference = tiny_policy(), Policy.load("tiny")
     optimizer = Plain(rounds=1)
     before = [p.clone() for p in reference.parameters()]
-    source = rollouts(policy, optimizer, reference=reference)
+    source = rollouts(policy, optimizer, reference=Reference(reference))
     learn(source, optimizer, [])
     assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
     assert not any(p.requires_grad or p.grad is not None for p in reference.parameters())
@@ -116,7 +119,7 @@ def test_reference_and_reward_model_stay_as_they_were():
 def test_same_seed_same_bytes_and_another_differs():
     def end(seed):
         policy, optimizer = tiny_policy(), Plain(rounds=1)
-        learn(rollouts(policy, optimizer, seed=(seed, "stage")), optimizer, [])
+        learn(rollouts(policy, optimizer, setting=Setting((seed, "stage"), 120)), optimizer, [])
         return torch.cat([p.flatten() for p in policy.parameters()])
 
     assert torch.equal(end(0), end(0))
@@ -130,7 +133,7 @@ def test_missing_rewards_stop_the_round_with_the_reason():
     optimizer = Plain(rounds=1)
     source = rollouts(tiny_policy(), optimizer, reward=FunctionReward(never))
     with pytest.raises(DataError, match="100% of the rewards are missing; the first reason: the reward returned None"):
-        source.start(0)
+        source.lesson(source.collect(0), 0)
 
 
 def test_nan_reward_is_missing_not_a_number():
@@ -156,7 +159,7 @@ def test_history_is_scored_again_by_the_current_reward():
     """A score given by an older reward model does not compete with the current one's."""
     old = Groups.from_rows([{"prompt": "p", "responses": ["abc"], "rewards": {"letters": [99.0]}, "iteration": 1}])
     source = rollouts(tiny_policy(), Plain(), history=old)
-    assert source._scored_history().rewards("letters")[0] == [[1.0]]
+    assert source.prepare.earlier().rewards("letters")[0] == [[1.0]]
 
 
 def test_dropped_groups_are_sampled_anew():
@@ -169,11 +172,11 @@ def test_dropped_groups_are_sampled_anew():
             return [len(calls) > 1 or i > 0 for i in range(len(groups))]
 
     source = rollouts(tiny_policy(), Picky(rounds=1))
-    groups = source._collect(0)
+    groups = source.collect(0)
     assert len(groups) == 5
     assert calls[0] == 5
     assert calls[1] == 5
-    first = Sampler(max_new_tokens=12).sample(source.policy, PROMPTS, 2, seed=(0, "stage", 0, 0))
+    first = Sampler(max_new_tokens=12).sample(source.known.models.policy, PROMPTS, 2, seed=(0, "stage", 0, 0))
     assert first[0]["prompt_id"] == groups[4]["prompt_id"]
     assert first[0]["response_ids"] != groups[4]["response_ids"]
 
@@ -187,7 +190,7 @@ def test_what_is_kept_may_depend_on_the_reward_that_is_optimised():
             names.append(reward_name)
             return None
 
-    rollouts(tiny_policy(), Picky(rounds=1))._collect(0)
+    rollouts(tiny_policy(), Picky(rounds=1)).collect(0)
     assert set(names) == {"letters"}
 
 
@@ -204,14 +207,14 @@ class Imitates(PolicyOptimizer):
 @pytest.mark.parametrize(("every", "draws"), [(1, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (0, [0, 0, 0, 0])])
 def test_rounds_that_share_their_samples(every, draws):
     source = rollouts(tiny_policy(), Imitates(rounds=4, sample_every=every, prompts_per_round=2))
-    seen = [source._collect(index) for index in range(4)]
+    seen = [source.collect(index) for index in range(4)]
     texts = [[row["responses"] for row in groups] for groups in seen]
     assert [texts.index(t) for t in texts] == [draws.index(d) for d in draws]
-    assert len(source.sampled) == len(set(draws))
+    assert len(source.collect.sampled) == len(set(draws))
 
 
 def test_a_lap_with_shared_samples_still_draws_each_prompt():
-    assert rollouts(tiny_policy(), Imitates(rounds=0, sample_every=2, prompts_per_round=2)).rounds == 6
+    assert rollouts(tiny_policy(), Imitates(rounds=0, sample_every=2, prompts_per_round=2)).count == 6
 
 
 def test_epochs_stop_when_the_method_says_so():
@@ -240,21 +243,21 @@ def test_early_stopping_puts_the_best_round_back():
             value = next(values)
             return Scores([[value] for _ in groups], [[None] for _ in groups])
 
-    source.reward = Told(letters)
+    source.early_stop.reward = Told(letters)
     stopped = []
     for index in range(3):
         with torch.no_grad():
             parameter.add_(1.0)
         weights.append(parameter.clone())
-        stopped.append(source._held_out(index))
+        stopped.append(source.early_stop.over(index))
     assert stopped == [False, False, True]
-    assert source.restore_best() == 1
+    assert source.early_stop.restore_best() == 1
     assert torch.equal(parameter, weights[1])
 
 
 def test_prompts_of_rounds_go_around_all():
     source = rollouts(tiny_policy(), Plain(prompts_per_round=2, rounds=5))
-    taken = [row["prompt_id"] for index in range(5) for row in source._round_prompts(index)]
+    taken = [row["prompt_id"] for index in range(5) for row in source.collect.round_prompts(index)]
     assert sorted(taken[:5]) == sorted(set(taken))
     assert sorted(taken) == sorted([row["prompt_id"] for row in PROMPTS] * 2)
 
@@ -274,7 +277,7 @@ def peeked(policy, optimizer, precision="32-true", checkpointing=False, value_mo
 
     source = rollouts(policy, optimizer, value_model=value_model)
     learner = Peeking(
-        policy, source.loss, optimizer.terms(), Training(learning_rate=1e-2), source, value_model=value_model
+        policy, bound(optimizer.loss), optimizer.terms(), Training(learning_rate=1e-2), source, value_model=value_model
     )
     fit(learner, precision=precision, trainer={"accelerator": "cpu"}, checkpointing=checkpointing)
     return seen
@@ -326,7 +329,7 @@ def test_value_model_learns_on_the_trunk_or_on_its_own(kind):
     source = rollouts(policy, optimizer, value_model=value_model)
     learner = Learner(
         policy,
-        source.loss,
+        bound(optimizer.loss),
         optimizer.terms(),
         Training(learning_rate=1e-3),
         source,

@@ -16,6 +16,7 @@ from alignkit import Groups, LoRA, PolicyOptimizer, Run, Sampler, use
 from alignkit.errors import ConfigError, PluginError
 from alignkit.identity import digest
 from alignkit.optimizers import Batch, Term
+from alignkit.plugin import Mean, MetricSpec
 from alignkit.registry.hookspecs import hookimpl
 from alignkit.registry.host import PluginHost
 from alignkit.stages import CORE, NO_EFFECT, Cost, Made, Place, Stage, component
@@ -108,12 +109,21 @@ def trebled(groups, ctx):
     return Groups.concat([groups])
 
 
+class MeanChosen(Mean):
+    """A metric of the user's own."""
+
+    spec = MetricSpec("the mean log-prob")
+
+    def update(self, logprobs, response_mask):
+        super().update((logprobs * response_mask).sum(), response_mask.sum())
+
+
 # What each field is in the first place, and what it is changed to; a field that is not here fails the test.
 SHARED = {
     "epochs": (1, 2), "batch_size": (16, 8), "learning_rate": (1e-4, 2e-4), "schedule": ("cosine", "linear"),
     "warmup_ratio": (0.03, 0.1), "min_lr_ratio": (0.1, 0.2), "betas": ((0.9, 0.95), (0.9, 0.99)), "eps": (1e-5, 1e-8),
     "weight_decay": (0.0, 0.1), "max_grad_norm": (1.0, 0.5), "max_length": (1024, 512), "drop_bad": (False, True),
-    "checkpointing": (False, True), "name": ("one", "two"),
+    "checkpointing": (False, True), "metrics": ((), ["entropy"]), "name": ("one", "two"),
 }  # fmt: skip
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8))},
@@ -138,7 +148,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "reference_logprobs": ("kept", "online"), "streams": (None, None), "init": (None, policy("d")),
         "history": ((), [groups("e")]), "heldout": (None, PROMPTS), "patience": (0, 1), "max_new_tokens": (None, 9),
         "sampler": (Sampler(), Sampler(batch_size=2)), "max_missing": (0.05, 0.5), "value_model": ("head", "separate"),
-        "checkpointing": (False, True), "iteration": (None, 1),
+        "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]),
     },
     "transform": {
         "groups": (groups("c"), PROMPTS), "transform": (doubled, trebled), "policy": (None, policy("a")),
@@ -149,7 +159,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "scores": ({"s": short}, {"s": long}), "sampler": (Sampler(), Sampler(stop=("x",))), "temperature": (1.0, 0.5),
         "greedy": (False, True), "max_new_tokens": (128, 9), "reference": (None, policy("a")), "kl_prompts": (None, 2),
         "label": ("V0", "V1"), "baseline": (None, EvaluationHandle("f" * 64, "f", None, {})),
-        "answers": ("sampled", "given"),
+        "answers": ("sampled", "given"), "metrics": ((), ["perplexity"]),
     },
     "groups": {"groups": (PROMPTS, PAIRS)},
     "export": {"policy": (policy("a"), policy("b"))},

@@ -7,7 +7,8 @@ import torch
 
 from alignkit import ConfigError, Term
 from alignkit.engine.fit import check_trainer
-from alignkit.engine.learner import Learner, OneRound
+from alignkit.engine.learner import Learner
+from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll
 from alignkit.errors import NumericError
 from alignkit.optimizers import Training

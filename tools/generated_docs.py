@@ -15,12 +15,20 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/write-a-plugin.md", "docs/cli.md", "docs/methods.md", "plugins/alignkit-recipes/README.md")
+PAGES = (
+    "README.md",
+    "docs/write-a-plugin.md",
+    "docs/cli.md",
+    "docs/methods.md",
+    "docs/verbs.md",
+    "docs/metrics.md",
+    "plugins/alignkit-recipes/README.md",
+)
 PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -28,8 +36,56 @@ def vocabulary() -> str:
     """The tensors of `alignkit/vocabulary.py`."""
     from alignkit.vocabulary import VOCABULARY
 
-    rows = [f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" for name, spec in VOCABULARY.items()]
-    return "\n".join(["| tensor | level | shape | what it holds |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| `{name}` | {spec.level} | {spec.source} | `{spec.shape}` | {spec.doc} |"
+        for name, spec in VOCABULARY.items()
+    ]
+    return "\n".join(["| tensor | level | from | shape | what it holds |", "|---|---|---|---|---|", *rows])
+
+
+def prepare() -> str:
+    """What `prepare` and `keep` may name, of `alignkit/vocabulary.py`."""
+    from alignkit.vocabulary import KEEP, PREPARE
+
+    rows = [
+        f"| `{name}` | {'prepare, keep' if name in KEEP else 'prepare'} | `{offer.what}` | {offer.doc} |"
+        for name, offer in PREPARE.items()
+    ]
+    return "\n".join(["| name | of | what it is | what it holds |", "|---|---|---|---|", *rows])
+
+
+def metrics(*tables: str) -> str:
+    """The numbers of tables of `alignkit/metrics/specs.py`: what each is, and how a bad value looks."""
+    from alignkit.metrics import specs
+
+    return _metric_table((f"`{name}`", spec) for table in tables for name, spec in getattr(specs, table).items())
+
+
+def method_metrics() -> str:
+    """The numbers that the optimizers of `plugins/` declare as their `logs`, with who logs each."""
+    from alignkit.registry.host import PluginHost
+
+    owners: dict[tuple[str, Any], list[str]] = {}
+    shipped = {path.name for path in (ROOT / "plugins").iterdir()}
+    for record in PluginHost().components("optimizer"):
+        for logged in record.logs.items() if record.distribution in shipped else ():
+            owners.setdefault(logged, []).append(f"`{record.name}`")
+    return _metric_table((f"`{name}` ({', '.join(who)})", spec) for (name, spec), who in owners.items())
+
+
+def _metric_table(rows: Iterable[tuple[str, Any]]) -> str:
+    good = {"up": "high", "down": "low", None: ""}
+    lines = [f"| {name} | {spec.unit} | {good[spec.better]} | {spec.doc} | {spec.bad} |" for name, spec in rows]
+    return "\n".join(["| metric | unit | good | what it is | what is wrong when |", "|---|---|---|---|---|", *lines])
+
+
+def offers() -> str:
+    """What a metric may name in an evaluation: `alignkit/metrics/offers.py`."""
+    from alignkit.metrics import OFFERS
+
+    shapes = {"token": "[R, T]", "mask": "[R, T]", "response": "[R]"}
+    rows = [f"| `{name}` | `{shapes[offer.level]}` | {offer.doc} |" for name, offer in OFFERS.items()]
+    return "\n".join(["| name | shape | what it holds |", "|---|---|---|", *rows])
 
 
 def hooks() -> str:
@@ -53,7 +109,7 @@ def methods() -> str:
 
     wanted: list[tuple[type, tuple[str, ...]]] = [
         (PolicyOptimizer, ("prepare", "terms", "keep", "initial_state", "update", "stop_epochs")),
-        (Sampler, ("warp", "sample")),
+        (Sampler, ("warp", "generate")),
         (Reward, ("score", "key", "parts")),
         (Annotator, ("annotate", "key")),
     ]
@@ -119,10 +175,39 @@ def defaults(kind: str) -> str:
     return "\n".join([f"| {kind} | plugin | defaults |", "|---|---|---|", *rows])
 
 
+def verbs() -> str:
+    """Every verb of `Run` with its arguments, from the fields of its stage."""
+    from docstring_parser import parse
+
+    from alignkit.run import Run
+    from alignkit.stages import CORE
+
+    lines: list[str] = []
+    for kind in CORE:
+        method = getattr(Run, kind.verb)
+        text = parse(method.__doc__)
+        docs = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+        lines += [f"## `run.{kind.verb}`", "", f"{text.short_description} {text.long_description or ''}".rstrip(), ""]
+        lines += ["| argument | default | meaning |", "|---|---|---|"]
+        for name, parameter in list(inspect.signature(method).parameters.items())[1:]:
+            default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+            lines.append(f"| `{name}` | {default} | {docs[name]} |".replace("|  |", "| |"))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
+    "prepare": prepare,
+    "offers": offers,
+    "metrics of steps": functools.partial(metrics, "STEPS"),
+    "metrics of rounds": functools.partial(metrics, "ROUNDS"),
+    "metrics of methods": method_metrics,
+    "metrics of comparisons": functools.partial(metrics, "COMPARISONS"),
+    "metrics of evaluations": functools.partial(metrics, "ANSWERS", "ASKED"),
     "hooks": hooks,
     "methods": methods,
+    "verbs": verbs,
     "help": command_help,
     "llama2 arguments": functools.partial(arguments, "llama2"),
     "method arguments": functools.partial(arguments, "method"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from alignkit.engine.pairs import pairs_of
 from alignkit.evaluation import accuracy_by_level, score_histogram
 from alignkit.groups import RATINGS, Groups
+from alignkit.metrics import CalibrationError, alone, values_of
 from alignkit.rewards import Scores
 
 
@@ -18,8 +21,8 @@ def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:
         scores: of their responses.
 
     Returns:
-        {"accuracy": {"overall" | rating: {mean, low, high, n, ties}}, "ties", "histogram", "eval_pairs"}; empty where
-        no pair is scored.
+        {"accuracy": {"overall" | rating: {mean, low, high, n, ties}}, "ties", "calibration_error", "histogram",
+        "eval_pairs"}; the last alone where no pair is scored.
     """
     flat = [value for row in scores.values for value in row]
     pairs = pairs_of(groups)
@@ -33,4 +36,7 @@ def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:
     if not chosen:
         return {"eval_pairs": 0}
     report = accuracy_by_level(chosen, rejected, ratings)
+    calibration = alone(CalibrationError())
+    calibration.update(torch.tensor(chosen), torch.tensor(rejected))
+    report |= values_of("calibration_error", calibration)
     return {**report, "histogram": score_histogram(chosen, rejected), "eval_pairs": len(chosen)}

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alignkit.errors import ConfigError, NumericError
 from alignkit.groups import RATINGS
+from alignkit.metrics.specs import ANSWERS
 
 _CHUNK = 2_000_000
 """Numbers drawn at once while resampling: bounds memory at about 32 MB."""
@@ -202,11 +203,11 @@ def per_prompt_scores(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str,
 
     Args:
         rows: `{"prompt_id", "scores": {name: value}, "kl", "length", "finished", ...}`.
-        name: a score's name, or `kl`, `length`, `finished`.
+        name: a score's name, or one of what a row holds besides (`ANSWERS`).
     """
     found: dict[str, list[float]] = {}
     for row in rows:
-        value = row.get(name) if name in ("kl", "length", "finished") else (row.get("scores") or {}).get(name)
+        value = row.get(name) if name in ANSWERS else (row.get("scores") or {}).get(name)
         if value is not None:
             found.setdefault(row["prompt_id"], []).append(float(value))
     return {key: float(np.mean(values)) for key, values in found.items()}

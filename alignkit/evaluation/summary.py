@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from alignkit.evaluation.statistics import best_of_n_curve, bootstrap_mean, paired_difference, per_prompt_scores
-
-BESIDES = ("kl", "length", "finished")
-"""What an evaluation row holds besides its scores."""
+from alignkit.metrics.specs import ANSWERS
 
 
 def score_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -17,7 +15,12 @@ def score_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def summarise_evaluation(
-    rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    rows: Sequence[Mapping[str, Any]],
+    first: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    by_prompt: Mapping[str, Mapping[str, float]] | None = None,
+    values: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Means with intervals, the paired difference to the first version, and best-of-n where prompts have samples.
 
@@ -25,16 +28,20 @@ def summarise_evaluation(
         rows: one per prompt and sample: `{"prompt_id", "scores", "kl", "length", "finished", ...}`.
         first: the rows of the first version (V0) on the same prompts; prompts of one side only are left out,
             and the interval's `n` shows how many remain.
+        by_prompt: what metrics of single prompts say: name -> value by prompt id; None takes what the rows hold
+            besides their scores.
+        values: what the other metrics say.
         options: `confidence`, `resamples`, `seed` of `bootstrap_mean`.
 
     Returns:
         `metrics` by name; `paired_to_first` by score (with `first`); `best_of_n` of the first score (with samples).
     """
     names = score_names(rows)
-    means = {name: per_prompt_scores(rows, name) for name in (*names, *BESIDES)}
-    summary: dict[str, Any] = {
-        "metrics": {name: bootstrap_mean(values, **options).to_dict() for name, values in means.items() if values}
-    }
+    means = {name: per_prompt_scores(rows, name) for name in names}
+    besides = by_prompt if by_prompt is not None else {name: per_prompt_scores(rows, name) for name in ANSWERS}
+    known = {name: found for name, found in {**means, **besides}.items() if found}
+    intervals: dict[str, Any] = {name: bootstrap_mean(found, **options).to_dict() for name, found in known.items()}
+    summary: dict[str, Any] = {"metrics": {**intervals, **(values or {})}}
     if first is not None:
         pairs = {name: paired_by_prompt(means[name], per_prompt_scores(first, name), **options) for name in names}
         summary["paired_to_first"] = {name: pair for name, pair in pairs.items() if pair}

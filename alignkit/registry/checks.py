@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.metrics.offers import OFFERS, refusal
+from alignkit.metrics.specs import MetricSpec
 from alignkit.registry.grammar import RESERVED
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
-from alignkit.vocabulary import VOCABULARY
+from alignkit.vocabulary import KEEP, PREPARE, VOCABULARY, not_offered
 
 
 def kind_of(kind: str) -> str:
@@ -58,23 +60,27 @@ def check_component(kind: str, name: str, target: Any, *, distribution: str = ""
         object=target,
         distribution=distribution,
         plugin=plugin,
-        signature=_readable(signature_of, name, target, where),
+        signature=_signature(kind, name, target, where),
         hyperparameters=_readable(hyperparameters_of, kind, target, where),
         origin=origin_of(target),
         doc=next(iter((inspect.getdoc(target) or "").splitlines()), ""),
         tensors=tensors,
         provides=provides,
+        logs=_logs(kind, name, target, where),
     )
 
 
 def unknown_tensor(loss: ComponentRecord, provided: Iterable[str]) -> str:
-    """The reason why a loss cannot be served, or an empty string: a tensor that nobody makes.
+    """The reason why a loss or a metric cannot be served, or an empty string: a tensor that nobody makes.
 
     Args:
-        loss: the record of the loss.
+        loss: the record of the loss or the metric.
         provided: the tensors that registered optimizers add to the vocabulary.
     """
     known = {*VOCABULARY, *provided}
+    if loss.kind == "metric":
+        reason = refusal(loss.tensors, known)
+        return f"metric {loss.name} {reason}" if reason else ""
     for name in loss.tensors:
         if name not in known:
             return f"loss {loss.name} asks for the unknown tensor {name!r}{did_you_mean(name, known)}"
@@ -144,6 +150,11 @@ def _check_optimizer(target: Any, where: str) -> Checked:
         isinstance(part, str) for pair in provides.items() for part in pair
     ):
         raise PluginError("`provides` must map names of tensors to what they are", where=where)
+    for method, given, offers in (
+        ("prepare", ("self", "groups", "state"), PREPARE),
+        ("keep", ("self", "groups"), KEEP),
+    ):
+        _check_asked(method, getattr(target, method), len(given), offers, where)
     return (), dict(provides)
 
 
@@ -161,6 +172,73 @@ def _stage_base() -> Any:
     return importlib.import_module("alignkit.stages").Stage
 
 
+def _check_asked(method: str, function: Any, given: int, offers: Mapping[str, Any], where: str) -> None:
+    """Refuse a method that asks for what the engine does not give; `(self, *args, **kwargs)` asks for nothing.
+
+    Args:
+        method: "prepare" or "keep".
+        function: as the class has it.
+        given: its first parameters, which are passed by place.
+        offers: what else there is, by name.
+        where: named in errors.
+    """
+    parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", function, where).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters[:given]):
+        return
+    parameters = parameters[given:]
+    remedy = f"name parameters from {', '.join(offers)}"
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{method} has {p}, which hides what it needs", where=where, remedy=remedy)
+    if reason := not_offered(method, [p.name for p in parameters], offers):
+        raise PluginError(reason, where=where, remedy=remedy)
+
+
+def _check_metric(target: Any, where: str) -> Checked:
+    _check_metric_class(target, where)
+    names = []
+    for p in list(_readable(lambda _, fn: inspect.signature(fn), "", target.update, where).parameters.values())[1:]:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{p} hides what update needs", where=where, remedy="name each thing it asks for")
+        if p.kind is p.POSITIONAL_ONLY:
+            raise PluginError("tensors are passed by name", where=where, remedy="remove the / from its parameters")
+        names.append(p.name)
+    if not names:
+        remedy = f"its parameters name what it needs: {_some()}, {', '.join(OFFERS)}"
+        raise PluginError("update asks for nothing", where=where, remedy=remedy)
+    return tuple(names), {}
+
+
+def _check_metric_class(target: Any, where: str) -> None:
+    parent = importlib.import_module("alignkit.metrics").Metric
+    if not (inspect.isclass(target) and issubclass(target, parent)):
+        raise PluginError("not a class derived from alignkit.metrics.Metric", where=where)
+    if inspect.isabstract(target):
+        raise PluginError(f"lacks {', '.join(sorted(getattr(target, '__abstractmethods__', ())))}", where=where)
+    if not isinstance(getattr(target, "spec", None), MetricSpec):
+        remedy = "give it a class attribute spec = MetricSpec(…)"
+        raise PluginError("says nowhere what it is", where=where, remedy=remedy)
+
+
+def _logs(kind: str, name: str, target: Any, where: str) -> dict[str, MetricSpec]:
+    """What the numbers are that a component logs."""
+    if kind == "metric":
+        return {name: target.spec}
+    logs = (getattr(target, "logs", None) or {}) if kind == "optimizer" else {}
+    if not isinstance(logs, Mapping) or not all(isinstance(spec, MetricSpec) for spec in logs.values()):
+        raise PluginError("`logs` must map names to a MetricSpec each", where=where)
+    return dict(logs)
+
+
+def _signature(kind: str, name: str, target: Any, where: str) -> str:
+    """That of a metric is its `update`'s, as that of a loss is its own: what it asks for."""
+    if kind == "metric":
+        return str(
+            _readable(lambda first, update: signature_of(first, update, method=True), name, target.update, where)
+        )
+    return str(_readable(signature_of, name, target, where))
+
+
 def _check_recipe(target: Any, where: str) -> Checked:
     parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", target, where).parameters)
     if not parameters or parameters[0] != "run":
@@ -172,6 +250,7 @@ _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "loss": _check_loss,
     "sampler": _check_sampler,
     "optimizer": _check_optimizer,
+    "metric": _check_metric,
     "recipe": _check_recipe,
     "stage": _check_stage,
 }

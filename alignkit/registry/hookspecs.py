@@ -23,6 +23,7 @@ KINDS = {
     "optimizer": "register_optimizers",
     "reward": "register_rewards",
     "annotator": "register_annotators",
+    "metric": "register_metrics",
     "transform": "register_transforms",
     "suite": "register_suites",
     "recipe": "register_recipes",
@@ -54,7 +55,8 @@ def register_samplers(register: Register) -> None:
 def register_optimizers(register: Register) -> None:
     """Register policy optimizers: frozen dataclasses derived from `alignkit.plugin.PolicyOptimizer`.
 
-    A class attribute `provides: ClassVar[dict[str, str]]` documents tensors it adds to the vocabulary of losses.
+    Class attributes tell what it adds: `provides: ClassVar[Mapping[str, str]]` the tensors for losses, `logs:
+    ClassVar[Mapping[str, MetricSpec]]` the numbers that it logs.
 
     Args:
         register: call it as `register("my_optimizer", MyOptimizer)`.
@@ -76,6 +78,15 @@ def register_annotators(register: Register) -> None:
 
     Args:
         register: call it as `register("my_annotator", MyAnnotator)`.
+    """
+
+
+@hookspec(historic=True)
+def register_metrics(register: Register) -> None:
+    """Register metrics: classes derived from `alignkit.metrics.Metric`, whose `update` names what it is given.
+
+    Args:
+        register: call it as `register("my_metric", MyMetric)`.
     """
 
 

@@ -20,6 +20,8 @@ import pluggy
 
 from alignkit._version import __version__
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.metrics.specs import CORE as CORE_SPECS
+from alignkit.metrics.specs import MetricSpec
 from alignkit.registry import building, finding, hookspecs
 from alignkit.registry.checks import check_component, kind_of, unknown_tensor
 from alignkit.registry.metadata import CORE, LoadLists, PluginInfo, discover
@@ -94,6 +96,10 @@ class PluginHost:
     def provided_tensors(self) -> dict[str, str]:
         """The tensors that registered optimizers add to the vocabulary, with what they are."""
         return {name: doc for record in self._all() for name, doc in record.provides.items()}
+
+    def metric_specs(self) -> dict[str, MetricSpec]:
+        """What every number is that the core and the loaded plugins log."""
+        return {**{name: spec for record in self._all() for name, spec in record.logs.items()}, **CORE_SPECS}
 
     def resolve(self, kind: str, spec: Any) -> ComponentRecord:
         """The component that a name, a configured component or an object stands for.

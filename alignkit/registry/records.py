@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from alignkit.metrics.specs import MetricSpec
+
 REQUIRED = inspect.Parameter.empty
 
 
@@ -37,7 +39,7 @@ class ComponentRecord:
     """One registered component.
 
     Args:
-        kind: "loss", "sampler", "optimizer", "reward", "annotator", "transform", "suite" or "recipe".
+        kind: "loss", "sampler", "optimizer", "reward", "annotator", "metric", "transform", "suite" or "recipe".
         name: its bare name.
         object: what was registered: a function or a class.
         distribution: who brought it; empty for an object that was passed and never registered.
@@ -46,8 +48,9 @@ class ComponentRecord:
         hyperparameters: its settings with their defaults.
         origin: `file:line` of its source, empty when unknown.
         doc: the first line of its docstring.
-        tensors: for a loss, the tensors it asks for, in order.
+        tensors: for a loss, the tensors it asks for, in order; for a metric, what its `update` names.
         provides: for an optimizer, the tensors it adds to the vocabulary.
+        logs: what the numbers are that it logs: an optimizer's `logs`, a metric's `spec`.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class ComponentRecord:
     doc: str = ""
     tensors: tuple[str, ...] = ()
     provides: Mapping[str, str] = field(default_factory=dict)
+    logs: Mapping[str, MetricSpec] = field(default_factory=dict)
 
     @property
     def qualified(self) -> str:
@@ -76,6 +80,7 @@ class ComponentRecord:
             "qualified": self.qualified,
             "hyperparameters": settings,
             "tensors": list(self.tensors),
+            "logs": {name: spec.to_json() for name, spec in self.logs.items()},
         }
 
 
@@ -133,15 +138,16 @@ def hyperparameters_of(kind: str, target: Any) -> dict[str, Hyperparameter]:
     return {p.name: Hyperparameter(p.default, _annotation(p.annotation)) for p in named}
 
 
-def signature_of(name: str, target: Any) -> str:
+def signature_of(name: str, target: Any, *, method: bool = False) -> str:
     """`name(a, b, *, c=1)`: without types, which the docs carry.
 
     Args:
         name: the component's name.
         target: the class or function.
+        method: leave out the first parameter, `self`.
     """
     signature = inspect.signature(target)
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()][method:]
     return name + str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,31 +11,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from alignkit.files import write_text
 from alignkit.groups import RATINGS
+from alignkit.metrics.specs import ANSWERS, CORE, MetricSpec, spec_of
 from alignkit.report import charts, text
 from alignkit.report.choose import choose_prompts
-from alignkit.report.collect import RunView, Stage, Version, collect, is_number, mapping, numeric_names
-
-PAGE = "report.html"
-
-CURVES = {
-    "reward_mean": "Reward, mean",
-    "reward_std": "Reward, spread",
-    "kl_per_sequence": "KL per response (nats)",
-    "kl_per_token": "KL per token (nats)",
-    "response_length": "Response length (tokens)",
-    "eos_rate": "Share that ends by itself",
-    "entropy": "Entropy (nats per token)",
-    "loss": "Loss",
-    "accuracy": "Accuracy on the batch",
-    "ratio": "Ratio to the sampling policy",
-    "clip_fraction": "Share clipped",
-    "explained_variance": "Explained variance of values",
-}
-"""Curves shown first, in this order, under these names; other logged numbers are folded, under their own."""
-
-LAST = ("lr", "grad_norm")
-"""Of the folded ones: what comes at the end."""
+from alignkit.report.collect import RunView, Stage, Version, collect, is_number, numeric_names
+from alignkit.run_folder import PAGE, StageRecord, mapping
 
 LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
     "overall": "Overall",
@@ -46,11 +27,8 @@ LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
 
 def write_page(run_folder: Path) -> Path:
     """Write the page, whole or not at all."""
-    page = render(collect(run_folder))
     path = run_folder / PAGE
-    temporary = path.with_name(f".{PAGE}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render(collect(run_folder)))
     return path
 
 
@@ -75,6 +53,7 @@ def render(view: RunView) -> str:
         text.conversation,
     )
     environment.filters.update({helper.__name__: helper for helper in helpers})
+    environment.globals |= {"percent": text.percent, "number": text.number}
     return environment.get_template("page.html").render(_context(view))
 
 
@@ -97,22 +76,22 @@ def _context(view: RunView) -> dict[str, Any]:
         "best_of_n": _best_of_n(view),
         "answers": _answers(view),
         "lineage": {stage.folder: _lineage(stage, view) for stage in view.stages},
-        "total_seconds": sum(s.info["seconds"] for s in view.stages if is_number(s.info.get("seconds"))),
+        "total_seconds": sum(stage.seconds or 0 for stage in view.stages if is_number(stage.seconds)),
     }
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
-    names = {"seed": "Seed", "precision": "Precision", "created": "Started", "command": "Command"}
-    facts = [(label, str(view.info[name])) for name, label in names.items() if view.info.get(name) is not None]
-    for name in ("trainer", "versions"):
-        if isinstance(view.info.get(name), dict) and view.info[name]:
-            facts.append((name.capitalize(), ", ".join(f"{k} {text.compact(v)}" for k, v in view.info[name].items())))
-    return facts
+    run = view.record
+    facts = [("Seed", "" if run.seed is None else str(run.seed)), ("Precision", run.precision)]
+    facts += [("Started", run.created), ("Command", run.command)]
+    for label, found in (("Trainer", run.trainer), ("Versions", run.versions)):
+        facts.append((label, ", ".join(f"{k} {text.compact(v)}" for k, v in found.items())))
+    return [(label, fact) for label, fact in facts if fact]
 
 
-def _lineage(stage: Stage, view: RunView) -> dict[str, str]:
+def _lineage(stage: StageRecord, view: RunView) -> dict[str, str]:
     """Inputs as text: the digest of a stage of this run is replaced by its name, other digests are cut."""
-    names = {str(s.info["key"]): s.name for s in view.stages if s.info.get("key")}
+    names = {s.key: s.name for s in view.stages if s.key}
     shown = {}
     for label, value in stage.inputs.items():
         spelled = text.compact(value)
@@ -147,39 +126,48 @@ def verdict(view: RunView) -> dict[str, Any] | None:
 def _table(view: RunView) -> dict[str, Any] | None:
     if not view.versions:
         return None
-    share = any("finished" in version.metrics for version in view.versions)
-    return {"scores": view.scores, "versions": view.versions, "finished": share}
+    known = {name: spec for name, spec in view.besides.items() if any(name in v.metrics for v in view.versions)}
+    asked = {name: spec for name, spec in known.items() if name not in ANSWERS}
+    return {"scores": view.scores, "versions": view.versions, "besides": known, "asked": asked}
 
 
 def _score_charts(view: RunView) -> list[dict[str, Any]]:
     charted = []
-    names = [*view.scores, "kl", "length"] if len(view.versions) > 1 else []
-    titles = {"kl": "KL to the reference (nats per response)", "length": "Response length (tokens)"}
+    besides = {name: spec for name, spec in view.besides.items() if spec.place == "first"}
+    names = [*view.scores, *besides] if len(view.versions) > 1 else []
     for place, name in enumerate(names):
-        known = [(v.label, v.metrics[name]) for v in view.versions if is_number(v.metrics.get(name, {}).get("mean"))]
+        known = [(v.label, v.metrics[name]) for v in view.versions if _has_interval(v.metrics.get(name, {}))]
         if len(known) > 1:
             labels, intervals = [label for label, _ in known], [interval for _, interval in known]
-            svg = charts.versions(labels, intervals, place % 4 if name not in titles else 4)
-            charted.append({"title": titles.get(name, name), "svg": svg})
+            svg = charts.versions(labels, intervals, 4 if name in besides else place % 4)
+            charted.append({**_titled(name, besides.get(name)), "svg": svg})
     return charted
 
 
+def _has_interval(metric: Mapping[str, Any]) -> bool:
+    return all(is_number(metric.get(end)) for end in ("mean", "low", "high"))
+
+
+def _titled(name: str, spec: MetricSpec | None) -> dict[str, str]:
+    """What stands over a chart, and what is told of it."""
+    return {"title": spec.caption(name), "about": spec.about} if spec else {"title": name, "about": ""}
+
+
 def _all_curves(view: RunView) -> list[dict[str, Any]]:
-    """Every training stage that logged something; the last improvement is unfolded."""
+    """Every training stage that logged something; the last one that made a policy is unfolded."""
     blocks = [block for stage in view.stages if (block := _curves(stage))]
-    improved = [block for block in blocks if block["stage"].verb == "improve"] or blocks
-    return [{**block, "open": block is improved[-1]} for block in blocks]
+    policies = [block for block in blocks if "policy" in block["stage"].made] or blocks
+    return [{**block, "open": block is policies[-1]} for block in blocks]
 
 
 def _curves(stage: Stage) -> dict[str, Any] | None:
     """The small multiples of one training stage; a number that was logged once only is no curve."""
     rows = [row for row in stage.steps if is_number(row.get("step"))]
-    names = numeric_names(rows)
+    specs = {name: spec_of(name, stage.specs) for name in numeric_names(rows)}
     ends = _round_ends(rows)
-    first = [name for name in CURVES if name in names]
-    rest = [name for name in names if name not in CURVES and name not in LAST]
-    main = _drawn(rows, first, ends)
-    more = _drawn(rows, [*rest, *(name for name in LAST if name in names)], ends)
+    placed = {place: _placed(specs, place, [*CORE, *stage.specs]) for place in ("first", "folded", "last")}
+    main = _drawn(rows, placed["first"], ends)
+    more = _drawn(rows, placed["folded"] | placed["last"], ends)
     if not main and not more:
         return None
     return {
@@ -191,12 +179,22 @@ def _curves(stage: Stage) -> dict[str, Any] | None:
     }
 
 
-def _drawn(rows: list[dict[str, Any]], names: list[str], ends: list[float]) -> list[dict[str, Any]]:
+def _placed(specs: Mapping[str, MetricSpec | None], place: str, order: list[str]) -> dict[str, MetricSpec | None]:
+    """The numbers drawn at a place: first and last ones as they are declared, the others as they were logged."""
+    names = [name for name, spec in specs.items() if (spec.place if spec else "folded") == place]
+    if place != "folded":
+        names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return {name: specs[name] for name in names}
+
+
+def _drawn(
+    rows: list[dict[str, Any]], specs: Mapping[str, MetricSpec | None], ends: list[float]
+) -> list[dict[str, Any]]:
     drawn = []
-    for name in names:
+    for name, spec in specs.items():
         points = [(float(row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
         if len(points) > 1:
-            drawn.append({"title": CURVES.get(name, name), "svg": charts.curve(points, ends), "last": points[-1][1]})
+            drawn.append({**_titled(name, spec), "svg": charts.curve(points, ends), "last": points[-1][1]})
     return drawn
 
 
@@ -208,7 +206,7 @@ def _round_ends(rows: list[dict[str, Any]]) -> list[float]:
 
 def _reward_model(stage: Stage) -> dict[str, Any] | None:
     found = stage.result.get("accuracy")
-    if stage.verb != "train_reward" or not isinstance(found, dict):
+    if "reward" not in stage.made or not isinstance(found, dict):
         return None
     order = ["overall", *RATINGS, *sorted(set(found) - {"overall", *RATINGS})]
     rows = [(LEVELS.get(level, level), found[level]) for level in order if isinstance(found.get(level), dict)]
@@ -220,6 +218,7 @@ def _reward_model(stage: Stage) -> dict[str, Any] | None:
         "accuracy": charts.accuracy(rows),
         "histogram": _histogram(result.get("histogram")),
         "ties": result.get("ties"),
+        "calibration_error": result.get("calibration_error"),
         "pairs": result.get("pairs"),
         "eval_pairs": result.get("eval_pairs"),
     }
@@ -237,7 +236,7 @@ def _histogram(found: Any) -> Markup | None:
 def _best_of_n(view: RunView) -> dict[str, Any] | None:
     """One panel per evaluated version and per stage that sampled several responses, each by the score it names."""
     found = [(version.label, version.stage.result) for version in view.versions]
-    found += [(stage.name, stage.result) for stage in view.stages if stage.verb == "improve"]
+    found += [(stage.name, stage.result) for stage in view.stages if "groups" in stage.made]
     curves = [(label, result, _best_points(mapping(result.get("best_of_n")))) for label, result in found]
     panels = []
     for label, result, points in curves:

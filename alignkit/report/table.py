@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignkit.metrics.specs import ANSWERS, MetricSpec
 from alignkit.report.collect import RunView, Version, collect, is_number
 from alignkit.report.render import verdict
 from alignkit.report.text import brief, number, percent, signed, visible
@@ -17,31 +18,36 @@ def plain_table(run_folder: Path) -> str:
     view = collect(run_folder)
     if not view.versions:
         return "No version was evaluated yet."
-    scores = view.scores
-    for spare in range(len(scores) + 1):
-        table = _aligned(_rows(view, scores[: len(scores) - spare], with_intervals=len(scores) - spare))
-        if max(map(len, table)) <= WIDTH:
-            break
-        table = _aligned(_rows(view, scores[: len(scores) - spare], with_intervals=1))
-        if max(map(len, table)) <= WIDTH:
-            break
-    left_out = [f"({spare} more scores in the report)"] if spare else []
-    return "\n".join(line[:WIDTH].rstrip() for line in [*table, *left_out, *_verdict_lines(view)])
+    asked = list(view.besides)[len(ANSWERS) :]
+    lines, left_out = _widest(view, len(asked))
+    more = [f"({left_out} more columns in the report)"] if left_out else []
+    return "\n".join(line[:WIDTH].rstrip() for line in [*lines, *more, *_verdict_lines(view)])
 
 
-def _rows(view: RunView, scores: list[str], with_intervals: int) -> list[list[str]]:
-    head = ["version", *(brief(visible(name), 20) for name in scores), "KL", "tokens", "ended"]
-    return [head, *(_row(version, scores, with_intervals) for version in view.versions)]
+def _widest(view: RunView, asked: int) -> tuple[list[str], int]:
+    """The table with as many columns as fit, and how many do not: metrics that were asked for go before scores."""
+    table: list[str] = []
+    for left_out in range(len(view.scores) + asked + 1):
+        scores = view.scores[: len(view.scores) - max(left_out - asked, 0)]
+        besides = list(view.besides.items())[: len(ANSWERS) + max(asked - left_out, 0)]
+        for with_intervals in (len(scores), 1):
+            table = _aligned(_rows(view, scores, besides, with_intervals))
+            if max(map(len, table)) <= WIDTH:
+                return table, left_out
+    return table, len(view.scores) + asked
 
 
-def _row(version: Version, scores: list[str], with_intervals: int) -> list[str]:
+def _rows(
+    view: RunView, scores: list[str], besides: list[tuple[str, MetricSpec]], with_intervals: int
+) -> list[list[str]]:
+    heads = (spec.head or name for name, spec in besides)
+    head = ["version", *(brief(visible(name), 20) for name in (*scores, *heads))]
+    return [head, *(_row(version, scores, besides, with_intervals) for version in view.versions)]
+
+
+def _row(version: Version, scores: list[str], besides: list[tuple[str, MetricSpec]], with_intervals: int) -> list[str]:
     cells = [_interval(version.metrics.get(name, {}), place < with_intervals) for place, name in enumerate(scores)]
-    return [
-        brief(visible(version.label), 24),
-        *cells,
-        *(_mean(version, name) for name in ("kl", "length")),
-        _ended(version),
-    ]
+    return [brief(visible(version.label), 24), *cells, *(_mean(version, name, spec) for name, spec in besides)]
 
 
 def _interval(metric: dict[str, Any], with_ends: bool) -> str:
@@ -49,12 +55,9 @@ def _interval(metric: dict[str, Any], with_ends: bool) -> str:
     return f"{_plain(metric.get('mean'))}{ends}"
 
 
-def _mean(version: Version, name: str) -> str:
-    return _plain(version.metrics.get(name, {}).get("mean"))
-
-
-def _ended(version: Version) -> str:
-    return percent(version.metrics.get("finished", {}).get("mean")).replace("–", "-")
+def _mean(version: Version, name: str, spec: MetricSpec) -> str:
+    mean = version.metrics.get(name, {}).get("mean")
+    return _ascii(percent(mean)) if spec.unit == "share" else _plain(mean)
 
 
 def _plain(value: Any) -> str:

@@ -15,23 +15,19 @@ from typing import Any, TypeVar
 
 from alignkit import processes, stages
 from alignkit.errors import ConfigError
-from alignkit.files import write_json
-from alignkit.identity import difference, digest, distribution_key, plain, required_plugins
+from alignkit.identity import class_code, difference, digest, distribution_key, plain, required_plugins
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
-from alignkit.run.card import lineage
 from alignkit.run.console import Console
-from alignkit.run.store import Stage as Finished
 from alignkit.run.store import Store, now
+from alignkit.run_folder import FORMAT, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
+from alignkit.stages.card import lineage
 from alignkit.stages.verbs import verb
 from alignkit.versions import versions
 
 HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 """Trainer arguments that change what is shown, and no result."""
-
-FORMAT = 2
-"""Of run.json and stage.json."""
 
 H = TypeVar("H")
 
@@ -114,17 +110,20 @@ class Run:
     groups = verb(stages.KeepGroups)
     export = verb(stages.Export)
 
-    def stage(self, kind: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Make a stage of a registered kind, such as a plugin's.
+    def stage(self, kind: str | Stage[Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Make a stage by its registered name, such as a plugin's, or one that is declared already.
 
         Args:
-            kind: its registered name.
+            kind: the registered name; or the stage itself, which then takes no further arguments.
             args: its first fields.
             kwargs: its other fields.
 
         Raises:
-            PluginError: no such kind, or it does not take those arguments.
+            PluginError: no stage is registered under the name.
+            ConfigError: it does not take those arguments.
         """
+        if isinstance(kind, Stage):
+            return self.make(kind)
         record = self.host.resolve("stage", kind)
         try:
             declared = record.object(*args, **kwargs)
@@ -203,7 +202,7 @@ class Run:
             self.planned.append(planning.Planned(stage.name, stage.verb, found is not None, stage.cost(), changed))
         elif processes.agree(found is not None, self.world):
             assert found is not None
-            self._note(found, f"done already ({found.record['seconds']:.0f} s saved)")
+            self._note(found, f"done already ({found.seconds or 0:.0f} s saved)")
         else:
             for line in self._changed(stage, identity, None):
                 self.console.say(f"{stage.name}: changed {line}")
@@ -226,6 +225,7 @@ class Run:
             "format": FORMAT,
             "verb": stage.verb,
             "name": stage.name,
+            **class_code(type(stage)),
             "config": config,
             "inputs": inputs,
             "named": [[record.kind, record.qualified, plain(built)] for record, built in context.named],
@@ -246,11 +246,11 @@ class Run:
             code |= {k if k != "source" else f"{name} source": v for k, v in found.items()}
         return code
 
-    def _changed(self, stage: Stage[Any], identity: Mapping[str, Any], found: Finished | None) -> list[str]:
+    def _changed(self, stage: Stage[Any], identity: Mapping[str, Any], found: StageRecord | None) -> list[str]:
         before = None if found else self.store.latest_of(stage.name, stage.verb)
-        return difference(before.record["identity"], identity) if before else []
+        return difference(before.identity, identity) if before else []
 
-    def _made(self, stage: Stage[Any], found: Finished | None) -> Made:
+    def _made(self, stage: Stage[Any], found: StageRecord | None) -> Made:
         key, folder, result = (found.key, found.folder, found.result) if found else (f"planned:{stage.name}", None, {})
         return Made(key, stage.name, folder, result, self.max_tokens, self.precision, str(self.device))
 
@@ -268,17 +268,18 @@ class Run:
             world=self.world,
             say=lambda text: self.console.say(f"{stage.name}: {text}"),
             tick=lambda text: self.console.tick(f"{stage.name}: {text}"),
-            lineage=lambda key: lineage(self.store, key),
+            lineage=lambda key: lineage(self.folder, key),
         )
 
-    def _make(self, stage: Stage[Any], key: str, identity: dict[str, Any]) -> Finished:
+    def _make(self, stage: Stage[Any], key: str, identity: dict[str, Any]) -> StageRecord:
         self.console.say(f"{stage.name}: {stage.verb} …")
         started, clock = now(), time.monotonic()
         folder = self.store.begin(stage.name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
         folder.mkdir(parents=True, exist_ok=True)
         self._write_run("running")
         try:
-            result = dict(stage.work(self._place(stage, folder)))
+            place = self._place(stage, folder)
+            result = dict(stage.work(place))
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
@@ -293,18 +294,18 @@ class Run:
             "inputs": dict(identity["inputs"]),
             "seconds": round(time.monotonic() - clock, 3),
             "started": started,
-            "cached": False,
             "versions": versions(),
+            "meter": place.meter.to_json(),
             "result": plain(result),
         }
         found = self._commit(folder, record)
         self._note(found, f"{stage.summary(found.result)} ({record['seconds']:.0f} s)")
         return found
 
-    def _commit(self, folder: Path, record: Mapping[str, Any]) -> Finished:
+    def _commit(self, folder: Path, record: Mapping[str, Any]) -> StageRecord:
         """Make the stage exist; every process finds it afterwards."""
         if self.rank == 0:
-            found: Finished | None = self.store.commit(folder, record)
+            found: StageRecord | None = self.store.commit(folder, record)
         processes.barrier(self.world)
         if self.rank:
             shutil.rmtree(folder, ignore_errors=True)
@@ -313,19 +314,16 @@ class Run:
         assert found is not None
         return found
 
-    def _note(self, found: Finished, text: str) -> None:
+    def _note(self, found: StageRecord, text: str) -> None:
         self._stages.append(found.folder.name)
-        self.console.say(f"{found.record['name']}: {text}")
+        self.console.say(f"{found.name}: {text}")
         self._write_run("running")
 
     def _write_run(self, status: str) -> None:
         if self.rank:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.folder / "run.json",
+        self.store.write_run(
             {
-                "format": FORMAT,
                 "name": self.folder.name,
                 "seed": self.seed,
                 "created": self._created,

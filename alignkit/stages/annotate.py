@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from alignkit.annotators import annotated
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
@@ -34,7 +35,7 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
         if not place.writes:
             return {}
         try:
-            found = self.annotator.annotate(rows_of(self.groups), seed=derived_seed(*place.path))
+            found = annotated(rows_of(self.groups), self.annotator, derived_seed(*place.path), place.meter)
         finally:
             self.annotator.release()
         declared = self.annotator.dimensions

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.run_folder import EVALUATION, read_evaluation
+from alignkit.stages.asked_metrics import by_name, check_answers, named
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, component, rows_of
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
@@ -34,6 +35,8 @@ class Evaluate(Stage[EvaluationHandle]):
         kl_prompts: how many of the prompts the KL is measured on; default all.
         label: of the version, such as "V1"; default the stage's name.
         baseline: the evaluation to pair with; default the first of this run.
+        metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one is used
+            twice. KL, length and the share that ended are always there.
         answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
     """
 
@@ -54,6 +57,7 @@ class Evaluate(Stage[EvaluationHandle]):
     label: str | None = None
     baseline: EvaluationHandle | None = None
     answers: Literal["sampled", "given"] = "sampled"
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +70,9 @@ class Evaluate(Stage[EvaluationHandle]):
             )
 
     def resolved(self, context: Context) -> Self:
-        built = super().resolved(context)
+        built = super(Evaluate, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        answers = self.n if self.answers == "sampled" else 0
+        check_answers(by_name(built.metrics), answers=answers, reference=self.reference is not None, scores=self.scores)
         sampler = replace(limited(built.sampler, self.temperature, self.max_new_tokens), greedy=self.greedy)
         baseline = self.baseline or context.first_evaluation
         return replace(built, sampler=sampler, label=self.label or self.name, baseline=baseline)
@@ -81,41 +87,67 @@ class Evaluate(Stage[EvaluationHandle]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, measure the KL; one row per prompt and sample."""
+        from alignkit.engine.answer_metrics import answers_offered, measure_answers
         from alignkit.evaluation import summarise_evaluation
+        from alignkit.metrics import states
+        from alignkit.metrics.answers import always
+        from alignkit.rewards import metered_scores
 
         if not place.writes:
             return {}
         policy = self.policy.load(dtype=place.dtype).to(place.device)
         groups = self._answers(place, policy)
         kl = self._kl(place, policy, groups) if self.reference is not None else None
+        logprobs = self._logprobs(place, policy, groups)
         for label, reward in self.scores.items():
-            found = reward.score(groups)
+            found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
             reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
-        with (place.folder / "evaluation.jsonl").open("w", encoding="utf-8") as out:
+        with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:
                 out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
-        first = read_rows(self.baseline.path / "evaluation.jsonl") if self.baseline is not None else None
-        return {"label": self.label, **summarise_evaluation(rows, first)}
+        first = read_evaluation(self.baseline.path) if self.baseline is not None else None
+        metrics = by_name(self.metrics)
+        measured = measure_answers({**always(), **metrics}, answers_offered(groups, kl, logprobs))
+        states.save(place.folder, measured.states)
+        asked = {part: metrics[name].spec.to_json() for part, name in measured.metric_of.items() if name in metrics}
+        summary = summarise_evaluation(rows, first, by_prompt=measured.by_prompt, values=measured.values)
+        return {"label": self.label, **summary, **({"specs": asked} if asked else {})}
+
+    def _logprobs(self, place: Place, policy: Any, groups: Groups) -> Any:
+        """Of the answers, where a metric asks for them."""
+        from alignkit.engine.answer_metrics import answer_logprobs
+
+        metrics = by_name(self.metrics)
+        if not any("logprobs" in m.asks_for() + m.asks_for(optional=True) for m in metrics.values()):
+            return None
+        return answer_logprobs(policy, groups, place.max_tokens, self.sampler.max_prompt_tokens)
 
     def _answers(self, place: Place, policy: Any) -> Groups:
         prompts = rows_of(self.prompts)
         if self.answers == "given":
             return _answered(prompts, place.name)
+        from alignkit.sampling import Drawing
+
         # The same random numbers for every version: what differs is the policy.
-        seed, name = (place.seed, "evaluate"), self.policy.key[:16]
-        return self.sampler.sample(policy, prompts, self.n, seed=seed, name=name, progress=place.progress())
+        drawing = Drawing(policy, self.sampler, place.meter, place.tick)
+        return drawing.draw(prompts, self.n, seed=(place.seed, "evaluate"), name=self.policy.key[:16])
 
     def _kl(self, place: Place, policy: Any, groups: Groups) -> list[list[float]]:
-        from alignkit.engine.measure import kl_per_response
+        from alignkit.engine.reference import kl_per_response
 
         assert self.reference is not None
-        same = self.reference.key == self.policy.key
-        second, state = (None, None) if same else open_reference(place, self.reference, policy)
-        some = groups.select(range(min(self.kl_prompts or len(groups), len(groups))))
-        limits = (place.max_tokens, self.sampler.max_prompt_tokens)
-        return kl_per_response(policy, some, second, state, self.temperature, *limits)
+        itself = self.reference.key == self.policy.key
+        return kl_per_response(
+            policy,
+            groups.select(range(min(self.kl_prompts or len(groups), len(groups)))),
+            None if itself else open_reference(place, self.reference, policy),
+            temperature=self.temperature,
+            max_tokens=place.max_tokens,
+            max_prompt_tokens=self.sampler.max_prompt_tokens,
+            meter=place.meter,
+        )
 
     def handle(self, made: Made) -> EvaluationHandle:
         return EvaluationHandle(**made.common())
@@ -123,8 +155,15 @@ class Evaluate(Stage[EvaluationHandle]):
     def summary(self, result: Mapping[str, Any]) -> str:
         if not result:
             return "done"
-        parts = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in result["metrics"].items()]
+        parts = [f"{name} {_spelled(value)}" for name, value in result["metrics"].items()]
         return f"{result['label']}: {', '.join(parts)}"
+
+
+def _spelled(value: Any) -> str:
+    """A mean with its interval, or a bare number."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:.3f}"
 
 
 def _answered(groups: Groups, name: str) -> Groups:
@@ -139,12 +178,6 @@ def _answered(groups: Groups, name: str) -> Groups:
             f"{len(bare)} groups hold no answer", where=f"{name}, row {bare[0]}", remedy="sample them first"
         )
     return groups
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequence[str]) -> list[dict[str, Any]]:

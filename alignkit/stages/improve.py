@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.stages.asked_metrics import by_name, check_steps, named, specs_kept
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
 from alignkit.stages.place import Place
@@ -16,10 +17,14 @@ from alignkit.stages.sample import limited
 from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, trainable
 
 if TYPE_CHECKING:
-    from alignkit.engine.improve import Rollouts
+    from alignkit.engine.improve import Improvement
+    from alignkit.registry.records import BoundLoss
 
 VALUE_MODEL = "value_model"
 """Folder of a separate value model, beside the policy's."""
+
+BUDGET = ("generated_tokens", "reward_calls", "trained_tokens", "optimizer_steps")
+"""What of the meter stands in the result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,7 @@ class Improve(Stage[Improved]):
             policy.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
         iteration: number of the version, kept with the samples.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
     """
 
     verb: ClassVar[str] = "improve"
@@ -71,6 +77,7 @@ class Improve(Stage[Improved]):
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
     iteration: int | None = None
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +88,8 @@ class Improve(Stage[Improved]):
     # -- before anything is spent --------------------------------------------------------------------------------------
 
     def resolved(self, context: Context) -> Self:
-        built = super().resolved(context)
+        built = super(Improve, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        check_steps(by_name(built.metrics), built.optimizer.provides)
         sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
         streams = dict(self.streams or {})
         declared = built.optimizer.streams()
@@ -139,64 +147,55 @@ class Improve(Stage[Improved]):
         loss = place.host.build("loss", method.loss)
         extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
         policy = trainable(place, self._start, place.name)
-        source = self._rollouts(place, policy, loss, extras)
-        learner = fit_learner(
-            place,
-            {
-                "model": policy,
-                "loss": loss,
-                "terms": method.terms(),
-                "training": method,
-                "source": source,
-                "temperature": method.logprob_temperature,
-                "value_model": source.value_model,
-                "value_learning_rate": method.value_learning_rate,
-                "extras": extra_objectives(extras, method.terms()),
-                "streams": self._stream_data(place, policy),
-                "reference": source.online_reference,
-            },
-            self.checkpointing,
-        )
-        best = source.restore_best()
-        if self.reward is not None:
-            self.reward.release()
-        if self.annotator is not None:
-            self.annotator.release()
-        return self._kept(place, source, learner.steps_done, best)
+        rounds = self._rounds(place, policy, (loss, *extras.values()))
+        arguments = {
+            "model": policy,
+            "loss": loss,
+            "terms": method.terms(),
+            "training": method,
+            "rounds": rounds,
+            "temperature": method.logprob_temperature,
+            "value_model": rounds.known.models.value_model,
+            "value_learning_rate": method.value_learning_rate,
+            "extras": extra_objectives(extras, method.terms()),
+            "streams": self._stream_data(place, policy),
+            "reference": rounds.online_reference,
+            "metrics": by_name(self.metrics),
+        }
+        fit_learner(place, arguments, self.checkpointing)
+        best = rounds.early_stop.restore_best()
+        for part in (self.reward, self.annotator):
+            if part is not None:
+                part.release()
+        return self._kept(place, rounds, best)
 
-    def _rollouts(self, place: Place, policy: Any, loss: Any, extras: Mapping[str, Any]) -> Rollouts:
-        from alignkit.engine.improve import Rollouts
+    def _rounds(self, place: Place, policy: Any, losses: Sequence[BoundLoss]) -> Improvement:
+        from alignkit.engine.improve import improvement
+        from alignkit.engine.judging import Judging
+        from alignkit.engine.setting import Models, Setting
+        from alignkit.vocabulary import roots, select
 
         own = self._start.key == self.policy.key
         behaviour = policy if own else self.policy.load(dtype=place.dtype).to(place.device)
-        reference, state_name = open_reference(place, self.reference, policy)
-        asked = {name for each in (loss, *extras.values()) for name in each.tensor_names}
-        values = bool({"values", "old_values"} & {*asked, *self.optimizer.prepare_arguments()})
-        return Rollouts(
-            policy=policy,
-            behaviour=behaviour,
-            reference=reference,
-            reference_state=state_name,
-            optimizer=self.optimizer,
-            loss=loss,
-            sampler=self.sampler,
-            reward=self.reward,
-            annotator=self.annotator,
-            extras=extras,
-            reference_logprobs=self.reference_logprobs,
-            prompts=rows_of(self.data),
+        reference = open_reference(place, self.reference, policy)
+        asked = {name for loss in losses for name in loss.tensor_names} | {*self.optimizer.prepare_arguments()}
+        valued = bool(select(roots(asked), source="value"))
+        setting = Setting(
+            place.path, place.max_tokens, (place.rank, place.world), place.meter, say=place.say, tick=place.tick
+        )
+        return improvement(
+            self.optimizer,
+            losses,
+            Models(policy, behaviour, reference, self._value_model(place, policy) if valued else None),
+            self.sampler,
+            Judging(setting, self.reward, self.annotator, self.max_missing),
+            rows_of(self.data),
+            setting,
             history=Groups.concat([rows_of(part) for part in self.history]),
-            seed=place.path,
-            max_tokens=place.max_tokens,
-            max_response_tokens=max(self.sampler.max_new_tokens, 1024),
-            state=self.optimizer.initial_state(),
             heldout=None if self.heldout is None else rows_of(self.heldout),
             patience=self.patience,
-            max_missing=self.max_missing,
-            value_model=self._value_model(place, policy) if values else None,
-            world=(place.rank, place.world),
-            say=place.say,
-            tick=place.tick,
+            reference_logprobs=self.reference_logprobs,
+            max_response_tokens=max(self.sampler.max_new_tokens, 1024),
         )
 
     def _value_model(self, place: Place, policy: Any) -> Any:
@@ -216,45 +215,41 @@ class Improve(Stage[Improved]):
 
     def _stream_data(self, place: Place, policy: Any) -> list[Any]:
         """The second data streams, encoded. What does not fit the length limits is left out and said."""
-        from alignkit.data.encode import encode_groups, encode_texts, is_plain_text
         from alignkit.engine.objectives import Objective, StreamData
         from alignkit.engine.training_data import TrainingData
         from alignkit.optimizers import Term
 
         found, most = [], max(self.sampler.max_prompt_tokens, 1024)
         for name, stream in self.optimizer.streams().items():
-            groups = rows_of((self.streams or {})[name])
-            texts, talks = groups.filter(is_plain_text), groups.filter(lambda row: not is_plain_text(row))
-            pieces = encode_texts(texts, policy.chat, most)
-            encoded, left = encode_groups(talks, policy.chat, max_prompt_tokens=most, max_response_tokens=most)
+            data, left = TrainingData.of_stream(policy, rows_of((self.streams or {})[name]), most)
             if left:
                 place.say(f"{len(left)} rows of the stream {name} left out: {left[0]}")
-            if not encoded and not pieces:
+            if not data.encoded:
                 raise DataError(f"the stream {name} has no row to learn from", where=place.name)
-            rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
-            data = TrainingData(rows, [*pieces, *encoded], shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
             term = Term(weight=stream.weight, reduction=stream.reduction)
             objective = Objective(place.host.build("loss", stream.loss), {name: term}, name)
             seed = (*place.path, "stream", name)
             found.append(StreamData(name, data, objective, stream.batch_size, place.max_tokens, seed))
         return found
 
-    def _kept(self, place: Place, source: Rollouts, steps: int, best: int | None) -> dict[str, Any]:
+    def _kept(self, place: Place, rounds: Improvement, best: int | None) -> dict[str, Any]:
         """Write what was made; returns the small results."""
-        sampled = Groups.concat(source.sampled).map_rows(lambda row: {"iteration": self.iteration})
+        sampled = Groups.concat(rounds.collect.sampled).map_rows(lambda row: {"iteration": self.iteration})
+        models, counts = rounds.known.models, place.meter.counts
         if place.writes:
             sampled.save(place.folder / "groups")
-            for model, folder in ((source.policy, "model"), (source.value_model, VALUE_MODEL)):
+            for model, folder in ((models.policy, "model"), (models.value_model, VALUE_MODEL)):
                 if model is not None:
                     model.save(place.folder / folder)
                     model.save_value_head(place.folder / folder)
         result = {
             "rows": len(sampled),
-            "steps": steps,
-            "state": source.state,
+            "steps": counts["optimizer_steps"],
+            "state": rounds.state,
             "parameters": self._start.parameters,
-            "budget": {**source.counts, "optimizer_steps": steps},
-            "last": dict(source.round_metrics()),
+            "budget": {name: counts[name] for name in BUDGET},
+            "last": dict(rounds.last),
+            **specs_kept(by_name(self.metrics), self.optimizer.logs),
         }
         if self.reward is not None and self.optimizer.samples_per_prompt > 1:
             result |= _best_of_n(sampled, self.reward.name)

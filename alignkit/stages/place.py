@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.meter import Meter
 from alignkit.registry.host import PluginHost
+from alignkit.run_folder import StageRecord
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ class Place:
         trainer: further arguments of `lightning.Trainer`.
         host: the plugins.
         find_device: gives the device on which models run that Lightning does not place.
+        meter: counts what the work costs.
         rank: of this process.
         world: processes.
         say: says a line that stays.
@@ -42,11 +45,12 @@ class Place:
     trainer: Mapping[str, Any]
     host: PluginHost
     find_device: Callable[[], torch.device]
+    meter: Meter = field(default_factory=Meter)
     rank: int = 0
     world: int = 1
     say: Callable[[str], None] = print
     tick: Callable[[str], None] = print
-    lineage: Callable[[str], Sequence[Mapping[str, Any]]] = lambda key: ()
+    lineage: Callable[[str], Sequence[StageRecord]] = lambda key: ()
 
     @property
     def path(self) -> tuple[int, str]:
@@ -61,7 +65,7 @@ class Place:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights that are loaded."""
-        from alignkit.engine.scoring import dtype_of
+        from alignkit.models.loading import dtype_of
 
         return dtype_of(self.precision)
 
@@ -69,13 +73,3 @@ class Place:
     def writes(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
-
-    def progress(self, what: str = "") -> Callable[[int, int, int, float], None]:
-        """What a sampler calls with (responses done, in all, tokens, seconds): shown as progress."""
-
-        def tell(done: int, total: int, tokens: int, seconds: float) -> None:
-            left = seconds / max(done, 1) * (total - done)
-            rate = tokens / max(seconds, 1e-6)
-            self.tick(f"{what}{done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
-
-        return tell

@@ -66,27 +66,18 @@ class Sample(Stage[GroupsHandle]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Each policy at each temperature. Only the first process samples."""
-        from alignkit.sampling import sample_side_by_side
+        from alignkit.sampling import Drawing, sample_side_by_side
 
         if not place.writes:
             return {}
-        parts = []
+        prompts, parts = rows_of(self.prompts), []
         for index, handle in enumerate(as_sequence(self.policy)):
             policy = handle.load(dtype=place.dtype).to(place.device)
             for number, sampler in enumerate(self._samplers()):
-                parts.append(
-                    sampler.sample(
-                        policy,
-                        rows_of(self.prompts),
-                        self.n,
-                        seed=(*place.path, index, number),
-                        name=handle.key[:16],
-                        progress=place.progress(),
-                    )
-                )
+                drawing = Drawing(policy, sampler, place.meter, place.tick)
+                parts.append(drawing.draw(prompts, self.n, seed=(*place.path, index, number), name=handle.key[:16]))
         groups = sample_side_by_side(parts)
-        tokens = sum(len(ids) for row in groups for ids in row["response_ids"] or [])
-        return {**keep(place, groups), "generated_tokens": tokens}
+        return {**keep(place, groups), "generated_tokens": place.meter.counts["generated_tokens"]}
 
     def handle(self, made: Made) -> GroupsHandle:
         return GroupsHandle(**made.common(), expected=len(self.prompts), responses=self._responses())

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from alignkit.groups import Groups
+from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import Cost, Made, Product, component, rows_of
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
@@ -57,6 +58,7 @@ class SFT(TrainingStage[PolicyHandle]):
             "rows": len(data.groups),
             "parameters": self.policy.parameters,
         }
+        result |= specs_kept(by_name(self.metrics))
         if len(heldout):
             kept_back = self.checked_data(place, heldout, policy, "demonstrations", self.train)
             result["heldout_loss"] = _mean_nll(policy, kept_back, place.max_tokens)
@@ -74,7 +76,7 @@ def _mean_nll(policy: Any, data: Any, max_tokens: int) -> float:
 
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for numbers in data.micro_batches(list(range(len(data.encoded))), max_tokens):
+        for numbers in data.all_micro_batches(max_tokens):
             batch = data.collate(numbers).to(policy.device)
             total -= float(policy.tensors(batch)["logprobs"].sum())
             tokens += int(batch.response_mask.sum())

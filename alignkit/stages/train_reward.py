@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
+from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
@@ -89,6 +90,7 @@ class TrainReward(TrainingStage[RewardHandle]):
             "pairs": len(data.pairs.group),
             "tied_pairs": sum(math.comb(len(row["responses"]), 2) for row in data.groups) - len(data.pairs.group),
             "parameters": count_parameters(model),
+            **specs_kept(by_name(self.metrics)),
         }
         if len(heldout):
             result |= comparison_report(heldout, Scorer(model, place.max_tokens, self.max_length).score(heldout))
@@ -111,4 +113,6 @@ class TrainReward(TrainingStage[RewardHandle]):
     def summary(self, result: Mapping[str, Any]) -> str:
         overall = result.get("accuracy", {}).get("overall")
         text = f"accuracy {overall['mean']:.3f} on {overall['n']} held-out pairs" if overall else "no held-out pairs"
+        if "calibration_error" in result:
+            text += f", calibration error {result['calibration_error']:.3f}"
         return f"{result['pairs']} pairs, {text}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import Training
 from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
-from alignkit.stages.base import H, Stage
+from alignkit.run_folder import METRICS
+from alignkit.stages.asked_metrics import by_name, check_steps, named
+from alignkit.stages.base import Context, H, Stage, component
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
 
@@ -34,6 +35,7 @@ class TrainingStage(Stage[H], Training):
         max_length: tokens of a prompt and of a response, each.
         drop_bad: leave out useless rows rather than refuse them.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
     """
 
     learning_rate: float = 1e-4
@@ -42,6 +44,7 @@ class TrainingStage(Stage[H], Training):
     max_length: int = 1024
     drop_bad: bool = False
     checkpointing: bool = False
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
@@ -49,26 +52,33 @@ class TrainingStage(Stage[H], Training):
         if self.max_length < 1:
             raise ConfigError(f"max_length={self.max_length} must be positive", where=self.name)
 
+    def resolved(self, context: Context) -> Self:
+        built = replace(self, metrics=named(context.host, self.metrics))
+        built = super(TrainingStage, built).resolved(context)
+        check_steps(by_name(built.metrics))
+        return built
+
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
         """Check, refuse or drop, encode: the `TrainingData` of the rows."""
-        from alignkit.data import check_groups, encode_groups, refuse_or_drop
+        from alignkit.data import check_groups, refuse_or_drop
         from alignkit.engine.training_data import TrainingData
 
         most = self.max_length
         problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
         groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
-        encoded, left = encode_groups(groups, model.chat, max_prompt_tokens=most, max_response_tokens=most, train=train)
-        groups = refuse_or_drop(groups, left, self.drop_bad, place.name)
-        return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id)
+        data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+        refuse_or_drop(groups, left, self.drop_bad, place.name)
+        return data
 
     def learn(self, place: Place, model: Any, data: Any, reduction: Any, loss: Any) -> Learner:
         """Train `model` on all of `data`, with one loss whose term is reduced so."""
-        from alignkit.engine.learner import OneRound
+        from alignkit.engine.lesson import OneRound
         from alignkit.optimizers import Term
 
         steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
         terms = {"loss": Term(reduction=reduction)}
-        arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "source": OneRound(data, steps)}
+        arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
+        arguments["metrics"] = by_name(self.metrics)
         return fit_learner(place, arguments, self.checkpointing)
 
 
@@ -82,20 +92,12 @@ def check_fraction(name: str, value: float, where: str) -> None:
         raise ConfigError(f"{name}={value} must be in [0, 1]", where=where)
 
 
-def _recorder(place: Place, learner: Callable[[], Learner]) -> Callable[[dict[str, Any]], None]:
-    """Append each step to metrics.jsonl and show where training is; the time left is that of the round's steps."""
-    path, times = place.folder / "metrics.jsonl", dict[int, tuple[int, float]]()
+def _recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Append each step to the stage's metrics."""
 
     def record(row: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as handle:
+        with (folder / METRICS).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, sort_keys=True) + "\n")
-        here, clock = learner(), time.monotonic()
-        first, began = times.setdefault(row["round"], (row["step"], clock))
-        done = row["step"] - first + 1
-        left = (clock - began) / max(done - 1, 1) * max(len(here.steps) - done, 0)
-        where = f"round {row['round'] + 1}/{here.source.rounds}, " if here.source.rounds > 1 else ""
-        show = f"step {done}/{len(here.steps)}, loss {row['loss']:.4f}"
-        place.tick(f"{where}{show}" + (f", {left:.0f} s left" if done > 1 else ""))
 
     return record
 
@@ -105,9 +107,7 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool)
     from alignkit.engine.fit import fit
     from alignkit.engine.learner import Learner
 
-    box: list[Learner] = []
-    learner = Learner(**arguments, record=_recorder(place, lambda: box[0]))
-    box.append(learner)
+    learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, meter=place.meter)
     fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
     return learner
 

@@ -53,6 +53,8 @@ class Transform(Stage[GroupsHandle]):
     sampler: Any = field(default="default", metadata=component("sampler"))
 
     def work(self, place: Place) -> Mapping[str, Any]:
+        from alignkit.sampling import Drawing
+
         if not place.writes:
             return {}
         live = self.policy.load().to(place.device) if self.policy else None
@@ -63,8 +65,8 @@ class Transform(Stage[GroupsHandle]):
                 raise DataError(
                     "the transform samples, but no policy was given", where=place.name, remedy="pass policy=…"
                 )
-            sampler = replace(self.sampler, **options)
-            return sampler.sample(live, prompts, n, seed=(*place.path, next(calls)), name=place.name)
+            drawing = Drawing(live, replace(self.sampler, **options), place.meter, place.tick)
+            return drawing.draw(prompts, n, seed=(*place.path, next(calls)), name=place.name)
 
         context = TransformContext(draw, derived_seed(*place.path), live)
         return keep(place, self.transform(rows_of(self.groups), context))

@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.annotators import Annotator
 from alignkit.engine.fit import fit
-from alignkit.engine.improve import Rollouts
-from alignkit.engine.learner import Learner, OneRound
+from alignkit.engine.improve import Improvement, improvement
+from alignkit.engine.judging import Judging
+from alignkit.engine.learner import Learner
+from alignkit.engine.lesson import OneRound
+from alignkit.engine.reference import Reference
+from alignkit.engine.setting import Models, Setting
 from alignkit.groups import Groups
 from alignkit.models import Policy
 from alignkit.optimizers import PolicyOptimizer, Term, Training
-from alignkit.rewards import FunctionReward
+from alignkit.rewards import FunctionReward, Reward
 from alignkit.sampling import Sampler
 from alignkit.testing.given import PROMPTS, bound, letters
 from alignkit.testing.tensors import training_data
@@ -103,29 +108,46 @@ def first_gradients() -> Iterator[dict[str, Tensor]]:
         Learner._clip = clip  # type: ignore[method-assign]
 
 
-def rollouts(policy: Policy, optimizer: PolicyOptimizer, **changes: Any) -> Rollouts:
-    """The rounds by which `policy` is improved: twelve new tokens, rewarded by `letters`, from `PROMPTS`."""
-    fields: dict[str, Any] = {
-        "policy": policy,
-        "behaviour": policy,
-        "reference": Policy.load("tiny"),
-        "reference_state": None,
-        "optimizer": optimizer,
-        "loss": bound(optimizer.loss),
+LETTERS = FunctionReward(letters)
+
+
+def rollouts(
+    policy: Policy,
+    optimizer: PolicyOptimizer,
+    *,
+    reward: Reward | None = LETTERS,
+    annotator: Annotator | None = None,
+    max_missing: float = 0.05,
+    reference: Reference | None = None,
+    value_model: Policy | None = None,
+    **changes: Any,
+) -> Improvement:
+    """The rounds by which `policy` is improved: twelve new tokens, rewarded by `letters`, from `PROMPTS`.
+
+    Args:
+        policy: samples and learns.
+        optimizer: the method.
+        reward: what scores the responses.
+        annotator: what ranks them.
+        max_missing: the largest share of missing rewards.
+        reference: of the KL; default a tiny policy of its own.
+        value_model: a separate value model.
+        changes: of the arguments of `improvement`.
+    """
+    made: dict[str, Any] = {
+        "losses": [bound(optimizer.loss)],
         "sampler": Sampler(max_new_tokens=12, temperature=optimizer.temperature),
-        "reward": FunctionReward(letters),
         "prompts": PROMPTS,
-        "history": Groups.from_rows([]),
-        "seed": (0, "stage"),
-        "max_tokens": 120,
+        "setting": Setting(seed=(0, "stage"), max_tokens=120),
         "max_response_tokens": 64,
-        "state": {},
-    }
-    return Rollouts(**{**fields, **changes})
+    } | changes
+    models = Models(policy, policy, reference or Reference(Policy.load("tiny")), value_model)
+    judging = Judging(made["setting"], reward, annotator, max_missing)
+    return improvement(optimizer, models=models, judging=judging, **made)
 
 
 def learn(
-    source: Rollouts,
+    source: Improvement,
     optimizer: PolicyOptimizer,
     rows: list[dict[str, Any]] | None = None,
     learner: type[Learner] = Learner,
@@ -144,14 +166,17 @@ def learn(
         checkpointing: gradient checkpointing.
         options: of `Learner`.
     """
+    models = source.known.models
+    settings = {"temperature": optimizer.logprob_temperature, "value_model": models.value_model}
     made = learner(
-        source.policy,
-        source.loss,
+        models.policy,
+        bound(optimizer.loss),
         optimizer.terms(),
-        Training(**{f: getattr(optimizer, f) for f in Training.__dataclass_fields__}),
+        optimizer,
         source,
         record=(rows if rows is not None else []).append,
-        **{"temperature": optimizer.logprob_temperature, **options},
+        value_learning_rate=optimizer.value_learning_rate,
+        **{**settings, **options},
     )
     fit(made, precision=precision, trainer=CPU, checkpointing=checkpointing)
     return made

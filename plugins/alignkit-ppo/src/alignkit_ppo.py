@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from alignkit.plugin import (
     Component,
     ConfigError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Register,
     ScoreAt,
@@ -54,6 +55,70 @@ from alignkit.plugin import (
 
 MAX_KL_ERROR = 0.2
 """How much of the KL's relative error the adaptive coefficient answers to (Ziegler et al. 2019, section 2.2)."""
+
+LOGS = {
+    "policy_loss": MetricSpec("the clipped surrogate", "as `loss`: it says nothing of progress"),
+    "value_loss": MetricSpec(
+        "squared error of the values, in squared units of the return",
+        "it grows with the reward's scale: whiten the rewards",
+        better="down",
+    ),
+    "ratio": MetricSpec(
+        "mean of π / π_old over the learned tokens; exactly 1 before the first step of a round",
+        "not 1 at that step: old log-probs are not those of the policy. Far from 1 later (0.8, 1.2 as a mean): steps "
+        "are too large, or too many epochs on one round",
+        title="Ratio to the sampling policy",
+        place="first",
+    ),
+    "clip_fraction": MetricSpec(
+        "share of tokens where the clip is active",
+        "0 throughout: steps could be larger. Above about 0.3: most of the batch no longer pushes; lower the learning "
+        "rate or the epochs",
+        title="Share clipped",
+        unit="share",
+        place="first",
+    ),
+    "value_clip_fraction": MetricSpec("the same of the values", "above about 0.3: values cannot follow", unit="share"),
+    "approx_kl": MetricSpec(
+        "movement within the round, from π_old, per token (k3; another quantity than the KL to the reference)",
+        "above its target (0.01 to 0.05): the round's epochs should stop early",
+        unit="nats",
+    ),
+    "explained_variance": MetricSpec(
+        "1 − Var(returns − values) / Var(returns): how much of the returns the value model predicts",
+        "below 0 after the first rounds: values are worse than a constant; train them longer or with a larger rate. "
+        "Near 1 at once: the returns hold no news",
+        title="Explained variance of values",
+        better="up",
+        place="first",
+    ),
+    "kl_per_token_k3": MetricSpec(
+        "the KL to the reference by the estimator k3, never negative and with less variance",
+        "it lies far from `kl_per_token`: few tokens dominate, trust neither",
+        unit="nats",
+        better="down",
+    ),
+    "kl_coef": MetricSpec(
+        "the coefficient in force, where it adapts",
+        "it runs off to 0 or without bound: the target cannot be reached at this learning rate",
+    ),
+    "missing_eos": MetricSpec(
+        "share of the round that did not end",
+        "more than a few percent: raise the token limit",
+        unit="share",
+        better="down",
+    ),
+    "dropped_responses": MetricSpec(
+        "responses without a score, left out of the round", "more than a few percent: look at why", better="down"
+    ),
+    "responses": MetricSpec("responses learned from in the round"),
+    "score_mean": MetricSpec("scores after whitening and what missing ends cost", "see `reward_mean`"),
+    "score_std": MetricSpec("their spread", "near 0: advantages are noise"),
+    "return_mean": MetricSpec("mean return over tokens: score − β × KL still to come"),
+    "advantage_std": MetricSpec("spread of the advantages before whitening", "near 0: nothing to learn"),
+    "ptx": MetricSpec("−log π per token of the pretraining mix, nats", "it rises: the policy forgets", better="down"),
+}
+"""What is logged of each step and round, beyond what every method logs."""
 
 
 def ppo(
@@ -187,6 +252,8 @@ class PPO(PolicyOptimizer):
     score_at: ScoreAt = "last"
     ptx_coef: float = 0.0
     ptx_batch_size: int = 16
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,13 +11,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from alignkit.plugin import (
     Batch,
     ConfigError,
     DataError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Register,
     Term,
@@ -108,6 +109,17 @@ class RejectionSampling(PolicyOptimizer):
     weight_decay: float = 0.1
     pool: str = "all"
     require_finished: bool = True
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        "targets": MetricSpec("winners learned from"),
+        "targets_of_iteration_<v>": MetricSpec("how many of them each version sampled", "only the last: see `pool`"),
+        "dropped_prompts": MetricSpec("prompts without a response that may win", "more than a few percent"),
+        "reward_median": MetricSpec("median reward of the round's samples", better="up"),
+        "best_mean": MetricSpec(
+            "mean reward of this round's winners", "close to `reward_mean`: choosing gains nothing"
+        ),
+        "best_of_n_kl": MetricSpec("log n − (n − 1) / n, the KL that choosing the best of n costs", unit="nats"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

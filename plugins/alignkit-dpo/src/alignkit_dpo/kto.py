@@ -22,6 +22,7 @@ from alignkit.plugin import (
     Batch,
     DataError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Term,
     check_shapes,
@@ -31,7 +32,7 @@ from alignkit.plugin import (
     use,
 )
 from alignkit_dpo.losses import positive
-from alignkit_dpo.optimizers import given_only, settings_of, try_out
+from alignkit_dpo.optimizers import SIDE_LOGS, given_only, settings_of, try_out
 
 Measure = Callable[..., Mapping[str, Tensor]]
 SIDES = {"chosen": "desirable", "rejected": "undesirable"}
@@ -132,6 +133,11 @@ class KTO(PolicyOptimizer):
         "kl_baseline": "[responses] KTO's z0: KL to the reference, on mismatched pairs; nats per response.",
         "desirable": "[responses, 1] True where the response was called good.",
         "undesirable": "[responses, 1] True where it was called bad.",
+    }
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        **{name: spec for name, spec in SIDE_LOGS.items() if name != "margins"},
+        "kl_baseline": MetricSpec("z0, which rewards are compared with", "0 throughout: it has not moved", unit="nats"),
+        "label_balance": MetricSpec("λ_D n_good / (λ_U n_bad)", "outside 1 to 4/3, which the paper asks for"),
     }
 
     def __post_init__(self) -> None:

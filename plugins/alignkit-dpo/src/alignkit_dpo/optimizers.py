@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,6 +20,7 @@ from alignkit.plugin import (
     ConfigError,
     DataError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Term,
     parse,
@@ -94,6 +95,21 @@ def given_only(optimizer: PolicyOptimizer, where: str, remedy: str) -> None:
         raise ConfigError(what, where=where, remedy=remedy)
 
 
+SIDE_LOGS: Mapping[str, MetricSpec] = {
+    "chosen_logprobs": MetricSpec(
+        "log-prob of the chosen responses, summed over tokens",
+        "it falls together with `rejected_logprobs`: the margin grows while good answers become unlikely; a smaller "
+        "rate, a larger β, or a weight on the NLL of the chosen ones",
+        unit="nats",
+    ),
+    "rejected_logprobs": MetricSpec("the same of the rejected ones", unit="nats"),
+    "chosen_rewards": MetricSpec("implied reward of the chosen: β (log π − log π_ref) where there is a reference"),
+    "rejected_rewards": MetricSpec("the same of the rejected ones"),
+    "margins": MetricSpec("chosen − rejected implied reward", "flat at 0: nothing is learned", better="up"),
+}
+"""What is logged of the two sides, of pairs or of labels."""
+
+
 @dataclass(frozen=True)
 class PreferenceOptimizer(PolicyOptimizer):
     """What `dpo` and `online_dpo` share: a loss of pairs, an optional NLL on the chosen ones, and what is logged.
@@ -107,6 +123,14 @@ class PreferenceOptimizer(PolicyOptimizer):
 
     loss: Any = "dpo"
     nll_coef: float = 0.0
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        **SIDE_LOGS,
+        "chosen_nll": MetricSpec("−log π of the chosen response, nats per token", "it rises: see `chosen_logprobs`"),
+        "pairs": MetricSpec("pairs learned from in the round"),
+        "tied_prompts": MetricSpec("prompts whose samples tie, left out", "most of them: ranks are too coarse"),
+        "unscored_prompts": MetricSpec("prompts without two scores, left out", "any number beyond a few"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

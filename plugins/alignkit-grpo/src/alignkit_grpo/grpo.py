@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from alignkit.plugin import Batch, ConfigError, Groups, PolicyOptimizer, Reduction, Term, k3, take_present
-from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
+from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Reduction, Term, k3, take_present
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 
 def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, eps: float = 1e-4) -> Tensor:
@@ -63,6 +63,8 @@ class GRPO(PolicyOptimizer):
     scale: bool = True
     reduction: Reduction = "sequence"
     constant: float = 1024.0
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from alignkit.plugin import (
     Batch,
     ConfigError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Term,
     gae,
@@ -24,7 +25,7 @@ from alignkit.plugin import (
     take_present,
     whiten,
 )
-from alignkit_grpo.surrogate import DIAGNOSTICS, group_metrics
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 
 def reward_to_go(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -59,6 +60,8 @@ class ReinforcePP(PolicyOptimizer):
     batch_size: int = 32
     learning_rate: float = 5e-7
     kl_coef: float = 0.01
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from alignkit.plugin import Batch, ConfigError, Groups, PolicyOptimizer, Term, k1, masked_sum, take_present
+from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Term, k1, masked_sum, take_present
 from alignkit_grpo.grpo import group_advantages
-from alignkit_grpo.surrogate import group_metrics
+from alignkit_grpo.surrogate import LOGS, group_metrics
 
 
 def leave_one_out(scores: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -51,6 +51,8 @@ class RLOO(PolicyOptimizer):
     learning_rate: float = 1e-6
     warmup_ratio: float = 0.03
     kl_coef: float = 0.03
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:
         super().__post_init__()

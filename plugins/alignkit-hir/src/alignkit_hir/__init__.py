@@ -22,6 +22,7 @@ from alignkit.plugin import (
     ConfigError,
     DataError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Register,
     Term,
@@ -120,6 +121,14 @@ class HIR(PolicyOptimizer):
 
     provides: ClassVar[Mapping[str, str]] = {
         "hindsight_mask": "[responses, tokens] bool: the tokens of responses that follow their instruction."
+    }
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        "contrast": MetricSpec("`instruction_contrast`, nats per pair", better="down"),
+        "entropy_bonus": MetricSpec("entropy of the learned tokens", "near 0: collapse", unit="nats per token"),
+        "followed": MetricSpec("share of the told samples that did what was asked", unit="share", better="up"),
+        "verifiable": MetricSpec("share of the samples of which a program can tell what they achieved", unit="share"),
+        "contrasted": MetricSpec("share of the relabelled samples that have another instruction beside them"),
+        "replayed": MetricSpec("samples of earlier rounds that are learned from again"),
     }
 
     def __post_init__(self) -> None:

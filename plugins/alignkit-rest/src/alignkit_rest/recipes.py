@@ -15,7 +15,17 @@ from typing import Any
 from alignkit_recipes.method import open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
-from alignkit import ConfigError, EvaluationHandle, Groups, GroupsHandle, LoRA, PolicyHandle, Reward, Run
+from alignkit import (
+    ConfigError,
+    EvaluationHandle,
+    Groups,
+    GroupsHandle,
+    LoRA,
+    PolicyHandle,
+    Reward,
+    Run,
+    evaluate_versions,
+)
 from alignkit.plugin import Component, Suite, model_digest, parse, score_groups
 
 RATES = {"small": 1e-3, "tiny": 1e-2}
@@ -184,19 +194,16 @@ def evaluate(
     reference: PolicyHandle | None = None,
 ) -> list[EvaluationHandle]:
     """Each version on the held-out prompts, paired with the first."""
-    return [
-        run.evaluate(
-            version,
-            task.heldout,
-            task.scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=reference,
-            label=label,
-            name=f"{label.lower().replace(' ', '-')}/heldout",
-        )
-        for label, version in versions.items()
-    ]
+    return evaluate_versions(
+        run,
+        versions,
+        task.heldout,
+        task.scores,
+        names=[label.lower().replace(" ", "-") for label in versions],
+        temperature=temperature,
+        max_new_tokens=tokens,
+        reference=reference,
+    )
 
 
 def thresholds_table(score: str, rounds: Sequence[dict[str, float]], found: Sequence[EvaluationHandle]) -> str:

@@ -14,13 +14,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from alignkit.plugin import (
     Batch,
     ConfigError,
     DataError,
     Groups,
+    MetricSpec,
     PolicyOptimizer,
     Term,
     eligible,
@@ -85,6 +86,14 @@ class ReST(PolicyOptimizer):
     grows: int = 1
     contrast: bool = False
     require_finished: bool = True
+
+    logs: ClassVar[Mapping[str, MetricSpec]] = {
+        "kept": MetricSpec("samples above the threshold", "a handful: the threshold is too high for this many samples"),
+        "kept_share": MetricSpec("their share of the samples", unit="share"),
+        "least_kept": MetricSpec("lowest reward among them"),
+        "kept_reward_mean": MetricSpec("their mean reward", better="up"),
+        "pool_reward_mean": MetricSpec("mean reward of all samples", better="up"),
+    }
 
     def __post_init__(self) -> None:
         levels = self.levels

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.plugin import ConfigError, canonical_json, strict_json
-from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.answers import Answer
 from alignkit_rlaif.endpoint import Endpoint
 from alignkit_rlaif.prompts import Question
 

@@ -20,7 +20,7 @@ from alignkit.plugin import (
     model_digest,
     response_logprobs,
 )
-from alignkit_rlaif.backends import Answer, Text
+from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.prompts import Question
 
 MAX_PROMPT = 4096

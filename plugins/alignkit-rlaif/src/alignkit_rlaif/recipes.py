@@ -10,7 +10,7 @@ from typing import Any
 from alignkit_recipes.method import open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
-from alignkit import Annotator, ConfigError, Groups, Run, read_groups
+from alignkit import Annotator, ConfigError, Groups, Run, evaluate_versions, read_groups
 from alignkit.plugin import parse
 from alignkit_rlaif.gold import Gold
 from alignkit_rlaif.judge import Judge
@@ -74,17 +74,15 @@ def rlaif(
         iteration=1,
         name="v1",
     ).policy
-    for label, version in (("V0", v0), ("V1", v1)):
-        run.evaluate(
-            version,
-            held,
-            {name: truth, "reward": reward},
-            temperature=temperature,
-            max_new_tokens=task.max_new_tokens,
-            reference=v0,
-            label=label,
-            name=f"{label.lower()}/heldout",
-        )
+    evaluate_versions(
+        run,
+        {"V0": v0, "V1": v1},
+        held,
+        {name: truth, "reward": reward},
+        temperature=temperature,
+        max_new_tokens=task.max_new_tokens,
+        reference=v0,
+    )
     run.report()
 
 
