@@ -83,7 +83,7 @@ def register_annotators(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_metrics(register: Register) -> None:
-    """Register metrics: classes derived from `alignkit.metrics.Metric`, whose `update` names what it is given.
+    """Register metrics: classes derived from `alignkit.plugin.Metric`, whose `update` names what it is given.
 
     Args:
         register: call it as `register("my_metric", MyMetric)`.
