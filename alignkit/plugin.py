@@ -7,7 +7,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Registering: `hookimpl`, `Register`, `use`, `Component`, `parse`, `parse_list`, `build`, `VOCABULARY`.
 - What flows: `Groups`, `Message`, `prompt_id`, `RATINGS`, `Policy`, `RewardModel`, `ChatFormat`.
 - What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler` with `Sampled`;
-  `Reward` with `Scores`, `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told: `TransformContext`.
+  `Reward` with `Scores`, `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told:
+  `TransformContext`.
 - A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`.
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;

@@ -54,7 +54,8 @@ if __name__ == "__main__":
     with Run(folder, quiet=True, max_tokens=150, trainer={"accelerator": "cpu", **processes}) as run:
         v0 = run.policy("tiny", lora=None)
         made = run.improve(v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v1")
+    steps = [json.loads(line) for line in (made.policy.path / "metrics.jsonl").read_text().splitlines()]
     rows = [row["response_ids"] for row in made.rollouts.groups]
     if run.rank == 0:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run._stages)}))
+        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run._stages), "steps": steps}))

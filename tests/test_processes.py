@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same samples, the same gradients."""
+"""Two processes learn what one learns: the same samples, the same gradients, the same numbers in the log."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ def test_two_processes_equal_one(tmp_path):
     two = run([*launch, str(SCRIPT), str(tmp_path / "two"), "ddp"], tmp_path)
     assert two["samples"] == one["samples"]
     assert two["stages"] == one["stages"] == 2
+    assert [row.keys() for row in two["steps"]] == [row.keys() for row in one["steps"]]
+    for a, b in zip(one["steps"], two["steps"], strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    assert "entropy" in one["steps"][0]
     assert len(one["gradients"]) == len(two["gradients"]) == 2
     for a, b in zip(one["gradients"], two["gradients"], strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)  # the order of float32 sums differs; 1e-6 measured

@@ -92,18 +92,17 @@ class Distinct(Metric):
             raise ConfigError(f"n={n} must be positive", where="distinct")
         self.n = n
         self.add_state("seen", [], dist_reduce_fx="cat")
+        self.set_dtype(torch.float64)  # also of the nothing that an idle process brings
 
     def update(self, responses: Sequence[str]) -> None:
         words = [response.split() for response in responses]
         grams = [tuple(row[i : i + self.n]) for row in words for i in range(len(row) - self.n + 1)]
         if grams:
-            self.seen.append(torch.tensor([_number(gram) for gram in grams]))
+            self.seen.append(torch.tensor([_number(gram) for gram in grams], dtype=torch.float64))
 
     def compute(self) -> Any:
-        if not self.seen:
-            return {}
-        seen = dim_zero_cat(self.seen)
-        return len(seen.unique()) / len(seen)
+        seen = dim_zero_cat(self.seen) if len(self.seen) else torch.zeros(0)
+        return len(seen.unique()) / len(seen) if len(seen) else {}
 
 
 def _known(values: Tensor) -> Tensor:
@@ -111,8 +110,6 @@ def _known(values: Tensor) -> Tensor:
 
 
 def _number(gram: tuple[str, ...]) -> int:
-    """An n-gram as 63 bits, the same on every machine; two of a million meet with probability 1e-7."""
-    return (
-        int.from_bytes(hashlib.blake2b("\0".join(gram).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-        >> 1
-    )
+    """An n-gram as 52 bits, which float64 holds exactly; among a million two are alike with probability 1e-4."""
+    digest = hashlib.blake2b("\0".join(gram).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 12

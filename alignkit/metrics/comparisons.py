@@ -54,6 +54,7 @@ class CalibrationError(Metric, BinaryCalibrationError):
         """[pairs] each, raw scores."""
         difference = chosen_rewards.detach().float() - rejected_rewards.detach().float()
         super().update(torch.sigmoid(difference.abs()), (difference > 0).long())
+        self.accuracies[-1] = self.accuracies[-1].float()  # an idle process brings an empty float tensor
 
     def compute(self) -> Any:
-        return super().compute() if self.confidences else {}
+        return super().compute() if len(self.confidences) else {}
