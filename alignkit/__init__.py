@@ -26,7 +26,7 @@ _HOMES = {
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Term",
     "alignkit.stages": "EvaluationHandle GroupsHandle Improved PolicyHandle RewardHandle",
-    "alignkit.run": "Run evaluate_versions open_policy run_recipe",
+    "alignkit.run": "Run compare_runs evaluate_versions free_run list_runs open_policy run_recipe",
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
@@ -51,7 +51,10 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import WeightedSum as WeightedSum
     from alignkit.run import Run as Run
+    from alignkit.run import compare_runs as compare_runs
     from alignkit.run import evaluate_versions as evaluate_versions
+    from alignkit.run import free_run as free_run
+    from alignkit.run import list_runs as list_runs
     from alignkit.run import open_policy as open_policy
     from alignkit.run import run_recipe as run_recipe
     from alignkit.sampling import Sampler as Sampler

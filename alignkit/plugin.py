@@ -6,8 +6,9 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 
 - Registering: `hookimpl`, `Register`, `use`, `Component`, `parse`, `parse_list`, `build`, `VOCABULARY`.
 - What flows: `Groups`, `Message`, `prompt_id`, `RATINGS`, `Policy`, `RewardModel`, `ChatFormat`.
-- What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler`; `Reward` with `Scores`,
-  `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told: `TransformContext`.
+- What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler` with `Sampled`;
+  `Reward` with `Scores`, `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told:
+  `TransformContext`.
 - A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`.
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
@@ -49,7 +50,7 @@ _HOMES = {
     "alignkit.registry.host": "build",
     "alignkit.data": "ChatFormat Located bad_text check_groups read_groups read_rows refuse_or_drop strict_json",
     "alignkit.models": "Policy RewardModel is_tiny model_digest response_logprobs",
-    "alignkit.sampling": "Sampler occurrences",
+    "alignkit.sampling": "Sampled Sampler occurrences",
     "alignkit.rewards": "FunctionReward Reward Scores score_groups",
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
@@ -130,6 +131,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import Scores as Scores
     from alignkit.rewards import score_groups as score_groups
+    from alignkit.sampling import Sampled as Sampled
     from alignkit.sampling import Sampler as Sampler
     from alignkit.sampling import occurrences as occurrences
     from alignkit.selection import best_responses as best_responses

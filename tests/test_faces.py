@@ -47,6 +47,13 @@ def test_the_tests_of_a_plugin_need_no_more_than_testing_beside_them() -> None:
     assert beside("plugins/*/tests/**/*.py", WITH_TESTING) == {}
 
 
+def test_the_docs_show_no_other_module() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("plugins/*/README.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = set(re.findall(r"^\s*(?:from|import) (alignkit[\w.]*)", text, re.MULTILINE))
+    assert {module for module in shown if module.split(".")[0] == "alignkit"} == set(WITH_TESTING)
+
+
 @pytest.mark.parametrize("face", WITH_TESTING)
 def test_every_name_of_a_face_is_there(face: str) -> None:
     module = importlib.import_module(face)

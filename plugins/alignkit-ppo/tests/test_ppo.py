@@ -439,9 +439,9 @@ def plain_logprobs(policy: Policy, ids: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
 
 
-def test_a_coefficient_of_zero_is_ppo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coefficient_of_zero_is_ppo_alone(tmp_path: Path) -> None:
     plain, row = first_gradient(tmp_path / "ppo")
-    zero, zero_row = first_gradient(tmp_path / "zero", monkeypatch, ptx_coef=0.0, ptx_batch_size=3)
+    zero, zero_row = first_gradient(tmp_path / "zero", ptx_coef=0.0, ptx_batch_size=3)
     assert PPO().streams() == {}
     assert zero_row == row
     assert "ptx" not in row
