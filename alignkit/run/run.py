@@ -756,7 +756,7 @@ class Run:
             code |= {
                 k if k != "source" else f"{distribution} source": v for k, v in distribution_key(distribution).items()
             }
-        for record in self.host.components():
+        for record in self.host.components() if any(plugins) else ():
             if record.distribution in plugins and record.kind not in ("suite", "recipe"):
                 found = component_code(record.object)  # of one registered by hand
                 code |= {f"{record.kind} {record.qualified}": found} if found else {}
