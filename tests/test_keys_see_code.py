@@ -363,6 +363,71 @@ REWARDS = {
         "return 1",
         "return 2",
     ),
+    "tensor's subclass": (
+        "import torch\nclass T(torch.Tensor):\n    def m(self): return 1\nt = torch.ones(1).as_subclass(T)\n"
+        "def reward(r): return t.m()",
+        "return 1",
+        "return 2",
+    ),
+    "list's subclass": (
+        "class T(list):\n    def m(self): return 1\nt = T([3])\ndef reward(r): return t.m()",
+        "return 1",
+        "return 2",
+    ),
+    "what a list's subclass holds": (
+        "class T(list):\n    def m(self): return 1\nt = T([3])\ndef reward(r): return t.m()",
+        "[3]",
+        "[4]",
+    ),
+    "property's subclass": (
+        "class P(property):\n    def __get__(self, *a): return 1\nclass S:\n    @P\n    def p(self): return 0\n"
+        "def reward(r): return S().p",
+        "return 1",
+        "return 2",
+    ),
+    "own descriptor": (
+        "class D:\n    def __get__(self, *a): return 1\nclass S:\n    d = D()\ndef reward(r): return S().d",
+        "return 1",
+        "return 2",
+    ),
+    "object in a circle": (
+        "class N:\n    def __init__(self, w): self.w, self.me = w, self\nn = N(1)\ndef reward(r): return n.me.w",
+        "N(1)",
+        "N(2)",
+    ),
+    "field called key": (
+        "from dataclasses import dataclass\nfrom typing import Callable\ndef h(x): return 1\n@dataclass\nclass C:\n"
+        "    key: Callable = h\nc = C()\ndef reward(r): return c.key(r)",
+        "return 1",
+        "return 2",
+    ),
+    "attribute beside the fields": (
+        "from dataclasses import dataclass\n@dataclass\nclass C:\n    w: int = 1\nc = C()\nc.more = 1\n"
+        "def reward(r): return c.more",
+        "more = 1",
+        "more = 2",
+    ),
+    "partial of a method": (
+        "from functools import partial\nclass S:\n    def m(self, w, r): return w\nreward = partial(S().m, 1)",
+        "().m, 1",
+        "().m, 2",
+    ),
+    "decorator object": (
+        "class Times:\n    def __init__(self, n): self.n = n\n    def __call__(self, f):\n"
+        "        return lambda r: self.n * f(r)\n@Times(2)\ndef reward(r): return 1",
+        "Times(2)",
+        "Times(3)",
+    ),
+    "setting that the pipeline changes": (
+        "class Settings:\n    w = 1\nSettings.w = 5\ndef reward(r): return Settings.w",
+        "w = 5",
+        "w = 6",
+    ),
+    "function chosen when it is defined": (
+        "if 1 > 0:\n    def h(): return 1\nelse:\n    def h(): return 2\ndef reward(r): return h()",
+        "1 > 0",
+        "1 < 0",
+    ),
     "try, with and match": (
         "def h(): return 1\ndef reward(r):\n    try:\n        match r:\n            case str(): return h()\n"
         "    finally: pass",
@@ -530,8 +595,14 @@ def test_what_the_code_itself_changes_keeps_its_key(folder: Folder) -> None:
                         return len(seen)
                     return inner
                 inner = make()
+                def noted(r, memo={}, *, more=[]):
+                    more.append(r)
+                    noted.calls += 1
+                    return memo.setdefault(r, noted.calls)
+                noted.calls = 0
                 def reward(r):
                     count()
+                    noted(r)
                     return MEMO.setdefault(r, rng.random()) + inner(r)
             """
         }

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from alignkit.run.verbs import evaluate, transform
 
 from alignkit import Batch, ConfigError, DataError, Groups, Policy, PolicyOptimizer, Run
 from alignkit.meter import Meter
@@ -87,14 +86,10 @@ def test_evaluate_and_transform_take_it(tmp_path):
 
     with Run(tmp_path, quiet=True) as run:
         v0 = run.policy("tiny", lora=None)
-        config = {"temperature": 1.0, "greedy": False, "max_new_tokens": 8, "n": 2, "label": "x", "order": 1}
-        rewards = {"once": run._reward(once)[0]}
-        (tmp_path / "work").mkdir()
-        made = evaluate(run, tmp_path / "work", v0, PROMPTS, rewards, config, None, None, "x", Echo())
-        assert made["metrics"]["length"]["mean"] == 2.0
-        transform(run, tmp_path / "other", PROMPTS, answered, v0, "y", Echo())
-        changed = Groups.load(tmp_path / "other" / "groups")
-        assert {len(text) for row in changed for text in row["responses"]} == {1}
+        made = run.evaluate(v0, PROMPTS, {"once": once}, n=2, max_new_tokens=8, sampler=Echo())
+        assert made.metrics["length"]["mean"] == 2.0
+        changed = run.transform(PROMPTS, answered, policy=v0, sampler=Echo())
+        assert {len(text) for row in changed.groups for text in row["responses"]} == {1}
 
 
 def test_dealt_prompts_are_drawn_as_one_process_would(monkeypatch):

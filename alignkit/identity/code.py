@@ -19,13 +19,14 @@ import functools
 import hashlib
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.identity.classes import describe_class
 from alignkit.identity.distributions import module_owners
 from alignkit.identity.ledger import Written
-from alignkit.identity.names import uses_of
+from alignkit.identity.names import fresh_defaults, uses_of
 from alignkit.identity.reach import Reach, Scope, makes_of
 from alignkit.identity.source import NoSourceError, module_source, source_of
 from alignkit.identity.spaces import (
@@ -102,21 +103,32 @@ class Walk(Reach):
             raise self.refusal(f"the source of {function.__qualname__} cannot be read", label, remedy) from None
         makes = makes_of(source, definition) if cells else (frozenset[str](), None)
         scope = Scope(label, space, cells, names_in(function.__code__), makes, source)
-        node: dict[str, Any] = {"names": self.names(uses_of(definition), scope), "doc": function.__doc__}
-        node["defaults"] = self._defaults(label, function)
+        uses = uses_of(definition)
+        node: dict[str, Any] = {"names": self.names(uses, scope), "doc": function.__doc__}
+        node["defaults"] = self._defaults(
+            label, function, {path[0] for path in uses.written} & fresh_defaults(definition)
+        )
         if "__class__" in cells:  # it calls super()
             node["class"] = self.code(cells["__class__"])
         if vars(function):
-            node["state"] = self.value((label, "state"), f"{label}.__dict__", vars(function), lenient=True)
+            loose, held = replace(scope, lenient=True), vars(function)
+            node["state"] = self.later(
+                (label, "state"),
+                f"{label}.__dict__",
+                function,
+                lambda at: self.put_made(at, function.__name__, held, loose, space),
+            )
         return Written(source, [definition]), node
 
-    def _defaults(self, label: str, function: types.FunctionType) -> dict[str, str]:
+    def _defaults(self, label: str, function: types.FunctionType, memos: set[str]) -> dict[str, str]:
+        """The values of defaults; one that the function itself fills, such as a memo, counts by its text."""
         last = function.__defaults__ or ()
         count = function.__code__.co_argcount
         names = function.__code__.co_varnames[count - len(last) : count]
         found = {**dict(zip(names, last, strict=True)), **(function.__kwdefaults__ or {})}
         space = function.__globals__
-        return {k: self.value((label, k), f"{label}({k})", v, space=space) for k, v in found.items()}
+        counted = {k: v for k, v in found.items() if k not in memos}
+        return {k: self.value((label, k), f"{label}({k})", v, space=space) for k, v in counted.items()}
 
     def _wrapper(self, label: str, function: types.FunctionType) -> Described:
         """A library's function that holds something of the user's, as a decorator does."""

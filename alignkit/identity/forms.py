@@ -20,7 +20,22 @@ from typing import Any
 from alignkit.identity.spaces import is_code
 from alignkit.identity.values import canonical_json
 
-SHOWN = frozenset(("rich", "tqdm", "logging", "warnings", "loguru"))
+SHOWN = frozenset(
+    [
+        "rich",
+        "tqdm",
+        "logging",
+        "warnings",
+        "loguru",
+        "structlog",
+        "wandb",
+        "mlflow",
+        "tensorboard",
+        "tensorboardX",
+        "IPython",
+        "ipywidgets",
+    ]
+)
 """Packages that show something and compute nothing: what they are set to changes no result."""
 
 HANDLES = (
@@ -108,8 +123,8 @@ class Forms:
     def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
         for way in (_number, _container, self._code_form, _descriptor, _array, self._still_form):
             found = way(value, form)
-            if found is not None:
-                return found
+            if found is not None:  # a subclass of the user's own may do otherwise than what it is made from
+                return {"of": self._code(type(value)), "is": found} if self._own(type(value)) else found
         if isinstance(value, Enum):
             return {"of": self._code(type(value)), "name": value.name, "value": form(value._value_)}
         said = _said(value) if self._may_speak(type(value)) else None
@@ -164,7 +179,7 @@ def _number(value: Any, form: Callable[[Any], Any]) -> Any:
         return value if math.isfinite(value) else {"float": repr(value)}
     if type(value) is complex:
         return {"complex": repr(value)}
-    if isinstance(value, (bytes, bytearray)):
+    if type(value) in (bytes, bytearray):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     return {"name": repr(value)} if value is Ellipsis or value is NotImplemented else None
 

@@ -89,6 +89,17 @@ def makers(tree: ast.Module, name: str) -> list[ast.stmt]:
     return [node for node in _statements(tree.body) if name in uses_of(node).chains]
 
 
+def fresh_defaults(definition: ast.AST) -> set[str]:
+    """The parameters of a function whose default is made where it is written, out of no other name: `memo={}`."""
+    arguments = getattr(definition, "args", None) or ast.arguments([], [], None, [], [], None, [])
+    named = [*arguments.posonlyargs, *arguments.args]
+    pairs = [*zip(named[len(named) - len(arguments.defaults) :], arguments.defaults, strict=True)]
+    pairs += [
+        (arg, default) for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
+    ]
+    return {arg.arg for arg, default in pairs if not set(uses_of(default).chains) - {"dict", "list", "set"}}
+
+
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that are not compound; of those that are, their parts."""
     for node in body:

@@ -112,11 +112,12 @@ class Reach(Ledger):
         if isinstance(value, (types.SimpleNamespace, Namespace)) and path[1:] and path[1] in vars(value):
             inner, at = vars(value)[path[1]], (id(value), path[1])
             return self.value(at, f"{label}.{path[1]}", inner, lenient=scope.lenient, space=space)
-        return self.later((id(space), name), label, space, lambda label: self._put_global(label, space, name, scope))
+        return self.later(
+            (id(space), name), label, space, lambda label: self.put_made(label, name, value, scope, space)
+        )
 
-    def _put_global(self, label: str, space: Space, name: str, scope: Scope) -> None:
-        """Enter a global; one that the code itself changes counts by the statements that make it."""
-        value = space[name]
+    def put_made(self, label: str, name: str, value: Any, scope: Scope, space: Space) -> None:
+        """Enter what a global holds; one that the code itself changes counts by the statements that make it."""
         source = module_source(space)
         if source is not None and ((id(space), name) in self._written or _drawn(value)):
             statements = makers(source.tree, name)
