@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.optimizers import check_not_negative, check_positive
 from alignkit.stages.asked_metrics import by_name, check_steps, named, specs_kept
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
@@ -47,6 +48,7 @@ class Improve(Stage[Improved]):
         patience: rounds without a better held-out reward before stopping; 0 never stops.
         sampler: a registered sampler; its temperature is the optimizer's.
         max_new_tokens: default the sampler's own.
+        max_length: tokens of a given response, and of a piece of a stream's text; longer responses are refused.
         max_missing: the largest share of missing rewards a round may have.
         value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the
             policy.
@@ -73,6 +75,7 @@ class Improve(Stage[Improved]):
     patience: int = 0
     sampler: Any = field(default="default", metadata=component("sampler"))
     max_new_tokens: int | None = None
+    max_length: int = 1024
     max_missing: float = 0.05
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
@@ -82,8 +85,8 @@ class Improve(Stage[Improved]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("max_missing", self.max_missing, self.name)
-        if self.patience < 0:
-            raise ConfigError(f"patience={self.patience} must not be negative", where=self.name)
+        check_positive(self, "max_length")
+        check_not_negative(self, "patience")
 
     # -- before anything is spent --------------------------------------------------------------------------------------
 
@@ -195,7 +198,7 @@ class Improve(Stage[Improved]):
             heldout=None if self.heldout is None else rows_of(self.heldout),
             patience=self.patience,
             reference_logprobs=self.reference_logprobs,
-            max_response_tokens=max(self.sampler.max_new_tokens, 1024),
+            max_response_tokens=max(self.sampler.max_new_tokens, self.max_length),
         )
 
     def _value_model(self, place: Place, policy: Any) -> Any:
@@ -219,7 +222,7 @@ class Improve(Stage[Improved]):
         from alignkit.engine.training_data import TrainingData
         from alignkit.optimizers import Term
 
-        found, most = [], max(self.sampler.max_prompt_tokens, 1024)
+        found, most = [], max(self.sampler.max_prompt_tokens, self.max_length)
         for name, stream in self.optimizer.streams().items():
             data, left = TrainingData.of_stream(policy, rows_of((self.streams or {})[name]), most)
             if left:
