@@ -151,6 +151,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "value_model": ("head", "separate"),
         "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]),
     },
+    "score": {"groups": (groups("c"), PAIRS), "reward": (short, long)},
     "transform": {
         "groups": (groups("c"), PROMPTS), "transform": (doubled, trebled), "policy": (None, policy("a")),
         "sampler": (Sampler(), Sampler(stop=("x",))),
@@ -273,6 +274,17 @@ def test_the_default_written_out_is_the_default(tmp_path: Path) -> None:
     kind = next(kind for kind in CORE if kind.verb == "sample")
     shared = {"policy": policy("a"), "prompts": PROMPTS}
     assert key(kind, shared, tmp_path) == key(kind, {**shared, "temperature": 1.0, "max_new_tokens": 128}, tmp_path)
+
+
+def test_scores_are_kept_with_the_responses(tmp_path: Path) -> None:
+    def sometimes(response):
+        return None if response == "no" else float(len(response))
+
+    with Run(tmp_path, quiet=True, host=HOST) as run:
+        scored = run.score(PAIRS, sometimes)
+    values, present = scored.groups.rewards("sometimes")
+    assert (values[0], present[0]) == ([3.0, 0.0], [True, False])
+    assert {k: scored.result[k] for k in ("rows", "mean", "missing")} == {"rows": 6, "mean": 3.0, "missing": 6}
 
 
 # -- a plugin's own verb -----------------------------------------------------------------------------------------------

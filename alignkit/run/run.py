@@ -119,6 +119,7 @@ class Run:
     reward_model = verb(stages.ImportRewardModel)
     improve = verb(stages.Improve)
     transform = verb(stages.Transform)
+    score = verb(stages.Score)
     evaluate = verb(stages.Evaluate)
     groups = verb(stages.KeepGroups)
     export = verb(stages.Export)

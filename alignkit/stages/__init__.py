@@ -11,6 +11,7 @@ from alignkit.stages.place import Place
 from alignkit.stages.policy import ImportPolicy
 from alignkit.stages.reward_model import ImportRewardModel
 from alignkit.stages.sample import Sample
+from alignkit.stages.score import Score
 from alignkit.stages.sft import SFT
 from alignkit.stages.train_reward import TrainReward
 from alignkit.stages.transform import Transform, TransformContext
@@ -24,6 +25,7 @@ CORE = (
     ImportRewardModel,
     Improve,
     Transform,
+    Score,
     Evaluate,
     KeepGroups,
     Export,
@@ -53,6 +55,7 @@ __all__ = [
     "PolicyHandle",
     "RewardHandle",
     "Sample",
+    "Score",
     "Stage",
     "TrainReward",
     "Transform",
