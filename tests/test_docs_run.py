@@ -50,7 +50,7 @@ NOT_TYPED = (
     "alignkit run instructgpt --demonstrations",  # needs the reader's files
 )
 BLOCK = re.compile(r"(?:^<!-- file: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-ROOMS = re.compile(r"^\*\*`([\w]+)(/?)`\*\*", re.MULTILINE)
+ROOMS = re.compile(r"\*\*`(\w+)(/?)`\*\*")
 
 
 @dataclass(frozen=True)
