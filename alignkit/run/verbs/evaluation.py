@@ -53,7 +53,7 @@ def evaluate(
         groups = drawing.draw(prompts, config["n"], seed=(run.seed, "evaluate"), what=name, name=handle.key[:16])
     kl = None
     if reference is not None:
-        other = None if reference.key == handle.key else open_reference(run, reference, policy, dtype)
+        other = None if reference.key == handle.key else open_reference(run, reference, policy, dtype, meter)
         kl = kl_per_response(
             policy,
             groups.select(range(min(config["kl_prompts"] or len(groups), len(groups)))),
@@ -61,7 +61,6 @@ def evaluate(
             temperature=config["temperature"],
             max_tokens=run.max_tokens,
             max_prompt_tokens=sampler.max_prompt_tokens,
-            meter=meter,
         )
     for label, reward in rewards.items():
         scores = metered_scores(groups, reward, meter)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from alignkit.annotators import Annotator
     from alignkit.engine.improve import Improvement
     from alignkit.engine.reference import Reference
+    from alignkit.meter import Meter
     from alignkit.optimizers import PolicyOptimizer
     from alignkit.rewards import Reward
     from alignkit.run.run import Run
@@ -57,6 +58,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     from alignkit.engine.judging import Judging
     from alignkit.engine.objectives import extra_objectives
     from alignkit.engine.setting import Models, Setting
+    from alignkit.meter import Meter
     from alignkit.models.loading import dtype_of
     from alignkit.optimizers import Training
     from alignkit.vocabulary import roots, select
@@ -65,7 +67,8 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
     loss = run.host.build("loss", request.loss)
     policy = trainable(run, request.init, request.name)
     behaviour = policy if request.init.key == request.policy.key else request.policy.load(dtype=dtype).to(run.device)
-    reference = open_reference(run, request.reference, policy, dtype)
+    meter = Meter()
+    reference = open_reference(run, request.reference, policy, dtype, meter)
     extras = {key: run.host.build("loss", fn) for key, fn in opt.extra_losses().items()}
     asked = {name for each in (loss, *extras.values()) for name in each.tensor_names} | {*opt.prepare_arguments()}
     values = bool(select(roots(asked), source="value"))
@@ -74,6 +77,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
         seed=(run.seed, request.name),
         max_tokens=run.max_tokens,
         world=(run.rank, run.world),
+        meter=meter,
         say=lambda text: run.console.say(f"{request.name}: {text}"),
         tick=lambda text: run.console.tick(f"{request.name}: {text}"),
     )
@@ -107,7 +111,7 @@ def improve(run: Run, work: Path, request: ImproveRequest) -> dict[str, Any]:
             "extras": extra_objectives(extras, opt.terms()),
             "streams": _streams(run, request, policy),
             "reference": made.online_reference,
-            "meter": setting.meter,
+            "meter": meter,
         },
         request.checkpointing,
     )
@@ -164,14 +168,14 @@ def _open(value: Groups | GroupsHandle) -> Groups:
     return value.groups if isinstance(value, GroupsHandle) else value
 
 
-def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: Any) -> Reference | None:
+def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: Any, meter: Meter) -> Reference | None:
     """A named state of the policy where it has the same base; else a model of its own, frozen."""
     from alignkit.engine.reference import Reference
 
     if handle is None:
         return None
     if policy.add_state("reference", handle.model_folder):
-        return Reference(policy, "reference")
+        return Reference(policy, "reference", meter)
     reference = handle.load(dtype=dtype).to(run.device)
     if reference.chat.fingerprint != policy.chat.fingerprint:
         raise DataError(
@@ -180,7 +184,7 @@ def open_reference(run: Run, handle: PolicyHandle | None, policy: Any, dtype: An
             effect="Log-probs of the same ids would be of different texts.",
             remedy="use a reference with the policy's tokenizer",
         )
-    return Reference(reference)
+    return Reference(reference, meter=meter)
 
 
 def _streams(run: Run, request: ImproveRequest, policy: Any) -> list[Any]:
