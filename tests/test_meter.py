@@ -10,7 +10,11 @@ import pytest
 
 from alignkit import Batch, ConfigError, Groups, Policy, PolicyOptimizer, Run
 from alignkit.annotators import Annotator, annotated
+from alignkit.engine.known import Known
+from alignkit.engine.reference import Reference, kl_per_response
 from alignkit.engine.scoring import Scorer
+from alignkit.engine.setting import Models
+from alignkit.engine.training_data import TrainingData
 from alignkit.meter import COUNTS, Meter
 from alignkit.models import RewardModel
 from alignkit.rewards import FunctionReward, Scores, WeightedSum, metered_scores, score_groups
@@ -104,3 +108,22 @@ def test_what_is_not_counted_is_told_and_the_rest_is_plain_json():
         "counts": {**dict.fromkeys(COUNTS, 0), "trained_tokens": 3},
         "seconds": {},
     }
+
+
+def test_each_forward_pass_without_a_gradient_is_counted(tmp_path):
+    """KL of a few: policy and reference once each over the first response of each prompt; nothing else is asked for."""
+    with Run(tmp_path, quiet=True) as run:
+        v0 = run.policy("tiny", lora=None)
+        drawn = run.sample(v0, PROMPTS, n=1, max_new_tokens=5).groups
+    policy = Policy.load("tiny")
+    meter = Meter()
+    reference = Reference(policy, meter=meter)
+    data, _ = TrainingData.of(policy, drawn, max_prompt_tokens=500, max_response_tokens=500)
+    own = Meter()
+    known = Known(Models(policy, policy, reference), 1.0, 500, 500, 200, own)
+    known.work_out(data, data.all_micro_batches(200), ("logprobs", "ref_logprobs"))
+    tokens = sum(len(g.prompt_ids) + len(g.responses[0]) for g in data.encoded)
+    assert own.counts["scored_tokens"] == meter.counts["scored_tokens"] == tokens
+    kl = kl_per_response(policy, drawn, reference, temperature=1.0, max_tokens=200, max_prompt_tokens=500)
+    assert meter.counts["scored_tokens"] == 2 * tokens
+    assert max(abs(value) for row in kl for value in row) < 1e-4  # its own reference, by another path

@@ -11,9 +11,14 @@ import torch
 
 from alignkit import Batch, ConfigError, DataError, Groups, Policy, PolicyOptimizer, Run
 from alignkit.meter import Meter
+from alignkit.randomness import stream_key
 from alignkit.sampling import Drawing, Sampled, Sampler
 
-PROMPTS = Groups.from_prompts(["say a", "a longer prompt", "say a"])
+PROMPTS = Groups.from_prompts(["say a", "a longer prompt", "say b", "say a"])
+
+
+def letter_of(key: int) -> str:
+    return "abcdefgh"[key % 8]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Echo(Sampler):
         self, policy: Any, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], end_ids: Sequence[int]
     ) -> Iterator[tuple[int, list[Sampled]]]:
         for number in reversed(range(len(prompts))):
-            letters = [policy.chat.encode_text("abcdefgh"[key % 8])[0] for key in keys[number]]
+            letters = [policy.chat.encode_text(letter_of(key))[0] for key in keys[number]]
             yield number, [Sampled([i, end_ids[0]], [-1.0, -0.5], finished=True) for i in letters]
 
 
@@ -52,13 +57,13 @@ def test_rows_hold_what_the_engine_wrote_in_the_order_of_the_prompts():
     policy, told, meter = Policy.load("tiny"), [], Meter()
     groups = Echo().sample(policy, PROMPTS, 2, seed=(1,), progress=lambda *now: told.append(now[:3]), meter=meter)
     assert [row["prompt_id"] for row in groups] == [row["prompt_id"] for row in PROMPTS]
-    texts = [row["responses"] for row in groups]
-    assert all(len(text) == 1 for row in texts for text in row)
-    assert len({text for row in texts for text in row}) > 1  # the keys differ
+    for row, prompt, time in zip(groups, PROMPTS, (0, 0, 0, 1), strict=True):
+        keys = [stream_key(1, prompt["prompt_id"], time, k) for k in range(2)]
+        assert row["responses"] == [letter_of(key) for key in keys]
     assert groups[0]["logprobs"] == [[-1.0, -0.5]] * 2
     assert groups[0]["finished"] == [True, True]
-    assert told == [(2, 6, 4), (4, 6, 8), (6, 6, 12)]
-    assert meter.counts["generated_tokens"] == 12
+    assert told == [(2, 8, 4), (4, 8, 8), (6, 8, 12), (8, 8, 16)]
+    assert meter.counts["generated_tokens"] == 16
     assert Echo().sample(policy, PROMPTS, 2, seed=(1,)).digest() == groups.digest()
 
 
@@ -72,12 +77,12 @@ def test_improve_and_sample_take_it(tmp_path):
         v0 = run.policy("tiny", lora=None)
         sampled = run.sample(v0, PROMPTS, n=2, sampler=Echo())
         assert {len(text) for row in sampled.groups for text in row["responses"]} == {1}
-        assert sampled.result["generated_tokens"] == 12
+        assert sampled.result["generated_tokens"] == 16
         made = run.improve(v0, PROMPTS, optimizer=Imitates(), reward=once, sampler=Echo(), heldout=PROMPTS, name="v1")
         assert {len(text) for row in made.rollouts.groups for text in row["responses"]} == {1}
         budget = made.result["budget"]
-        assert budget["generated_tokens"] == 12 + 6  # held-out prompts are answered too
-        assert budget["reward_calls"] == 6 + 3
+        assert budget["generated_tokens"] == 16 + 8  # held-out prompts are answered too
+        assert budget["reward_calls"] == 8 + 4
 
 
 def test_evaluate_and_transform_take_it(tmp_path):

@@ -1,10 +1,11 @@
 """The rounds of `improve`: collect, know, prepare, describe, learn, stop early; `Improvement.rounds` is the whole loop.
 
-The loop is a generator that Lightning drives, and not one `Trainer.fit` per round. MEASURED. A fit per round would
-also wrap and broadcast the model anew each time under DDP, shard it anew under a sharding strategy, have Lightning's
-teardown move it to the CPU, and give callbacks a fit per round where they expect one per stage. So there is one fit:
-its epochs are the rounds, it asks the loop for the next lesson when it wants data, sends the means of the round's
-metrics back, and stops when it is told to.
+The loop is a generator that Lightning drives, and not one `Trainer.fit` per round. A fit per round costs 10 to 20 ms
+more, twice the time of a small round (`benchmarks/fit_per_round.py`), and more than time: it would wrap and broadcast
+the model anew each time under DDP, shard it anew under a sharding strategy, have Lightning's teardown move it to the
+CPU, and give callbacks a fit per round where they expect one per stage. So there is one fit: its epochs are the rounds,
+it asks the loop for the next lesson when it wants data, sends the means of the round's metrics back, and stops when it
+is told to.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Known:
         max_prompt_tokens: oldest exchanges of a longer prompt are left out.
         max_response_tokens: longest response learned from.
         max_tokens: padded cells of a micro-batch.
-        meter: counts the tokens of the forward passes.
+        meter: counts the tokens of the forward passes; the reference has its own.
     """
 
     models: Models
@@ -67,20 +67,20 @@ class Known:
         out = {name: torch.zeros(total, width, dtype=torch.float32) for name in names}
         bare = replace(data, tensors={})
         for numbers in [each for each in micro_batches if each and names]:
-            batch = bare.collate(numbers)
-            self.meter.add("scored_tokens", batch.tokens)
-            with self.meter.phase("forward"):
-                found = self._forward(bare, batch.to(self.models.policy.device), frozenset(names))
+            batch = bare.collate(numbers).to(self.models.policy.device)
+            found = self._forward(bare, batch, frozenset(names))
             for name, values in out.items():
-                values[batch.responses, : found[name].shape[1]] = found[name].float().cpu()
+                values[batch.responses.cpu(), : found[name].shape[1]] = found[name].float().cpu()
         return out
 
     def _forward(self, data: TrainingData, batch: MicroBatch, names: frozenset[str]) -> dict[str, Tensor]:
-        theirs = select(names, source="reference")
-        found: dict[str, Tensor] = {}
-        if names - theirs:
+        theirs, found = select(names, source="reference"), dict[str, Tensor]()
+        if own := names - theirs:
             policy, values = self.models.policy, self.models.value_model
-            found, _ = assemble(policy, data, batch, names - theirs, temperature=self.temperature, value_model=values)
+            passes = 1 + (values is not None and bool(select(own, source="value")))
+            self.meter.add("scored_tokens", passes * batch.tokens)
+            with self.meter.phase("forward"):
+                found, _ = assemble(policy, data, batch, own, temperature=self.temperature, value_model=values)
         if theirs:
             if self.models.reference is None:
                 raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,15 +23,18 @@ class Reference:
     Args:
         model: whose log-probs they are.
         state: the named state of its weights; None takes the model as it is.
+        meter: counts the tokens of its forward passes.
     """
 
     model: Policy
     state: str | None = None
+    meter: Meter = field(default_factory=Meter, compare=False)
 
     def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
         """`ref_logprobs` [R, T] of a micro-batch, without gradient, on the batch's device."""
         state = contextlib.nullcontext() if self.state is None else self.model.state(self.state)
-        with torch.no_grad(), state:
+        self.meter.add("scored_tokens", batch.tokens)
+        with torch.no_grad(), state, self.meter.phase("forward"):
             found = self.model.tensors(batch.to(self.model.device), temperature=temperature)["logprobs"]
         return found.to(batch.targets.device)
 
@@ -54,7 +57,6 @@ def kl_per_response(
     temperature: float,
     max_tokens: int,
     max_prompt_tokens: int,
-    meter: Meter | None = None,
 ) -> list[list[float]]:
     """Sum over the response of log pi - log ref (estimator k1), in nats; its mean over samples estimates the KL.
 
@@ -65,7 +67,6 @@ def kl_per_response(
         temperature: of sampling; both distributions are tempered alike.
         max_tokens: padded cells of a micro-batch.
         max_prompt_tokens: at which the sampler cut prompts.
-        meter: counts the tokens of the forward passes.
 
     Returns:
         [groups][K].
@@ -73,15 +74,12 @@ def kl_per_response(
     out = [[0.0] * len(row["responses"]) for row in groups]
     if reference is None:
         return out
-    meter, longest = meter or Meter(), max(len(ids) for row in groups for ids in row["response_ids"])
+    longest = max(len(ids) for row in groups for ids in row["response_ids"])
     drawn = [row["logprobs"] for row in groups]
     data, _ = TrainingData.of(policy, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
     for numbers in data.all_micro_batches(max_tokens):
-        batch = data.collate(numbers)
-        meter.add("scored_tokens", batch.tokens)
-        batch = batch.to(policy.device)
-        with meter.phase("forward"):
-            theirs = (reference.logprobs(batch, temperature) * batch.response_mask).sum(-1).tolist()
+        batch = data.collate(numbers).to(policy.device)
+        theirs = (reference.logprobs(batch, temperature) * batch.response_mask).sum(-1).tolist()
         for value, number, group in zip(theirs, batch.responses.tolist(), batch.groups.tolist(), strict=True):
             row, k = data.encoded[group].index, number - data.first_response[group]
             out[row][k] = sum(drawn[row][k]) - value

@@ -10,8 +10,7 @@ from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.processes import gather_dealt
-from alignkit.sampling.progress import shown
-from alignkit.sampling.sampler import Sampler, occurrences
+from alignkit.sampling.sampler import Progress, Sampler, occurrences
 
 log = logging.getLogger("alignkit")
 
@@ -58,7 +57,7 @@ class Drawing:
             seed=seed,
             name=name,
             occurrence=occurrences(prompts)[rank::processes],  # over all processes, so that they draw what one would
-            progress=shown(what, self.tick),
+            progress=_shown(what, self.tick),
             meter=self.meter,
         )
         if processes == 1:
@@ -66,6 +65,21 @@ class Drawing:
         everyone = Groups.from_rows(gather_dealt(groups.rows, processes))
         self.meter.add("generated_tokens", _tokens(everyone) - _tokens(groups))
         return everyone
+
+
+def _shown(what: str, tick: Callable[[str], None]) -> Progress:
+    """Progress as one line of text: how far, how fast, how long still.
+
+    Args:
+        what: is being sampled.
+        tick: where passing lines go.
+    """
+
+    def tell(done: int, total: int, tokens: int, seconds: float) -> None:
+        rate, left = tokens / max(seconds, 1e-6), seconds / max(done, 1) * (total - done)
+        tick(f"{what}: {done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
+
+    return tell
 
 
 def _tokens(groups: Groups) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.randomness import stream_key
 from alignkit.sampling.decode import Sampled, decode
-from alignkit.sampling.progress import Progress
+
+Progress = Callable[[int, int, int, float], None]
+"""Called with (responses done, responses in all, tokens so far, seconds so far)."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,6 @@ class Evaluate(Stage[EvaluationHandle]):
             temperature=self.temperature,
             max_tokens=place.max_tokens,
             max_prompt_tokens=self.sampler.max_prompt_tokens,
-            meter=place.meter,
         )
 
     def handle(self, made: Made) -> EvaluationHandle:

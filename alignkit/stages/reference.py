@@ -23,7 +23,7 @@ def open_reference(place: Place, handle: PolicyHandle | None, policy: Any) -> Re
     if handle is None:
         return None
     if policy.add_state("reference", handle.model_folder):
-        return Reference(policy, "reference")
+        return Reference(policy, "reference", place.meter)
     reference = handle.load(dtype=place.dtype).to(place.device)
     if reference.chat.fingerprint != policy.chat.fingerprint:
         raise DataError(
@@ -32,4 +32,4 @@ def open_reference(place: Place, handle: PolicyHandle | None, policy: Any) -> Re
             effect="Log-probs of the same ids would be of different texts.",
             remedy="use a reference with the policy's tokenizer",
         )
-    return Reference(reference)
+    return Reference(reference, meter=place.meter)
