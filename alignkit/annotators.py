@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 
 
 class Annotator:
@@ -32,3 +33,11 @@ class Annotator:
     def key(self) -> Any:
         """Plain JSON that changes whenever a judgement could."""
         raise NotImplementedError(f"{type(self).__name__} must say what identifies it")
+
+
+def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | None = None) -> Mapping[str, Groups]:
+    """What the annotator says of the groups, by dimension; counted."""
+    meter = meter or Meter()
+    meter.add("judge_calls", len(groups))
+    with meter.phase("annotate"):
+        return annotator.annotate(groups, seed=seed)

@@ -25,6 +25,15 @@ def register_samplers(register: Register) -> None:
 
 
 @hookimpl
+def register_stages(register: Register) -> None:
+    """The verbs of `Run`."""
+    from alignkit.stages import CORE
+
+    for kind in CORE:
+        register(kind.verb, kind)
+
+
+@hookimpl
 def register_metrics(register: Register) -> None:
     """What training and evaluations measure whatever the method."""
     from alignkit import metrics

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import inspect
 import json
 import os
 import re
@@ -16,18 +14,16 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import alignkit
-from alignkit.errors import AlignkitError, ConfigError, PluginError, Terminated
+from alignkit.errors import AlignkitError, ConfigError, Terminated
 
 if TYPE_CHECKING:
     from alignkit.registry.host import PluginHost
 
 INTERRUPTED = "interrupted; run the same command again to continue"
 
-_RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -178,99 +174,15 @@ def _run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0].startswith("-"):
         raise ConfigError(f"the recipe comes before {arguments[0]}", where="alignkit run", remedy=usage)
-    recipe, name = _load_recipe(arguments[0])
-    options, values = _parse_recipe(recipe, name, arguments[1:])
 
-    from alignkit.run import Run
+    from alignkit.run.recipes import load_recipe, parse_arguments, run_recipe
 
-    run = Run(
-        Path(options["run_dir"]),
-        seed=options["seed"],
-        plan=options["plan"],
-        precision=options["precision"],
-        trainer=options["trainer"] or None,
-    )
-    with run:  # on leaving it records how the run ended
-        recipe(run, **values)
-        if options["plan"]:
-            print(run.plan_table())
+    recipe = load_recipe(arguments[0])
+    options = parse_arguments(recipe, arguments[1:])
+    run = run_recipe(recipe, **options)
+    if options["plan"]:
+        print(run.plan_table())
     return 0
-
-
-def _load_recipe(target: str) -> tuple[Callable[..., Any], str]:
-    """The function, and the name its runs are kept under."""
-    from alignkit.registry.host import default_host
-
-    host = default_host()
-    if not (target.endswith(".py") or Path(target).is_file()):
-        record = host.resolve("recipe", target)
-        return record.object, record.name
-    path = Path(target)
-    if not path.is_file():
-        raise ConfigError(f"there is no file {target}", where="alignkit run")
-    module = _import_file(path)
-    if not callable(getattr(module, "main", None)):
-        raise ConfigError("it defines no main(run, …)", where=target)
-    host.register(module, path.stem)  # a file may carry hooks of its own: a method tried before it is packaged
-    return host.resolve("recipe", module.main).object, path.stem
-
-
-def _import_file(path: Path) -> ModuleType:
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location(f"alignkit_recipe_{path.stem}", path.resolve())
-    if spec is None or spec.loader is None:
-        raise ConfigError("not a Python file", where=str(path))
-    module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
-    sys.path.insert(0, str(path.resolve().parent))  # as `python FILE` would
-    spec.loader.exec_module(module)
-    return module
-
-
-def _parse_recipe(recipe: Callable[..., Any], name: str, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of every run, and the values for the recipe's own parameters."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parameters = list(inspect.signature(recipe).parameters)
-    if taken := set(parameters[1:]) & set(_RUN_OPTIONS):
-        remedy = "use what `run` carries, or rename the parameter"
-        raise PluginError(
-            f"{', '.join(sorted(taken))} is an option of every run", where=f"recipe {name}", remedy=remedy
-        )
-    parser = ArgumentParser(prog=f"alignkit run {name}", exit_on_error=False)
-    settings = dict[str, int | float | bool | str | list | dict | None]  # type: ignore[type-arg]
-    parser.add_argument("--run-dir", type=str, default=f"runs/{name}", help="where the run is kept")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
-    parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
-    parser.add_argument("--precision", type=str, default="32-true", help="as Lightning names it")
-    parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
-    parser.add_function_arguments(recipe, skip={parameters[0]}, fail_untyped=False)
-    try:
-        values = parser.instantiate(parser.parse_args([_as_parameter(text, parameters) for text in arguments]))
-    except ArgumentError as error:
-        raise _argument_error(str(error), name, [*parameters[1:], *_RUN_OPTIONS]) from error
-    return (
-        {key: values[key] for key in _RUN_OPTIONS},
-        {key: values[key] for key in parameters[1:] if key in values},
-    )
-
-
-def _as_parameter(text: str, parameters: list[str]) -> str:
-    """A flag of the recipe written with dashes, as the parameter is spelled; any other argument as it is."""
-    flag, equals, value = text.partition("=")
-    name = flag.removeprefix("--").replace("-", "_")
-    return f"--{name}{equals}{value}" if flag.startswith("--") and name.split(".")[0] in parameters else text
-
-
-def _argument_error(text: str, name: str, known: list[str]) -> ConfigError:
-    """The parser's complaint in one line, with the likely spelling of a flag that it does not know."""
-    wrong = re.search(r"unrecognized arguments: --([\w.-]+)", text)
-    flags = [key.replace("_", "-") if key == "run_dir" else key for key in known]
-    near = difflib.get_close_matches(wrong[1], flags, n=1) if wrong else []
-    hint = f"; did you mean --{near[0]}?" if near else ""
-    message = " ".join(text.split()) + hint
-    return ConfigError(message, where=f"alignkit run {name}", remedy=f"alignkit run {name} --help lists the arguments")
 
 
 # what exists
@@ -333,8 +245,10 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _run_or_model(name: str) -> str:
     """The folder of a run that is given by its name alone, as `alignkit report` takes it; anything else as it is."""
+    from alignkit.run_folder import is_run
+
     folder = Path("runs") / name
-    return str(folder) if (folder / "run.json").is_file() and not Path(name).exists() else name
+    return str(folder) if is_run(folder) and not Path(name).exists() else name
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON in them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,59 @@ import os
 from pathlib import Path
 from typing import Any
 
+from alignkit.errors import DataError
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a torn one."""
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a torn one."""
+    content = text.encode("utf-8")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        handle.write("\n")
+    with temporary.open("wb") as handle:
+        handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object per line.
+
+    Args:
+        path: the file.
+        problems: told how many lines hold no object, which are then left out (the last line of a file that is still
+            being written may be torn); None refuses such a file.
+
+    Raises:
+        DataError: without `problems`, a line that holds no object.
+        OSError: the file cannot be opened.
+    """
+    rows, bad = [], list[int]()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        row = _object_or_none(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            bad.append(number)
+    if bad and problems is None:
+        raise DataError("holds no JSON object", where=f"{path}:{bad[0]}", remedy="make the file anew")
+    if bad and problems is not None:
+        problems.append(f"{path.parent.name}/{path.name}: {len(bad)} line(s) cannot be read and are left out")
+    return rows
+
+
+def _object_or_none(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -278,6 +278,10 @@ class Groups:
         text = self[index]["meta"]
         return json.loads(text) if text else {}
 
+    def key(self) -> dict[str, str]:
+        """How the groups count in the key of what is made from them."""
+        return {"groups": self.digest()}
+
     def digest(self) -> str:
         """SHA-256 over the canonical rows: equal for equal content, whatever the files look like."""
         state = hashlib.sha256()

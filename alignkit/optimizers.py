@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.metrics.specs import MetricSpec
+from alignkit.vocabulary import select
 
 Reduction = Literal["token", "sequence", "group", "constant"]
 
@@ -86,10 +87,25 @@ class Batch:
     pairs: Sequence[tuple[int, int]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """How weights are updated; the fields of `PolicyOptimizer` of the same names say what they mean."""
+    """How weights are updated: what every method and every training verb has in common.
 
+    Args:
+        epochs: passes over what is learned from.
+        batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes all.
+        learning_rate: peak learning rate of AdamW.
+        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
+        warmup_ratio: share of steps over which the rate rises linearly from 0.
+        min_lr_ratio: where the cosine schedule ends, as a share of the peak.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        weight_decay: decoupled weight decay, on matrices only.
+        max_grad_norm: clipping of the global gradient norm; 0 turns it off.
+    """
+
+    epochs: int = 1
+    batch_size: int = 16
     learning_rate: float = 1e-5
     schedule: str = "constant"
     warmup_ratio: float = 0.0
@@ -98,7 +114,17 @@ class Training:
     eps: float = 1e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    value_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        check_positive(self, "epochs", "learning_rate", "eps")
+        check_not_negative(self, "batch_size", "weight_decay", "max_grad_norm")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ConfigError(f"schedule {self.schedule!r}", where=where, remedy="use constant, cosine or linear")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=where)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas} must each be in [0, 1)", where=where)
 
     def factor(self, progress: float) -> float:
         """The share of the peak learning rate at `progress` in [0, 1] of the verb's steps."""
@@ -110,8 +136,30 @@ class Training:
         return 1 - along if self.schedule == "linear" else 1.0
 
 
+def check_positive(declared: Any, *names: str) -> None:
+    """Refuse fields that are not above zero (NaN is not).
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if not getattr(declared, name) > 0:
+            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=type(declared).__name__)
+
+
+def check_not_negative(declared: Any, *names: str) -> None:
+    """Refuse fields that are below zero (or NaN).
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if not getattr(declared, name) >= 0:
+            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=type(declared).__name__)
+
+
 @dataclass(frozen=True)
-class PolicyOptimizer:
+class PolicyOptimizer(Training):
     """Base of every policy optimizer. Subclasses add fields and override `prepare` (and what else they need).
 
     Args:
@@ -121,18 +169,8 @@ class PolicyOptimizer:
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
             once.
         sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
-        epochs: passes over a round's batch.
-        batch_size: groups (prompts with the responses kept) per optimizer step; 0 takes the whole round.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
             (`logprob_temperature`).
-        learning_rate: peak learning rate of AdamW.
-        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the verb's steps.
-        warmup_ratio: share of steps over which the rate rises linearly from 0.
-        min_lr_ratio: where the cosine schedule ends, as a share of the peak.
-        betas: AdamW's betas.
-        eps: AdamW's epsilon.
-        weight_decay: decoupled weight decay, on matrices only.
-        max_grad_norm: clipping of the global gradient norm; 0 turns it off.
         value_learning_rate: learning rate of the value model's own weights; None: as the policy.
     """
 
@@ -141,17 +179,7 @@ class PolicyOptimizer:
     prompts_per_round: int = 0
     rounds: int = 1
     sample_every: int = 1
-    epochs: int = 1
-    batch_size: int = 16
     temperature: float = 1.0
-    learning_rate: float = 1e-5
-    schedule: str = "constant"
-    warmup_ratio: float = 0.0
-    min_lr_ratio: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
     value_learning_rate: float | None = None
 
     provides: ClassVar[Mapping[str, str]] = {}
@@ -160,29 +188,11 @@ class PolicyOptimizer:
     """What the numbers are that it logs beyond those of every method: terms of its loss, `Batch.metrics`."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "temperature", "learning_rate", "eps")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive", where=type(self).__name__)
+        super().__post_init__()
+        check_positive(self, "temperature")
+        check_not_negative(self, "samples_per_prompt", "prompts_per_round", "rounds", "sample_every")
         if not self.rounds and not self.sample_every:
             raise ConfigError("rounds=0 and sample_every=0 say nothing of each other", where=type(self).__name__)
-        for name in (
-            "samples_per_prompt",
-            "prompts_per_round",
-            "rounds",
-            "sample_every",
-            "batch_size",
-            "weight_decay",
-            "max_grad_norm",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative", where=type(self).__name__)
-        if self.schedule not in ("constant", "cosine", "linear"):
-            raise ConfigError(
-                f"schedule {self.schedule!r}", where=type(self).__name__, remedy="use constant, cosine or linear"
-            )
-        if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=type(self).__name__)
 
     # -- what a method overrides ---------------------------------------------------------------------------------------
 
@@ -190,14 +200,7 @@ class PolicyOptimizer:
         """Turn a round's scored groups into what the loss needs: `prepare(self, groups, state, …)`. Called once a
         round.
 
-        Further parameters, by name, are passed by the engine: `rewards` and `present` ([responses], the raw score and
-        whether there is one), `reward_name` (of the reward being optimised; None where there is but an annotator, which
-        a method can take that gives it a default), `annotated` (whether an annotator has ranked the groups),
-        `logprobs`, `ref_logprobs`, `values`, `response_mask` ([responses, tokens], detached, at
-        `logprob_temperature`), `ends_with_eos` ([responses], bool), `history` (`Groups` of earlier versions, scored by
-        the current reward), `generator` (a seeded `torch.Generator`), `max_new_tokens` (of the sampler), and `measure`:
-        `measure(groups, *names)` gives `response_mask` and the token tensors so named, [R, T] and detached, of any
-        groups at all.
+        Further parameters, by name, are passed by the engine; `alignkit.vocabulary.PREPARE` says which there are.
         """
         raise NotImplementedError
 
@@ -218,8 +221,8 @@ class PolicyOptimizer:
         return {}
 
     def keep(self, *args: Any, **kwargs: Any) -> list[bool] | None:
-        """Which sampled groups are worth learning from: `keep(self, groups)` or `keep(self, groups, reward_name)`. The
-        engine samples anew for the others. None keeps all."""
+        """Which sampled groups are worth learning from: `keep(self, groups, …)`. The engine samples anew for the
+        others. None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
         return None
 
     def initial_state(self) -> dict[str, Any]:
@@ -234,6 +237,11 @@ class PolicyOptimizer:
         """Whether to skip the rest of the round, asked after every optimizer step with that step's metrics."""
         return False
 
+    def components(self) -> list[tuple[str, Any]]:
+        """(kind, component) of what the method names: its loss, its extra losses and those of its streams."""
+        losses = [self.loss, *self.extra_losses().values(), *(stream.loss for stream in self.streams().values())]
+        return [("loss", loss) for loss in losses]
+
     @property
     def logprob_temperature(self) -> float:
         """The temperature of `logprobs` in `prepare` and in the loss: 1 where the method imitates text."""
@@ -245,7 +253,8 @@ class PolicyOptimizer:
 
         True where `prepare` asks for log-probs; the engine adds the losses that ask for `old_logprobs`.
         """
-        return bool({"logprobs", "ref_logprobs"} & set(self.prepare_arguments()))
+        asked = self.prepare_arguments()
+        return bool(select(asked, source="policy") | select(asked, source="reference"))
 
     @property
     def own_samples(self) -> bool:
@@ -255,3 +264,9 @@ class PolicyOptimizer:
     def prepare_arguments(self) -> tuple[str, ...]:
         """The names that `prepare` asks for beyond `groups` and `state`."""
         return tuple(inspect.signature(self.prepare).parameters)[2:]
+
+    def rounds_over(self, prompts: int) -> int:
+        """How many rounds there are with so many prompts."""
+        per_round = self.prompts_per_round or prompts
+        lap = math.ceil(prompts / max(per_round, 1)) * (self.sample_every or 1)
+        return self.rounds or lap

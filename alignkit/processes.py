@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def here() -> tuple[int, int]:
+    """(rank of this process, number of processes), as the launcher says."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def join_processes(world: int) -> None:
     """Join the process group that the launcher set up; nothing to do for one process."""
     if world <= 1:

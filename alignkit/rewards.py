@@ -15,7 +15,8 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
-from alignkit.identity import function_key
+from alignkit.identity import function_key, plain
+from alignkit.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Scores:
     Args:
         values: [groups][K] raw scores; None where a score is missing.
         reasons: [groups][K] why it is missing; None where it is there.
+        tokens: that went through a model for it, prompts included.
     """
 
     values: list[list[float | None]]
     reasons: list[list[str | None]]
+    tokens: int = 0
 
     def missing(self) -> int:
         """How many responses have no score."""
@@ -51,6 +54,11 @@ class Reward:
     def parts(self) -> Sequence[Reward]:
         """The rewards this one is made of, whose scores are logged beside its own."""
         return ()
+
+    def release(self) -> None:
+        """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
+        for part in self.parts():
+            part.release()
 
 
 def clean_score(value: Any) -> tuple[float | None, str | None]:
@@ -149,7 +157,7 @@ class WeightedSum(Reward):
         return self.combine(groups, [reward.score(groups) for reward in self.rewards])
 
     def key(self) -> Any:
-        return {"sum": [[reward.key(), weight] for reward, weight in zip(self.rewards, self.weights, strict=True)]}
+        return {"sum": [[plain(reward), weight] for reward, weight in zip(self.rewards, self.weights, strict=True)]}
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ class Piecewise(Reward):
 
     def key(self) -> Any:
         return {
-            "piecewise": [self.safety.key(), self.helpfulness.key()],
+            "piecewise": plain([self.safety, self.helpfulness]),
             "threshold": self.threshold,
             "tags": list(self.tags),
         }
@@ -223,25 +231,48 @@ def _combine(
             row_reasons.append(None if value is not None else why)
         values.append(row_values)
         reasons.append(row_reasons)
-    return Scores(values, reasons)
+    return Scores(values, reasons, sum(part.tokens for part in scores))
 
 
-def score_groups(groups: Groups, reward: Reward) -> Groups:
+def metered_scores(groups: Groups, reward: Reward, meter: Meter | None = None) -> Scores:
+    """`reward.score(groups)`, counted."""
+    meter = meter or Meter()
+    meter.add("reward_calls", groups.num_responses)
+    with meter.phase("score"):
+        scores = reward.score(groups)
+    meter.add("scored_tokens", scores.tokens)
+    return scores
+
+
+def score_groups(groups: Groups, reward: Reward, meter: Meter | None = None) -> Groups:
     """`groups` with the scores of `reward` and, for a combination, of each of its parts (each part is asked once).
+
+    Args:
+        groups: whose responses are scored.
+        reward: what scores them.
+        meter: counts the responses, once however many parts there are.
 
     Raises:
         ConfigError: two parts share a name.
     """
+    meter = meter or Meter()
+    meter.add("reward_calls", groups.num_responses)
+    with meter.phase("score"):
+        return _with_scores(groups, reward, meter)
+
+
+def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
     parts = list(reward.parts())
     names = [part.name for part in parts] + [reward.name]
     if len(set(names)) != len(names):
         raise ConfigError(f"rewards share a name: {names}", where=reward.name, remedy="give each its own name")
     if not parts:
         scores = reward.score(groups)
+        meter.add("scored_tokens", scores.tokens)
         return groups.with_rewards(reward.name, scores.values, scores.reasons)
     part_scores = []
     for part in parts:
-        groups = score_groups(groups, part)
+        groups = _with_scores(groups, part, meter)
         column = [next(r for r in row["rewards"] if r["name"] == part.name) for row in groups]
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = reward.combine(groups, part_scores)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import bootstrap_mean, paired_difference, per_prompt_scores, pooled
+from alignkit.run_folder import is_run, read_evaluation, read_run
 
 SCORE = "gold"
 RESULTS = Path(__file__).parent / "results" / "demo.json"
@@ -21,19 +22,16 @@ RESULTS = Path(__file__).parent / "results" / "demo.json"
 def versions(folder: Path) -> list[tuple[str, dict[str, float], dict[str, float]]]:
     """(label, score by prompt, KL by prompt) of each evaluated version, in order."""
     found = []
-    for name in json.loads((folder / "run.json").read_text())["stages"]:
-        stage = folder / "stages" / name
-        record = json.loads((stage / "stage.json").read_text())
-        if record["verb"] == "evaluate":
-            rows = [json.loads(line) for line in (stage / "evaluation.jsonl").read_text().splitlines()]
-            found.append((record["result"]["label"], per_prompt_scores(rows, SCORE), per_prompt_scores(rows, "kl")))
+    for stage in read_run(folder).stages:
+        if "evaluation" in stage.made:
+            rows = read_evaluation(stage.folder)
+            found.append((stage.result["label"], per_prompt_scores(rows, SCORE), per_prompt_scores(rows, "kl")))
     return found
 
 
 def seconds(folder: Path) -> float:
     """What the stages of a run took."""
-    names = json.loads((folder / "run.json").read_text())["stages"]
-    return sum(json.loads((folder / "stages" / n / "stage.json").read_text())["seconds"] for n in names)
+    return sum(stage.seconds or 0 for stage in read_run(folder).stages)
 
 
 def one_seed(folder: Path) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def one_seed(folder: Path) -> dict[str, Any]:
     found = versions(folder)
     first, last = found[0], found[-1]
     return {
-        "seed": json.loads((folder / "run.json").read_text())["seed"],
+        "seed": read_run(folder).seed,
         "seconds": round(seconds(folder)),
         "prompts": len(first[1]),
         "versions": {label: bootstrap_mean(scores).to_dict() for label, scores, _ in found},
@@ -73,7 +71,7 @@ def main(folders: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    folders = sys.argv[1:] or [str(p) for p in sorted(Path("runs").glob("demo*")) if (p / "run.json").is_file()]
+    folders = sys.argv[1:] or [str(p) for p in sorted(Path("runs").glob("demo*")) if is_run(p)]
     if not folders:
         sys.exit("no finished demo: run make demo, make demo SEED=1, make demo SEED=2 first")
     sys.exit(main(folders))

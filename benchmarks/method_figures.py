@@ -20,15 +20,14 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 
 def one_run(folder: Path) -> dict[str, Any]:
     """What `results/methods.json` keeps of a run."""
-    view, record = collect(folder), json.loads((folder / "run.json").read_text())
-    names = record["stages"]
-    seconds = [json.loads((folder / "stages" / n / "stage.json").read_text())["seconds"] for n in names]
+    view = collect(folder)
+    run = view.record
     last = view.versions[-1]
     return {
         "name": folder.name,
-        "command": re.sub(r"(?:/[\w.\-]+)+/([\w.\-]+)", r"\1", record["command"]),  # folders are nobody's business
-        "seed": record["seed"],
-        "seconds": round(sum(seconds)),
+        "command": re.sub(r"(?:/[\w.\-]+)+/([\w.\-]+)", r"\1", run.command),  # folders are nobody's business
+        "seed": run.seed,
+        "seconds": round(sum(stage.seconds or 0 for stage in run.stages)),
         "score": last.scores[0],
         "versions": {version.label: version.metrics for version in view.versions},
         "difference": last.paired.get(last.scores[0]),

@@ -14,13 +14,15 @@ import pytest
 
 from alignkit import cli
 from alignkit.errors import DataError
+from alignkit.run import recipes
 
 RECIPE = '''
 from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from alignkit import hookimpl, use
-from alignkit.errors import DataError
+from alignkit.errors import ConfigError, DataError, PluginError
+from alignkit.run import recipes
 import beside
 
 if TYPE_CHECKING:
@@ -84,13 +86,12 @@ class FakeRun:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from alignkit.registry import host
 
-    room = ModuleType("alignkit.run")
-    room.Run = FakeRun  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "alignkit.run", room)
+    monkeypatch.setattr(recipes, "Run", FakeRun)
     monkeypatch.setattr(FakeRun, "made", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     fresh = host.PluginHost(path=[str(tmp_path / "none")])
     monkeypatch.setattr(host, "default_host", lambda: fresh)
+    monkeypatch.setattr(recipes, "default_host", lambda: fresh)
     monkeypatch.delenv("ALIGNKIT_TRACE", raising=False)
     (tmp_path / "beside.py").write_text("")
     (tmp_path / "toy.py").write_text(RECIPE)

@@ -24,7 +24,7 @@ import pytest
 from alignkit import cli
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.host import default_host
-from alignkit.vocabulary import VOCABULARY
+from alignkit.vocabulary import PREPARE, VOCABULARY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -189,7 +189,7 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (*PAGES, "ARCHITECTURE.md", "docs/metrics.md", "CHANGELOG.md"):
+    for page in (*PAGES, "ARCHITECTURE.md", "docs/metrics.md", "docs/verbs.md", "CHANGELOG.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if not target.startswith("http"):
@@ -207,7 +207,9 @@ def test_every_tensor_and_every_hook_is_documented() -> None:
     """Not by the generator, which could leave one out."""
     page = (ROOT / "docs/write-a-plugin.md").read_text(encoding="utf-8")
     for name, spec in VOCABULARY.items():
-        assert f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" in page
+        assert f"| `{name}` | {spec.level} | {spec.source} | `{spec.shape}` | {spec.doc} |" in page
+    for name, offer in PREPARE.items():
+        assert f"| `{offer.what}` | {offer.doc} |" in page.split(f"\n| `{name}` | prepare")[1]
     for kind, hook in KINDS.items():
         assert f"| {kind} | `{hook}(register: Register) -> None` |" in page
 

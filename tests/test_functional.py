@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alignkit import functional as F
 from alignkit.errors import ConfigError, DataError
+from alignkit.functional import logistic_ranking, preference_cross_entropy
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=40, deadline=None)
@@ -275,3 +276,14 @@ def test_shapes_are_never_broadcast() -> None:
 
 
 # -- responses of groups -----------------------------------------------------------------------------------------------
+
+
+def test_soft_preference_golden_and_limits():
+    """p = .6, d = 1 by hand: .6 log(1+e^-1) + .4 log(1+e)."""
+    difference = torch.tensor([1.0, -3.0, 0.0], dtype=torch.float64, requires_grad=True)
+    soft = preference_cross_entropy(difference, 0.6)
+    assert float(soft[0].detach()) == pytest.approx(0.713261688, abs=1e-9)
+    torch.testing.assert_close(preference_cross_entropy(difference, 1.0), logistic_ranking(difference))
+    (gradient,) = torch.autograd.grad(preference_cross_entropy(difference, 0.5).sum(), difference)
+    assert float(gradient[2]) == 0.0
+    assert torch.isfinite(preference_cross_entropy(torch.tensor([1e4, -1e4]), 0.3)).all()

@@ -35,6 +35,7 @@ def modules_after(code: str, folder: Path | None = None) -> set[str]:
     "code",
     [
         "import alignkit; alignkit.hookimpl, alignkit.use, alignkit.PluginError",
+        "import alignkit.plugin; from alignkit.plugin import Register, hookimpl, parse, use",
         "import alignkit.builtin, alignkit.vocabulary, alignkit.registry.checks",
         "import alignkit.registry.host; alignkit.registry.host.default_host().plugins()",
         "from alignkit.cli import main; main(['--help'])",

@@ -46,7 +46,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit import Batch, Groups, PolicyOptimizer, Sampler, Term, hookimpl
+from alignkit.plugin import Batch, Groups, PolicyOptimizer, Sampler, Term, hookimpl
 
 
 def outside_loss(logprobs: Tensor, spread: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -198,14 +198,14 @@ def test_an_outside_optimizer_makes_a_version_of_the_shipped_recipe(site: Path, 
 
     folder, record = stage(tmp_path / "out", "v1")
     optimizer = record["config"]["optimizer"]
-    assert (optimizer["name"], optimizer["learning_rate"]) == ("outside-method/outside_optimizer", 0.02)
+    assert (optimizer["component"], optimizer["learning_rate"]) == ("outside-method/outside_optimizer", 0.02)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2, "8 prompts in steps of 4"
     assert all(row["outside_spread"] > 0 for row in rows)
     assert any(row["grad_norm"] > 0 for row in rows)
     code = record["identity"]["code"]
     assert any("outside-method" in key for key in code), "the plugin's code must be part of the stage's key"
-    assert stage(tmp_path / "out", "v2")[1]["config"]["optimizer"]["name"] == "alignkit-ppo/ppo"
+    assert stage(tmp_path / "out", "v2")[1]["config"]["optimizer"]["component"] == "alignkit-ppo/ppo"
     assert (tmp_path / "out" / "report.html").is_file()
     assert {"V0", "V1", "V2"} <= set(done.stdout.split())
 
@@ -304,4 +304,4 @@ def main(run: Run, pairs: int = 4):
 def test_a_recipe_file_uses_hooks_of_its_own(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN_HOOKS, encoding="utf-8")
     typed(site, tmp_path, "-m", "alignkit.cli", "run", "mine.py", "--run-dir", "out")
-    assert stage(tmp_path / "out", "reward")[1]["config"]["loss"] == "mine/own_ranking"
+    assert stage(tmp_path / "out", "reward")[1]["config"]["loss"]["component"] == "mine/own_ranking"

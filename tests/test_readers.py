@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import Groups
-from alignkit.data import read_groups
+from alignkit.data import read_groups, read_rows
 from alignkit.errors import DataError
 from alignkit.groups import RATINGS
 
@@ -448,3 +448,14 @@ def test_the_shared_data_are_read_as_they_are(path: Path) -> None:
         assert json.loads(row["meta"])["id"] == source["id"]
         count = KINDS.get(path.name.split("_")[0].split(".")[0], 0)
         assert count is None or len(row["responses"]) == count
+
+
+def test_rows_are_read_as_they_stand_with_their_places(tmp_path: Path) -> None:
+    """For formats of a suite's own: no layout is asked of them, and one that is no row is told and not dropped."""
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "1 + 1", "answer": 2}\n\n["no object"]\n{"a": NaN}\n', encoding="utf-8")
+    found = list(read_rows(file))
+    assert [located.where for located in found] == [f"{file}:{line}" for line in (1, 3, 4)]
+    assert [located.row for located in found] == [{"question": "1 + 1", "answer": 2}, None, None]
+    assert [located.finding.code for located in found if located.finding] == ["D21", "D22"]
+    assert [located.row for located in read_rows([{"a": 1}])] == [{"a": 1}]

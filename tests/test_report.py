@@ -30,6 +30,14 @@ HOSTILE = (
 )
 
 
+MADE = {
+    "policy": ["policy"],
+    "improve": ["policy", "groups"],
+    "train_reward": ["reward"],
+    "evaluate": ["evaluation"],
+}
+
+
 class Outline(HTMLParser):
     """Every element with its attributes, and the text."""
 
@@ -74,7 +82,7 @@ class FakeRun:
             "status": "complete",
             "seconds": 12.3,
             "started": "2025-06-01T10:00:00+00:00",
-            "cached": False,
+            "made": MADE[verb],
             "config": {"learning_rate": 1e-4, "x": "y" + self.mark},
             "inputs": {"policy": "0001" + self.mark},
             "result": result or {},
@@ -119,14 +127,13 @@ class FakeRun:
         first = self.rows(0) if version else None
         result = {
             "label": f"V{version}{self.mark}",
-            "order": version,
             **summarise_evaluation(self.rows(version), first, resamples=200),
         }
         return self.stage(f"v{version}/heldout", "evaluate", result, evaluation=self.rows(version))
 
     def close(self) -> Path:
         info = {
-            "format": 1,
+            "format": 2,
             "seed": 7,
             "created": "2025-06-01T10:00:00+00:00",
             "precision": "32-true",
@@ -291,7 +298,7 @@ def test_scores_that_are_not_numbers_are_told_and_never_drawn(tmp_path):
     assert "nan" not in " ".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '{"format": 3}'])
 def test_what_is_no_run_of_ours_is_refused(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match=r"run\.json"):
@@ -303,7 +310,7 @@ def test_what_is_no_run_of_ours_is_refused(tmp_path, content):
 def test_differences_and_means_are_worked_out_where_the_stage_has_no_summary(tmp_path):
     run = FakeRun(tmp_path)
     for version in (0, 1):
-        run.stage(f"v{version}", "evaluate", {"label": f"V{version}", "order": version}, evaluation=run.rows(version))
+        run.stage(f"v{version}", "evaluate", {"label": f"V{version}"}, evaluation=run.rows(version))
     last = collect(run.close()).versions[-1]
     assert last.paired["gold"]["mean"] == pytest.approx(1.0)
     assert last.metrics["gold"]["n"] == 20
@@ -324,11 +331,11 @@ def test_lineage_names_the_stages_it_comes_from(tmp_path):
 
 def test_versions_stand_in_their_order_and_equal_labels_are_told_apart(tmp_path):
     run = FakeRun(tmp_path)
-    for version in (2, 0, 1):
+    for version in (0, 2, 1):
         run.evaluate(version)
-    run.stage("other", "evaluate", {"label": "V1", "order": 1.5}, evaluation=run.rows(1))
+    run.stage("other", "evaluate", {"label": "V1"}, evaluation=run.rows(1))
     labels = [version.label for version in collect(run.close()).versions]
-    assert labels == ["V0", "V1 (v1/heldout)", "V1 (other)", "V2"]
+    assert labels == ["V0", "V2", "V1 (v1/heldout)", "V1 (other)"]
 
 
 def test_the_terminal_table_has_every_version_and_fits(plain):
@@ -345,7 +352,7 @@ def test_the_terminal_table_fits_with_many_scores_and_shows_no_escapes(tmp_path,
         rows = [
             row | {"scores": {f"score_number_{i:02d}\x1b[31m": 1.0 for i in range(count)}} for row in run.rows(version)
         ]
-        run.stage("x", "evaluate", {"label": "V\n" * 50 + str(version), "order": version}, evaluation=rows)
+        run.stage("x", "evaluate", {"label": "V\n" * 50 + str(version)}, evaluation=rows)
     table = version_table(run.close())
     assert max(map(len, table.splitlines())) <= 100
     assert "\x1b" not in table

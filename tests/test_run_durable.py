@@ -380,6 +380,11 @@ def test_the_code_of_required_plugins_counts():
 
 
 def test_a_stage_names_the_plugins_that_its_plugin_requires(tmp_path):
+    from alignkit.stages import Context, Transform
+
     with Run(tmp_path, quiet=True) as run:
-        identity = run._identity("verb", "name", {}, {}, ["alignkit-recipes"])
+        context = Context(run.host)
+        stage = Transform(PROMPTS, lambda groups, ctx: groups).resolved(context)
+        context.used.append((run.host.resolve("recipe", "llama2"), None))
+        identity = run.identity(stage, context)
     assert {"alignkit", "alignkit-recipes", "alignkit-tasks"} <= set(identity["code"])

@@ -25,6 +25,7 @@ PAGES = (
     "docs/write-a-plugin.md",
     "docs/cli.md",
     "docs/methods.md",
+    "docs/verbs.md",
     "docs/metrics.md",
     "plugins/alignkit-recipes/README.md",
 )
@@ -35,8 +36,22 @@ def vocabulary() -> str:
     """The tensors of `alignkit/vocabulary.py`."""
     from alignkit.vocabulary import VOCABULARY
 
-    rows = [f"| `{name}` | {spec.level} | `{spec.shape}` | {spec.doc} |" for name, spec in VOCABULARY.items()]
-    return "\n".join(["| tensor | level | shape | what it holds |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| `{name}` | {spec.level} | {spec.source} | `{spec.shape}` | {spec.doc} |"
+        for name, spec in VOCABULARY.items()
+    ]
+    return "\n".join(["| tensor | level | from | shape | what it holds |", "|---|---|---|---|---|", *rows])
+
+
+def prepare() -> str:
+    """What `prepare` and `keep` may name, of `alignkit/vocabulary.py`."""
+    from alignkit.vocabulary import KEEP, PREPARE
+
+    rows = [
+        f"| `{name}` | {'prepare, keep' if name in KEEP else 'prepare'} | `{offer.what}` | {offer.doc} |"
+        for name, offer in PREPARE.items()
+    ]
+    return "\n".join(["| name | of | what it is | what it holds |", "|---|---|---|---|", *rows])
 
 
 def metrics(*tables: str) -> str:
@@ -94,7 +109,7 @@ def methods() -> str:
 
     wanted: list[tuple[type, tuple[str, ...]]] = [
         (PolicyOptimizer, ("prepare", "terms", "keep", "initial_state", "update", "stop_epochs")),
-        (Sampler, ("warp", "sample")),
+        (Sampler, ("warp", "generate")),
         (Reward, ("score", "key", "parts")),
         (Annotator, ("annotate", "key")),
     ]
@@ -160,8 +175,30 @@ def defaults(kind: str) -> str:
     return "\n".join([f"| {kind} | plugin | defaults |", "|---|---|---|", *rows])
 
 
+def verbs() -> str:
+    """Every verb of `Run` with its arguments, from the fields of its stage."""
+    from docstring_parser import parse
+
+    from alignkit.run import Run
+    from alignkit.stages import CORE
+
+    lines: list[str] = []
+    for kind in CORE:
+        method = getattr(Run, kind.verb)
+        text = parse(method.__doc__)
+        docs = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+        lines += [f"## `run.{kind.verb}`", "", f"{text.short_description} {text.long_description or ''}".rstrip(), ""]
+        lines += ["| argument | default | meaning |", "|---|---|---|"]
+        for name, parameter in list(inspect.signature(method).parameters.items())[1:]:
+            default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+            lines.append(f"| `{name}` | {default} | {docs[name]} |".replace("|  |", "| |"))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "vocabulary": vocabulary,
+    "prepare": prepare,
     "offers": offers,
     "metrics of steps": functools.partial(metrics, "STEPS"),
     "metrics of rounds": functools.partial(metrics, "ROUNDS"),
@@ -170,6 +207,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics of evaluations": functools.partial(metrics, "ANSWERS", "ASKED"),
     "hooks": hooks,
     "methods": methods,
+    "verbs": verbs,
     "help": command_help,
     "llama2 arguments": functools.partial(arguments, "llama2"),
     "method arguments": functools.partial(arguments, "method"),

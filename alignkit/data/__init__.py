@@ -5,14 +5,19 @@ from alignkit.data.checks import check_groups
 from alignkit.data.encode import EncodedGroup, encode_groups
 from alignkit.data.problems import Problem, refuse_or_drop
 from alignkit.data.readers import read_groups
+from alignkit.data.sources import Located, bad_text, read_rows, strict_json
 
 __all__ = [
     "ChatFormat",
     "Encoded",
     "EncodedGroup",
+    "Located",
     "Problem",
+    "bad_text",
     "check_groups",
     "encode_groups",
     "read_groups",
+    "read_rows",
     "refuse_or_drop",
+    "strict_json",
 ]

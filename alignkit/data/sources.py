@@ -54,6 +54,20 @@ def format_of(source: Any, declared: Format) -> Format | Literal["memory"]:
     return "hub"
 
 
+def read_rows(source: Any, form: Format = "auto", split: str | None = None) -> Iterator[Located]:
+    """The rows of a file, folder, hub name or list in order, as they stand there, each with its place.
+
+    Args:
+        source: what `read_groups` reads.
+        form: of the source; "auto" goes by its name.
+        split: of a data set.
+
+    Raises:
+        DataError: the source as a whole cannot be read; a row that cannot be is yielded with its finding.
+    """
+    return rows_of(source, format_of(source, form), split)
+
+
 def rows_of(source: Any, form: str, split: str | None) -> Iterator[Located]:
     """The rows of a source in order.
 

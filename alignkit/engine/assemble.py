@@ -1,18 +1,20 @@
-"""The tensors that losses name, for one micro-batch: from the model's forward pass and from what the round knows."""
+"""The tensors that losses name, for one micro-batch: from the model's forward pass and from what the round knows.
+
+Which name comes from where stands in `alignkit.vocabulary`, by level and source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from alignkit.engine.reduction import GROUP_TENSORS, PAIR_TENSORS
+from alignkit.engine.reference import Reference
 from alignkit.engine.training_data import TrainingData
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
-
-Reference = Callable[[MicroBatch, float], Tensor]
-"""(micro-batch, temperature) -> `ref_logprobs` [R, T], detached."""
+from alignkit.vocabulary import VOCABULARY, select
 
 
 def assemble(
@@ -40,50 +42,82 @@ def assemble(
         (tensors by name, the group of each pair or None when no pair tensor is asked for).
     """
     tensors = {"response_mask": batch.response_mask, **data.slice_tensors(batch)}
-    scores: Tensor | None = None
-    if reference is not None and "ref_logprobs" not in tensors and _asks_reference(wanted):
-        tensors["ref_logprobs"] = reference(batch, temperature)
+    if reference is not None and "ref_logprobs" not in tensors and select(wanted, source="reference"):
+        tensors["ref_logprobs"] = reference.logprobs(batch, temperature)
     if "labels" in wanted and "labels" not in tensors:
         tensors["labels"] = data.labels[batch.responses.cpu()].to(batch.targets.device)
+    scores = None
     if isinstance(model, RewardModel):
         scores = model.scores(batch)
     else:
         tensors |= _policy_tensors(model, batch, wanted, temperature, value_model)
     pair_group = None
-    if wanted & PAIR_TENSORS:
-        chosen, rejected, pair_group, known = data.local_pairs(batch)
-        tensors |= known | _pair_tensors(tensors, scores, chosen, rejected, batch)
-    if wanted & GROUP_TENSORS:
-        tensors |= data.group_tensors(batch, scores)
+    if select(wanted, level="pair"):
+        tensors, pair_group = _with_pairs(tensors, scores, data, batch)
+    if select(wanted, level="group"):
+        tensors |= _group_tensors(data, batch, scores)
     return tensors, pair_group
-
-
-def _asks_reference(wanted: frozenset[str]) -> bool:
-    return any(name.startswith("ref_") for name in wanted)
 
 
 def _policy_tensors(
     model: Policy, batch: MicroBatch, wanted: frozenset[str], temperature: float, value_model: Policy | None
 ) -> dict[str, Tensor]:
-    need = {"logprobs"} | (wanted & {"entropy", "mean_logprobs", "values"})
-    own = need - {"values"} if value_model is not None else need
-    out = model.tensors(batch, own, temperature=temperature, entropy_gradient="entropy" in wanted)
-    if value_model is not None and "values" in need:
-        out |= value_model.tensors(batch, {"values"})
+    own = {"logprobs"} | select(wanted, level="token", source="policy")
+    values = select(wanted, level="token", source="value")
+    on_trunk = values if value_model is None else frozenset[str]()
+    out = model.tensors(batch, own | on_trunk, temperature=temperature, entropy_gradient="entropy" in wanted)
+    if value_model is not None and values:
+        out |= value_model.tensors(batch, values)
     return out
 
 
-def _pair_tensors(
-    tensors: Mapping[str, Tensor], scores: Tensor | None, chosen: Tensor, rejected: Tensor, batch: MicroBatch
-) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    mask = batch.response_mask
-    for prefix, name in (("", "logprobs"), ("ref_", "ref_logprobs")):
-        if name in tensors:
-            sums = (tensors[name] * mask).sum(-1)
-            out |= {f"{prefix}chosen_logprobs": sums[chosen], f"{prefix}rejected_logprobs": sums[rejected]}
-    lengths = mask.sum(-1)
-    out |= {"chosen_lengths": lengths[chosen], "rejected_lengths": lengths[rejected]}
+def _with_pairs(
+    tensors: dict[str, Tensor], scores: Tensor | None, data: TrainingData, batch: MicroBatch
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(the tensors with those of the pairs, the group [P] of each pair): what is said of the two responses, and what is
+    read from each of them."""
+    device, pairs = batch.targets.device, data.pairs
+    taken = [p for group in batch.group_order for p in data.pairs_by_group.get(group, [])]
+    place = {int(number): place for place, number in enumerate(batch.responses)}
+    groups = {group: index for index, group in enumerate(batch.group_order)}
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    sides = {
+        "chosen": index([place[int(pairs.chosen[p])] for p in taken]),
+        "rejected": index([place[int(pairs.rejected[p])] for p in taken]),
+    }
+    told = {name: values[taken].to(device) for name, values in pairs.tensors.items()}
+    read = _read_from_responses(_by_response(tensors, scores, batch.response_mask), sides)
+    return tensors | told | read, index([groups[int(pairs.group[p])] for p in taken])
+
+
+def _by_response(tensors: Mapping[str, Tensor], scores: Tensor | None, mask: Tensor) -> dict[str, Tensor]:
+    """[R] each: sums over the tokens of a response, its length, its score: what a pair's tensor may be read from."""
+    sources = {spec.of for spec in VOCABULARY.values() if spec.level == "pair"} - {"response_mask"}
+    out = {name: (tensors[name] * mask).sum(-1) for name in sources if name in tensors}
+    out["response_mask"] = mask.sum(-1)
+    return out if scores is None else out | {"scores": scores}
+
+
+def _read_from_responses(responses: Mapping[str, Tensor], sides: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    pairs = {name: spec.of for name, spec in VOCABULARY.items() if spec.level == "pair" and spec.of in responses}
+    return {name: responses[of][sides["rejected" if "rejected" in name else "chosen"]] for name, of in pairs.items()}
+
+
+def _group_tensors(data: TrainingData, batch: MicroBatch, scores: Tensor | None) -> dict[str, Tensor]:
+    """`rewards`, `ranks` and `group_mask` [B, K], padded on the right."""
+    order = batch.group_order
+    sizes = [len(data.encoded[i].responses) for i in order]
+    width, device = max(sizes), batch.targets.device
+    mask = (torch.arange(width) < torch.tensor(sizes).unsqueeze(1)).to(device)
+    ranks = torch.zeros(len(order), width, dtype=torch.long, device=device)
+    for b, i in enumerate(order):
+        given = data.ranks[i]
+        if given:
+            ranks[b, : len(given)] = torch.tensor(given)
+    out = {"group_mask": mask, "ranks": ranks}
     if scores is not None:
-        out |= {"chosen_rewards": scores[chosen], "rejected_rewards": scores[rejected]}
+        out["rewards"] = torch.zeros(mask.shape, dtype=scores.dtype, device=device).masked_scatter(mask, scores)
     return out

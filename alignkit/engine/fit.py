@@ -69,7 +69,7 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
     """Train.
 
     Args:
-        learner: module with its source of rounds.
+        learner: module with its rounds.
         precision: as Lightning names it ("32-true", "bf16-mixed", "bf16-true").
         trainer: further arguments of `lightning.Trainer`.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
@@ -96,7 +96,7 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
         loop = L.Trainer(
             **options,
             precision=precision,  # type: ignore[arg-type]
-            max_epochs=learner.source.rounds,
+            max_epochs=learner.rounds.count,
             enable_checkpointing=False,
             reload_dataloaders_every_n_epochs=1,
         )

@@ -6,17 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from alignkit.engine.assemble import Reference, assemble
+from alignkit.engine.assemble import assemble
+from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
+from alignkit.engine.progress import StepProgress
+from alignkit.engine.reference import Reference
 from alignkit.engine.step_metrics import RoundMeans, StepMetrics, usual_metrics
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError
+from alignkit.meter import Meter
 from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
@@ -37,28 +41,6 @@ class StepLoader:
         return len(self.steps)
 
 
-class Source(Protocol):
-    """Where the rounds of a verb come from."""
-
-    rounds: int
-
-    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
-        """Make round `index`."""
-        ...
-
-    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
-        """Told the round's mean metrics; returns whether to stop the verb."""
-        ...
-
-    def round_metrics(self) -> Mapping[str, float]:
-        """What is logged with every step of the round."""
-        ...
-
-    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
-        """Asked after every step whether the round's remaining steps are skipped."""
-        ...
-
-
 Micro = Callable[[Step, MicroBatch], tuple[Tensor, dict[str, float]]]
 
 
@@ -73,10 +55,13 @@ class Learner(L.LightningModule):
         loss: bound loss.
         terms: its declared terms.
         training: how weights are updated.
-        source: the rounds.
+        rounds: of the verb; sampling and scoring happen in their loop, whenever the next lesson is asked for.
         temperature: of the log-probs.
-        record: called with the metrics of every step.
+        record: called with the metrics of every step, by the first process alone.
+        tick: told where training is, in passing lines.
+        meter: counts steps and learned tokens.
         value_model: a separate value model, trained too.
+        value_learning_rate: of the value model's own weights; None: as the policy's.
         extras: further objectives on the same forward pass.
         streams: second data streams, learned from beside every step.
         reference: gives `ref_logprobs` during the step, where the rounds do not keep them.
@@ -92,11 +77,14 @@ class Learner(L.LightningModule):
         loss: BoundLoss,
         terms: Mapping[str, Term],
         training: Training,
-        source: Source,
+        rounds: Rounds,
         *,
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
+        tick: Callable[[str], None] = lambda text: None,
+        meter: Meter | None = None,
         value_model: Policy | None = None,
+        value_learning_rate: float | None = None,
         extras: Sequence[Objective] = (),
         streams: Sequence[StreamData] = (),
         reference: Reference | None = None,
@@ -105,9 +93,10 @@ class Learner(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.value_model = model, value_model
+        self.value_learning_rate = value_learning_rate
         if not any(term.weight for term in terms.values()):
             raise ConfigError("every term has weight 0: nothing to learn from", where=f"loss {loss.name}")
-        self.terms, self.training_config, self.source = dict(terms), training, source
+        self.terms, self.training_config, self.rounds = dict(terms), training, rounds
         clash = {stream.name for stream in streams} & {*terms, "total", "loss"}
         if clash:
             raise ConfigError(f"the streams {sorted(clash)} are named like terms of the loss", where="streams")
@@ -115,10 +104,13 @@ class Learner(L.LightningModule):
             raise ConfigError(f"the metrics {sorted(clash)} are named like terms of the loss", where="metrics")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
+        self.meter, self.progress = meter or Meter(), StepProgress(tick, rounds.count)
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
         usual = usual_metrics(rewards=isinstance(model, RewardModel))
         self.step_metrics, self.round_means = StepMetrics({**usual, **(metrics or {})}), RoundMeans()
         self.wanted |= self.step_metrics.wanted
+        self.loop = rounds.rounds()
+        self.lesson: Lesson | None = None
         self.round_index = -1
         self.steps_done = 0
         self._skip = False
@@ -130,15 +122,29 @@ class Learner(L.LightningModule):
         groups = _parameter_groups(self, config)
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
+    @property
+    def data(self) -> TrainingData:
+        """What the round learns from."""
+        assert self.lesson is not None, "no round has begun"
+        return self.lesson.data
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of the round."""
+        assert self.lesson is not None, "no round has begun"
+        return self.lesson.steps
+
     def train_dataloader(self) -> StepLoader:
-        """Begin the next round: sample, score, prepare; its steps are the data."""
+        """Let the loop make its next lesson; the steps of it are the data."""
         self.round_index += 1
         self._skip = False
         self.round_means.reset()
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            self.data, self.steps = self.source.start(self.round_index)
-        return StepLoader(self.steps)
+            lesson = next(self.loop)
+        assert isinstance(lesson, Lesson)
+        self.lesson = lesson
+        return StepLoader(lesson.steps)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch
@@ -147,18 +153,24 @@ class Learner(L.LightningModule):
         if self._skip:
             return
         optimizer: Any = self.optimizers()
-        shares = self._accumulate(step)
-        factor = self._set_learning_rate(optimizer, batch_idx)
-        norm = self._clip()
-        self._refuse_nan(step, shares, norm)
-        measured = self.step_metrics.read()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with self.meter.phase("train"):
+            shares = self._accumulate(step)
+            factor = self._set_learning_rate(optimizer, batch_idx)
+            norm = self._clip()
+            self._refuse_nan(step, shares, norm)
+            measured = self.step_metrics.read()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
+        self.meter.add("optimizer_steps", 1)
+        self.meter.add("trained_tokens", sum(sum(self.data.learned_tokens[i]) for i in step.numbers))
         self._log(step, shares | measured, norm, factor)
+        self.progress.tell(self.round_index, batch_idx + 1, len(self.steps), shares["total"])
 
     def on_train_epoch_end(self) -> None:
-        if self.source.finish(self.round_index, {**self.round_means.read(), **self.source.round_metrics()}):
+        """Tell the loop how the round went, and do as it says."""
+        assert self.lesson is not None
+        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -245,7 +257,7 @@ class Learner(L.LightningModule):
         return whole, {**shares, "total": float(whole.detach())}
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
-        rounds, warmup = max(self.source.rounds, 1), self.training_config.warmup_ratio
+        rounds, warmup = max(self.rounds.count, 1), self.training_config.warmup_ratio
         before = (self.round_index + batch_idx / len(self.steps)) / rounds
         after = (self.round_index + (batch_idx + 1) / len(self.steps)) / rounds
         # While warming up a step takes the rate at its end: no step, however few there are, has a rate of 0.
@@ -276,12 +288,13 @@ class Learner(L.LightningModule):
         row: dict[str, Any] = {k: v for k, v in shares.items() if k != "total"}
         row |= {"loss": shares["total"], "grad_norm": norm, "lr": self.training_config.learning_rate * factor}
         self.round_means.update(row)
-        row |= self.source.round_metrics()
+        assert self.lesson is not None
+        row |= self.lesson.metrics
         self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
         self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
-        self._skip = self.source.skip_rest(row)
+        self._skip = self.lesson.skip_rest(row)
 
 
 def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]:
@@ -293,7 +306,7 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
     for parameter in module.parameters():
         if parameter.requires_grad:
             buckets.setdefault((id(parameter) in value_ids, parameter.ndim >= 2), []).append(parameter)
-    value_rate = config.value_learning_rate if config.value_learning_rate is not None else config.learning_rate
+    value_rate = config.learning_rate if module.value_learning_rate is None else module.value_learning_rate
     return [
         {
             "params": parameters,
@@ -303,3 +316,29 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
         }
         for (is_value, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]
+
+
+@dataclass
+class OneRound:
+    """A source with one fixed round: supervised fine-tuning and reward models.
+
+    Args:
+        data: the round.
+        steps: all its steps.
+    """
+
+    data: TrainingData
+    steps: list[Step]
+    rounds: int = 1
+
+    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
+        return self.data, self.steps
+
+    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+    def round_metrics(self) -> Mapping[str, float]:
+        return {}
+
+    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
+        return False

@@ -14,15 +14,7 @@ from torch import Tensor
 
 from alignkit.errors import ConfigError
 from alignkit.optimizers import Term
-
-PAIR_TENSORS = frozenset(
-    {
-        "chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs", "chosen_lengths",
-        "rejected_lengths", "chosen_rewards", "rejected_rewards", "margin", "rating", "preference_prob", "chosen_safe",
-        "rejected_safe",
-    }
-)  # fmt: skip
-GROUP_TENSORS = frozenset({"rewards", "ranks", "group_mask"})
+from alignkit.vocabulary import select
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,9 @@ def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
     sizes."""
     if term.ndim == 2:
         return "token"
-    if PAIR_TENSORS & set(tensor_names):
+    if select(tensor_names, level="pair"):
         return "pair"
-    if GROUP_TENSORS & set(tensor_names):
+    if select(tensor_names, level="group"):
         return "group"
     return "response"
 

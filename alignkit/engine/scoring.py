@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from alignkit.data.encode import encode_groups
 from alignkit.engine.training_data import TrainingData
 from alignkit.groups import Groups
 from alignkit.models import RewardModel
+from alignkit.models.loading import dtype_of
 from alignkit.rewards import Scores, clean_score
-
-DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of weights under a Lightning precision (mixed precisions keep float32 weights)."""
-    return DTYPES.get(precision, torch.float32)
 
 
 class Scorer:
@@ -42,27 +32,20 @@ class Scorer:
 
     def score(self, groups: Groups) -> Scores:
         """Raw scores of all responses; a response that cannot be encoded is missing, with the reason."""
-        encoded, problems = encode_groups(
-            groups, self.model.chat, max_prompt_tokens=self.max_length, max_response_tokens=self.max_length
-        )
+        most = self.max_length
+        data, problems = TrainingData.of(self.model, groups, max_prompt_tokens=most, max_response_tokens=most)
         values: list[list[float | None]] = [[None] * len(row["responses"]) for row in groups]
-        reasons: list[list[str | None]] = [["not encoded"] * len(row["responses"]) for row in groups]
+        reasons: list[list[str | None]] = [["not encoded"] * len(row) for row in values]
         for problem in problems:
             if problem.row is not None:
                 reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
-        data = TrainingData(groups, list(encoded), shared=self.model.shares_prompts, pad_id=self.model.chat.pad_id)
+        tokens = 0
         with self.model.scoring():
-            for numbers in data.micro_batches(list(range(len(encoded))), self.max_tokens):
-                batch = data.collate(numbers).to(self.model.device)
-                scores = self.model.scores(batch).tolist()
+            for numbers in data.all_micro_batches(self.max_tokens):
+                batch = data.collate(numbers)
+                tokens += batch.tokens
+                scores = self.model.scores(batch.to(self.model.device)).tolist()
                 for score, number, group in zip(scores, batch.responses.tolist(), batch.groups.tolist(), strict=True):
-                    row, k = encoded[group].index, number - data.first_response[group]
+                    row, k = data.encoded[group].index, number - data.first_response[group]
                     values[row][k], reasons[row][k] = clean_score(score)
-        return Scores(values, reasons)
-
-
-def release(reward: Any) -> None:
-    """Free the models that a reward, or its parts, hold."""
-    for part in (*reward.parts(), reward) if reward is not None else ():
-        if hasattr(part, "release"):
-            part.release()
+        return Scores(values, reasons, tokens)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from alignkit.data.encode import EncodedGroup
+from alignkit.data.encode import EncodedGroup, encode_groups, encode_texts, is_plain_text
+from alignkit.data.problems import Problem
 from alignkit.engine.pairs import Pairs, given_pairs, pairs_of
 from alignkit.engine.reduction import Layout
+from alignkit.errors import DataError
 from alignkit.groups import Groups
+from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch, collate, plan_micro_batches, row_length
 from alignkit.randomness import permutation
+
+if TYPE_CHECKING:
+    from alignkit.data.chat import Train
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,11 @@ class Step:
 
 @dataclass
 class TrainingData:
-    """Encoded groups with what is known of their responses, in one order throughout.
+    """Encoded groups with what is known of their responses, in one order throughout; see `of`.
 
     Args:
         groups: the rows.
-        encoded: as many, tokenised.
+        encoded: as many, tokenised; `index` is the row in the groups that `of` was given.
         tensors: name -> [R, T] or [R], in the order of the responses.
         shared: whether prompts are shared in a row.
         pad_id: for padding.
@@ -55,6 +62,94 @@ class TrainingData:
     shared: bool = True
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Policy | RewardModel,
+        groups: Groups,
+        *,
+        max_prompt_tokens: int,
+        max_response_tokens: int,
+        train: Train = "last",
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> tuple[TrainingData, list[Problem]]:
+        """The groups as this model reads them.
+
+        Args:
+            model: policy or reward model.
+            groups: the rows.
+            max_prompt_tokens: oldest exchanges of a longer prompt are left out.
+            max_response_tokens: a row with a longer response is a problem.
+            train: "last": the response is learned from; "all": every assistant turn too.
+            pairs: see `named_pairs`.
+
+        Returns:
+            (the rows that fit, a problem for each row that is left out).
+        """
+        encoded, problems = encode_groups(
+            groups,
+            model.chat,
+            max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+            train=train,
+        )
+        rows = groups.select(each.index for each in encoded) if problems else groups
+        return cls._read_by(model, rows, encoded, pairs), problems
+
+    @classmethod
+    def whole(
+        cls,
+        model: Policy | RewardModel,
+        groups: Groups,
+        *,
+        max_prompt_tokens: int,
+        max_response_tokens: int,
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> TrainingData:
+        """The same where no row may be left out.
+
+        Raises:
+            DataError: naming the first that does not fit.
+        """
+        data, problems = cls.of(
+            model, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, pairs=pairs
+        )
+        if problems:
+            raise DataError(f"{len(problems)} rows cannot be learned from: {problems[0]}", where="improve")
+        return data
+
+    @classmethod
+    def of_stream(cls, model: Policy, groups: Groups, max_tokens: int) -> tuple[TrainingData, list[Problem]]:
+        """The same of a second stream: plain texts are learned in pieces, conversations as they are.
+
+        Args:
+            model: the policy.
+            groups: the rows.
+            max_tokens: of a piece, a prompt and a response, each.
+        """
+        texts, talks = groups.filter(is_plain_text), groups.filter(lambda row: not is_plain_text(row))
+        pieces = encode_texts(texts, model.chat, max_tokens)
+        encoded, problems = encode_groups(
+            talks, model.chat, max_prompt_tokens=max_tokens, max_response_tokens=max_tokens
+        )
+        rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
+        return cls._read_by(model, rows, [*pieces, *encoded]), problems
+
+    @classmethod
+    def _read_by(
+        cls,
+        model: Policy | RewardModel,
+        groups: Groups,
+        encoded: Sequence[EncodedGroup],
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> TrainingData:
+        return cls(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id, named_pairs=pairs)
+
+    def first(self, groups: int) -> TrainingData:
+        """The first response of the first so many groups, with nothing known of them."""
+        few = [replace(each, responses=each.responses[:1]) for each in self.encoded[:groups]]
+        return TrainingData(self.groups, few, shared=self.shared, pad_id=self.pad_id)
 
     @cached_property
     def first_response(self) -> list[int]:
@@ -95,7 +190,12 @@ class TrainingData:
         return list(units.values())
 
     @cached_property
-    def _pairs_by_group(self) -> dict[int, list[int]]:
+    def ranks(self) -> list[list[int] | None]:
+        """Of each group's responses, where they are ranked."""
+        return list(self.groups.dataset["ranks"])
+
+    @cached_property
+    def pairs_by_group(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for pair, group in enumerate(self.pairs.group.tolist()):
             found.setdefault(group, []).append(pair)
@@ -116,6 +216,21 @@ class TrainingData:
             pad_id=self.pad_id,
             shared=self.shared,
         )
+
+    @cached_property
+    def response_mask(self) -> Tensor:
+        """[R, T] bool: which tokens of each response are learned from."""
+        lengths = torch.tensor([n for lengths in self.learned_tokens for n in lengths])
+        return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+
+    def ends_with(self, end_ids: Sequence[int]) -> Tensor:
+        """[R] bool: whether each response ends with one of these tokens."""
+        ends = set(end_ids)
+        return torch.tensor([bool(r) and r[-1] in ends for g in self.encoded for r in g.responses])
+
+    def all_micro_batches(self, max_tokens: int) -> list[list[int]]:
+        """All groups, grouped by length."""
+        return self.micro_batches(list(range(len(self.encoded))), max_tokens)
 
     def micro_batches(self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
         """These groups, grouped by length; those that a pair joins stay together."""
@@ -172,7 +287,7 @@ class TrainingData:
         if kind == "response":
             return float(sum(len(self.encoded[i].responses) for i in numbers))
         if kind in ("pair", "pair_group"):
-            per_group = [len(self._pairs_by_group.get(i, [])) for i in numbers]
+            per_group = [len(self.pairs_by_group.get(i, [])) for i in numbers]
             return float(sum(per_group) if kind == "pair" else sum(n > 0 for n in per_group))
         return float(len(numbers))
 
@@ -189,44 +304,10 @@ class TrainingData:
             out[name] = (taken[:, :width] if taken.ndim == 2 else taken).to(device)
         return out
 
-    def local_pairs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Pairs of a micro-batch's groups: (chosen, rejected) as places in its responses, their group, their
-        tensors."""
-        place = {int(number): place for place, number in enumerate(batch.responses)}
-        numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
-        taken = [p for group in numbers for p in self._pairs_by_group.get(group, [])]
-        device = batch.targets.device
-
-        def index(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
-        chosen = index([place[int(self.pairs.chosen[p])] for p in taken])
-        rejected = index([place[int(self.pairs.rejected[p])] for p in taken])
-        group = index([numbers[int(self.pairs.group[p])] for p in taken])
-        return chosen, rejected, group, {n: v[taken].to(device) for n, v in self.pairs.tensors.items()}
-
     def layout(self, batch: MicroBatch, masks: Mapping[str, Tensor], pair_group: Tensor | None) -> Layout:
         """Whom the elements of a micro-batch belong to."""
-        numbers = {int(group): index for index, group in enumerate(dict.fromkeys(batch.groups.tolist()))}
+        numbers = {group: index for index, group in enumerate(batch.group_order)}
         device = batch.targets.device
         response_group = torch.tensor([numbers[int(g)] for g in batch.groups], dtype=torch.long, device=device)
         empty = torch.zeros(0, dtype=torch.long, device=device)
         return Layout(masks, response_group, pair_group if pair_group is not None else empty, len(numbers))
-
-    def group_tensors(self, batch: MicroBatch, scores: Tensor | None) -> dict[str, Tensor]:
-        """`rewards`, `ranks` and `group_mask` [B, K], padded on the right."""
-        order = list(dict.fromkeys(batch.groups.tolist()))
-        sizes = [len(self.encoded[i].responses) for i in order]
-        width, device = max(sizes), batch.targets.device
-        mask = torch.zeros(len(order), width, dtype=torch.bool, device=device)
-        for b, size in enumerate(sizes):
-            mask[b, :size] = True
-        ranks = torch.zeros(len(order), width, dtype=torch.long, device=device)
-        for b, i in enumerate(order):
-            given = self.groups[i]["ranks"]
-            if given:
-                ranks[b, : len(given)] = torch.tensor(given)
-        out = {"group_mask": mask, "ranks": ranks}
-        if scores is not None:
-            out["rewards"] = torch.zeros(mask.shape, dtype=scores.dtype, device=device).masked_scatter(mask, scores)
-        return out

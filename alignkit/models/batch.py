@@ -3,7 +3,7 @@ prefix)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,6 @@ class MicroBatch:
         predict_index: [R, T] where in the row the hidden state stands that predicts the token.
         response_mask: [R, T] bool, which targets are real.
         last_index: [R] where in the row the last token of the response stands.
-        response_lengths: [R] tokens of the response.
-        group_sizes: responses of each group (a group may span rows when prompts are not shared).
         responses: [R] the number of each response in the whole round or data set, in order.
         groups: [R] the number of the group of each response in the whole round or data set.
     """
@@ -46,8 +44,6 @@ class MicroBatch:
     predict_index: Tensor
     response_mask: Tensor
     last_index: Tensor
-    response_lengths: Tensor
-    group_sizes: list[int]
     responses: Tensor
     groups: Tensor
 
@@ -57,13 +53,32 @@ class MicroBatch:
         return replace(self, **moved)
 
     @property
-    def num_tokens(self) -> int:
-        """Cells of the padded batch: what the forward pass costs."""
-        return self.input_ids.numel()
+    def group_order(self) -> list[int]:
+        """The numbers of its groups, in the order in which their responses come."""
+        return list(dict.fromkeys(self.groups.tolist()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the rows, without their padding."""
+        return int((self.segments >= 0).sum())
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What is learned of one response: the tokens, where the states stand that predict them, and its last place."""
+
+    row: int
+    targets: list[int]
+    predict: list[int]
+    last: int
+    number: int
+    group: int
 
 
 @dataclass(frozen=True)
 class _Row:
+    """A prompt and the responses after it, which do not see one another."""
+
     prompt: list[int]
     trained: list[int]
     responses: list[list[int]]
@@ -73,6 +88,27 @@ class _Row:
     @property
     def length(self) -> int:
         return len(self.prompt) + sum(len(r) for r in self.responses)
+
+    def ids(self) -> list[int]:
+        return [*self.prompt, *(i for r in self.responses for i in r)]
+
+    def positions(self, width: int) -> list[int]:
+        start = len(self.prompt)
+        own = [*range(start), *(start + t for r in self.responses for t in range(len(r)))]
+        return [*own, *range(len(own), width)]
+
+    def segments(self) -> list[int]:
+        return [0] * len(self.prompt) + [k for k, r in enumerate(self.responses, start=1) for _ in r]
+
+    def learned(self, row: int) -> Iterator[_Learned]:
+        start = len(self.prompt)
+        for response, number in zip(self.responses, self.numbers, strict=True):
+            end = start + len(response)
+            before = [len(self.prompt) - 1, *range(start, end - 1)][: len(response)]
+            targets = [self.prompt[i] for i in self.trained] + response
+            predict = [i - 1 for i in self.trained] + before
+            yield _Learned(row, targets, predict, end - 1, number, self.group)
+            start = end
 
 
 def row_length(group: EncodedGroup, shared: bool) -> int:
@@ -115,48 +151,26 @@ def collate(
         for row in _rows(group, n, first, shared)
     ]
     width = max(row.length for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    positions = torch.arange(width).repeat(len(rows), 1)
-    segments = torch.full((len(rows), width), -1, dtype=torch.long)
-    items: list[tuple[int, list[int], list[int], int, int, int, int]] = []
-    for b, row in enumerate(rows):
-        start = len(row.prompt)
-        ids[b, :start] = torch.tensor(row.prompt)
-        segments[b, :start] = 0
-        for k, (response, number) in enumerate(zip(row.responses, row.numbers, strict=True)):
-            end = start + len(response)
-            ids[b, start:end] = torch.tensor(response)
-            positions[b, start:end] = torch.arange(len(row.prompt), len(row.prompt) + len(response))
-            segments[b, start:end] = k + 1
-            before = [len(row.prompt) - 1, *range(start, end - 1)][: len(response)]
-            targets = [row.prompt[i] for i in row.trained] + response
-            predict = [i - 1 for i in row.trained] + before
-            items.append((b, targets, predict, end - 1, len(response), number, row.group))
-            start = end
-    longest = max(len(item[1]) for item in items)
-    targets_t = torch.full((len(items), longest), pad_id, dtype=torch.long)
-    predict_t = torch.zeros((len(items), longest), dtype=torch.long)
-    mask = torch.zeros((len(items), longest), dtype=torch.bool)
-    for r, item in enumerate(items):
-        count = len(item[1])
-        targets_t[r, :count] = torch.tensor(item[1])
-        predict_t[r, :count] = torch.tensor(item[2])
-        mask[r, :count] = True
+    learned = [each for b, row in enumerate(rows) for each in row.learned(b)]
+    longest = max(len(each.targets) for each in learned)
     return MicroBatch(
-        input_ids=ids,
-        position_ids=positions,
-        segments=segments,
+        input_ids=_padded([row.ids() for row in rows], width, pad_id),
+        position_ids=torch.tensor([row.positions(width) for row in rows]),
+        segments=_padded([row.segments() for row in rows], width, -1),
         shared=any(len(row.responses) > 1 for row in rows),
-        row=torch.tensor([item[0] for item in items]),
-        targets=targets_t,
-        predict_index=predict_t,
-        response_mask=mask,
-        last_index=torch.tensor([item[3] for item in items]),
-        response_lengths=torch.tensor([item[4] for item in items]),
-        group_sizes=[len(group.responses) for group in groups],
-        responses=torch.tensor([item[5] for item in items]),
-        groups=torch.tensor([item[6] for item in items]),
+        row=torch.tensor([each.row for each in learned]),
+        targets=_padded([each.targets for each in learned], longest, pad_id),
+        predict_index=_padded([each.predict for each in learned], longest, 0),
+        response_mask=_padded([[1] * len(each.targets) for each in learned], longest, 0).bool(),
+        last_index=torch.tensor([each.last for each in learned]),
+        responses=torch.tensor([each.number for each in learned]),
+        groups=torch.tensor([each.group for each in learned]),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+    """[rows, width] long, filled on the right."""
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
 def plan_micro_batches(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:

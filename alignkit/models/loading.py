@@ -15,7 +15,14 @@ import torch
 
 from alignkit.errors import ConfigError
 
+DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
 WEIGHTS = ("*.safetensors", "config.json", "tokenizer*.json", "chat_template*", "special_tokens_map.json", "*.gguf")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of weights under a Lightning precision (mixed precisions keep float32 weights)."""
+    return DTYPES.get(precision, torch.float32)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from alignkit.models.batch import MicroBatch
 from alignkit.models.head import token_logprobs
 from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, active_adapter, merged, save_adapter
+from alignkit.vocabulary import select
 
 CARD = "alignkit.json"
 """In a folder that holds an adapter: where its base is, and both digests."""
@@ -222,7 +223,7 @@ class Policy(nn.Module):
             False where `folder` has another base (or this policy trains its full weights): a second model is needed.
         """
         base = adapter_base(folder)
-        digest = read_json(Path(folder) / CARD)["base_digest"] if base else folder_digest_of(str(folder))
+        digest = read_json(Path(folder) / CARD)["base_digest"] if base else resolve_source(str(folder)).digest()
         if not self.adapted or digest != self.base_digest:
             return False
         if base is None:
@@ -289,7 +290,7 @@ class Policy(nn.Module):
 
         Args:
             batch: on the policy's device.
-            wanted: of "logprobs", "entropy", "mean_logprobs", "values".
+            wanted: of the vocabulary's tensors per token whose source is "policy" or "value".
             temperature: T of the log-probs.
             entropy_gradient: differentiate the entropy.
 
@@ -299,7 +300,7 @@ class Policy(nn.Module):
         hidden = forward.gather_hidden(forward.hidden_states(self.model, batch), batch)
         mask = batch.response_mask
         out: dict[str, Tensor] = {}
-        if {"logprobs", "entropy", "mean_logprobs"} & set(wanted):
+        if select(wanted, level="token", source="policy"):
             head = forward.bare(self.model).get_output_embeddings()
             flat = token_logprobs(
                 _scaled_head(forward.bare(self.model), head),
@@ -312,16 +313,11 @@ class Policy(nn.Module):
             zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
             found = {name: values for name, values in flat._asdict().items() if values is not None}
             out |= {name: zeros.masked_scatter(mask, values) for name, values in found.items()}
-        if "values" in wanted:
+        if select(wanted, level="token", source="value"):
             if self.value_head is None:
                 raise ConfigError("values are asked for, but the policy has no value head", where="Policy")
             out["values"] = self.value_head(hidden) * mask
         return out
-
-
-def folder_digest_of(spec: str) -> str:
-    """Digest of whatever a specification resolves to."""
-    return resolve_source(spec).digest()
 
 
 def _scaled_head(model: Any, head: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,6 @@ class RewardModel(nn.Module):
             )
         hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
-
-    def tensors(self, batch: MicroBatch, wanted: Collection[str] = ("scores",), **_: Any) -> dict[str, Tensor]:
-        """{"scores": [R]}; the same shape of call as `Policy.tensors`."""
-        return {"scores": self.scores(batch)}
 
 
 def _classifier_from(causal: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from alignkit.data.chat import ChatFormat
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
 
@@ -52,3 +53,8 @@ def tiny_model(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = None
     return model.eval(), tokenizer
+
+
+def is_tiny(chat: ChatFormat) -> bool:
+    """Whether a policy, known by its chat format, writes bytes as the tiny model does (whose weights know nothing)."""
+    return chat.fingerprint == ChatFormat(tiny_tokenizer()).fingerprint

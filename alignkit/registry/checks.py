@@ -15,7 +15,7 @@ from alignkit.metrics.specs import MetricSpec
 from alignkit.registry.grammar import RESERVED
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.records import ComponentRecord, hyperparameters_of, origin_of, signature_of
-from alignkit.vocabulary import VOCABULARY
+from alignkit.vocabulary import KEEP, PREPARE, VOCABULARY, not_offered
 
 
 def kind_of(kind: str) -> str:
@@ -150,7 +150,48 @@ def _check_optimizer(target: Any, where: str) -> Checked:
         isinstance(part, str) for pair in provides.items() for part in pair
     ):
         raise PluginError("`provides` must map names of tensors to what they are", where=where)
+    for method, given, offers in (
+        ("prepare", ("self", "groups", "state"), PREPARE),
+        ("keep", ("self", "groups"), KEEP),
+    ):
+        _check_asked(method, getattr(target, method), len(given), offers, where)
     return (), dict(provides)
+
+
+def _check_stage(target: Any, where: str) -> Checked:
+    _check_frozen_dataclass(target, where, "alignkit.stages", "Stage")
+    if not target.verb:
+        raise PluginError("it does not say what its verb is called", where=where, remedy="set the class attribute verb")
+    for method in ("work", "handle"):
+        if not any(method in vars(base) for base in target.__mro__[: target.__mro__.index(_stage_base())]):
+            raise PluginError(f"it has no {method}", where=where, remedy=f"define {method}")
+    return (), {}
+
+
+def _stage_base() -> Any:
+    return importlib.import_module("alignkit.stages").Stage
+
+
+def _check_asked(method: str, function: Any, given: int, offers: Mapping[str, Any], where: str) -> None:
+    """Refuse a method that asks for what the engine does not give; `(self, *args, **kwargs)` asks for nothing.
+
+    Args:
+        method: "prepare" or "keep".
+        function: as the class has it.
+        given: its first parameters, which are passed by place.
+        offers: what else there is, by name.
+        where: named in errors.
+    """
+    parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", function, where).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters[:given]):
+        return
+    parameters = parameters[given:]
+    remedy = f"name parameters from {', '.join(offers)}"
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise PluginError(f"{method} has {p}, which hides what it needs", where=where, remedy=remedy)
+    if reason := not_offered(method, [p.name for p in parameters], offers):
+        raise PluginError(reason, where=where, remedy=remedy)
 
 
 def _check_metric(target: Any, where: str) -> Checked:
@@ -211,4 +252,5 @@ _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "optimizer": _check_optimizer,
     "metric": _check_metric,
     "recipe": _check_recipe,
+    "stage": _check_stage,
 }

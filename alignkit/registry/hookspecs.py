@@ -27,6 +27,7 @@ KINDS = {
     "transform": "register_transforms",
     "suite": "register_suites",
     "recipe": "register_recipes",
+    "stage": "register_stages",
 }
 
 
@@ -43,7 +44,7 @@ def register_losses(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_samplers(register: Register) -> None:
-    """Register samplers: frozen dataclasses derived from `alignkit.sampling.Sampler`.
+    """Register samplers: frozen dataclasses derived from `alignkit.plugin.Sampler`.
 
     Args:
         register: call it as `register("my_sampler", MySampler)`.
@@ -52,7 +53,7 @@ def register_samplers(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_optimizers(register: Register) -> None:
-    """Register policy optimizers: frozen dataclasses derived from `alignkit.optimizers.PolicyOptimizer`.
+    """Register policy optimizers: frozen dataclasses derived from `alignkit.plugin.PolicyOptimizer`.
 
     Class attributes tell what it adds: `provides: ClassVar[Mapping[str, str]]` the tensors for losses, `logs:
     ClassVar[Mapping[str, MetricSpec]]` the numbers that it logs.
@@ -82,7 +83,7 @@ def register_annotators(register: Register) -> None:
 
 @hookspec(historic=True)
 def register_metrics(register: Register) -> None:
-    """Register metrics: classes derived from `alignkit.metrics.Metric`, whose `update` names what it is given.
+    """Register metrics: classes derived from `alignkit.plugin.Metric`, whose `update` names what it is given.
 
     Args:
         register: call it as `register("my_metric", MyMetric)`.
@@ -113,4 +114,13 @@ def register_recipes(register: Register) -> None:
 
     Args:
         register: call it as `register("my_recipe", main)`.
+    """
+
+
+@hookspec(historic=True)
+def register_stages(register: Register) -> None:
+    """Register stages: frozen dataclasses derived from `alignkit.plugin.Stage`, which `run.stage("my_stage", …)` makes.
+
+    Args:
+        register: call it as `register("my_stage", MyStage)`.
     """

@@ -280,6 +280,19 @@ class PluginHost:
         return [record for _, record in self._by_plugin()]
 
 
+def build(kind: str, spec: Any) -> Any:
+    """A registered component, built: what a component that is configured with another one's name does.
+
+    Args:
+        kind: as in "loss", "reward".
+        spec: text of the grammar, a `Component`, a class, a function, or the object itself.
+
+    Raises:
+        PluginError: unknown, ambiguous, broken or wrongly configured.
+    """
+    return default_host().build(kind, spec)
+
+
 @functools.cache
 def default_host() -> PluginHost:
     """The host of this process, made from the environment when first asked for."""

@@ -104,6 +104,11 @@ class BoundLoss:
     optional: frozenset[str] = frozenset()
     distribution: str = ""
 
+    def key(self) -> dict[str, Any]:
+        """Hyper-parameters of a registered loss, whose distribution counts beside; of a plain function its code too."""
+        arguments = dict(self.hyperparameters)
+        return arguments if self.distribution else {**arguments, "function": self.fn}
+
     def __call__(self, **tensors: Any) -> Any:
         """The unreduced values: a tensor, or a dict of named terms.
 

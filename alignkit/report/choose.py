@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.evaluation.statistics import per_prompt_scores
-from alignkit.report.collect import Row, Version
+from alignkit.report.collect import Version
+from alignkit.run_folder import Row
 
 SHOWN = 12
 

@@ -1,59 +1,37 @@
-"""Reading a run folder into a plain view: files in, dataclasses out, whatever state the run is in.
+"""From a run folder to a plain view of what it holds, whatever state the run is in.
 
-A run that is still being written, or that failed, has torn or missing files. What cannot be read is kept as a problem
-that the page shows; only a `run.json` that is no run of ours is refused.
+What cannot be read is kept as a problem that the page shows; only a `run.json` that is no run of ours is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import DataError
 from alignkit.evaluation import score_names, summarise_evaluation
 from alignkit.evaluation.statistics import per_prompt_scores
 from alignkit.evaluation.summary import paired_by_prompt
 from alignkit.metrics.specs import ANSWERS, MetricSpec
-
-FORMAT = 1
-Row = dict[str, Any]
+from alignkit.run_folder import (
+    EVALUATION,
+    Row,
+    RunRecord,
+    StageRecord,
+    mapping,
+    read_evaluation,
+    read_metrics,
+    read_run,
+)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One verb call: what `stage.json` says, and its rows of metrics."""
+class Stage(StageRecord):
+    """A stage and its rows of metrics."""
 
-    folder: str
-    info: Row
     steps: list[Row] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return str(self.info.get("name") or self.folder)
-
-    @property
-    def verb(self) -> str:
-        return str(self.info.get("verb") or "")
-
-    @property
-    def status(self) -> str:
-        return str(self.info.get("status") or "unknown")
-
-    @property
-    def result(self) -> Row:
-        return mapping(self.info.get("result"))
-
-    @property
-    def config(self) -> Row:
-        return mapping(self.info.get("config"))
-
-    @property
-    def inputs(self) -> Row:
-        return mapping(self.info.get("inputs"))
 
     @property
     def specs(self) -> dict[str, MetricSpec]:
@@ -87,19 +65,18 @@ class Version:
 class RunView:
     """Everything the page shows, in the order it ran."""
 
-    folder: Path
-    info: Row
+    record: RunRecord
     stages: list[Stage]
     versions: list[Version]
     problems: list[str]
 
     @property
     def name(self) -> str:
-        return str(self.info.get("name") or self.folder.name)
+        return self.record.name
 
     @property
     def status(self) -> str:
-        return str(self.info.get("status") or "unknown")
+        return self.record.status
 
     @property
     def scores(self) -> list[str]:
@@ -118,56 +95,20 @@ def collect(run_folder: Path) -> RunView:
     Raises:
         DataError: the folder does not exist, or its `run.json` is unreadable or of another format.
     """
-    problems: list[str] = []
-    info = _run_info(run_folder)
-    stages = _stages(run_folder, info.get("stages"), problems)
-    versions = _versions(run_folder, [stage for stage in stages if stage.verb == "evaluate"], problems)
-    return RunView(run_folder, info, stages, versions, problems)
+    run = read_run(run_folder)
+    problems = list(run.problems)
+    stages = [Stage(**vars(stage), steps=read_metrics(stage.folder, problems)) for stage in run.stages]
+    versions = _versions([stage for stage in stages if "evaluation" in stage.made], problems)
+    return RunView(run, stages, versions, problems)
 
 
-def _run_info(folder: Path) -> Row:
-    if not folder.is_dir():
-        raise DataError(
-            "no such folder", where=str(folder), remedy="give the folder of a run (`alignkit runs` lists them)"
-        )
-    path = folder / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path), remedy="run the script again") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise DataError(f"is not a run of format {FORMAT}", where=str(path), remedy="use the alignkit that wrote it")
-    return info
-
-
-def _stages(folder: Path, names: Any, problems: list[str]) -> list[Stage]:
-    stages = []
-    for name in names if isinstance(names, list) else []:
-        if not _is_folder_name(name):
-            problems.append(f"{name!r} is not the name of a stage folder; left out")
-            continue
-        path = folder / "stages" / name
-        try:
-            info = json.loads((path / "stage.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            info = {"name": name, "status": "not finished"}
-        except (ValueError, OSError) as error:
-            problems.append(f"stages/{name}/stage.json cannot be read: {error}")
-            info = {"name": name, "status": "unreadable"}
-        stages.append(Stage(name, mapping(info), _json_lines(path / "metrics.jsonl", problems)))
-    return stages
-
-
-def _versions(folder: Path, stages: list[Stage], problems: list[str]) -> list[Version]:
-    """Evaluated stages by `order`; the first one is what the others are compared with."""
+def _versions(stages: list[Stage], problems: list[str]) -> list[Version]:
+    """Evaluated stages in the order of the run; the first one is what the others are compared with."""
     finished = [stage for stage in stages if stage.result or stage.status == "complete"]
-    ordered = sorted(finished, key=lambda stage: _order(stage))
-    labels = [str(stage.result.get("label") or stage.name) for stage in ordered]
+    labels = [str(stage.result.get("label") or stage.name) for stage in finished]
     versions: list[Version] = []
-    for stage, label in zip(ordered, labels, strict=True):
-        rows = _evaluation_rows(folder / "stages" / stage.folder / "evaluation.jsonl", problems)
+    for stage, label in zip(finished, labels, strict=True):
+        rows = _evaluation_rows(stage.folder, problems)
         shown = label if labels.count(label) == 1 else f"{label} ({stage.name})"
         versions.append(_version(shown, stage, rows, versions[0] if versions else None))
     return versions
@@ -192,8 +133,8 @@ def _score_order(metrics: Row, rows: list[Row], besides: set[str]) -> list[str]:
     return sorted(scores, key=lambda name: name != "gold")
 
 
-def _evaluation_rows(path: Path, problems: list[str]) -> list[Row]:
-    rows = [row for row in _json_lines(path, problems) if isinstance(row.get("prompt_id"), str)]
+def _evaluation_rows(folder: Path, problems: list[str]) -> list[Row]:
+    rows = [row for row in read_evaluation(folder, problems) if isinstance(row.get("prompt_id"), str)]
     bad = 0
     for row in rows:
         scores = mapping(row.get("scores"))
@@ -201,42 +142,8 @@ def _evaluation_rows(path: Path, problems: list[str]) -> list[Row]:
         bad += sum(value is not None and not is_number(value) for value in scores.values())
         row |= {name: None for name in ANSWERS if not isinstance(row.get(name), bool) and not is_number(row.get(name))}
     if bad:
-        problems.append(f"{path.parent.name}/{path.name}: {bad} score(s) are not finite numbers and are left out")
+        problems.append(f"{folder.name}/{EVALUATION}: {bad} score(s) are not finite numbers and are left out")
     return rows
-
-
-def _json_lines(path: Path, problems: list[str]) -> list[Row]:
-    """The rows of a JSONL file; what cannot be read is counted (the last line of a running stage may be torn)."""
-    if not path.exists():
-        return []
-    rows, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad += 1
-    if bad:
-        problems.append(f"{path.parent.name}/{path.name}: {bad} line(s) cannot be read and are left out")
-    return rows
-
-
-def _is_folder_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0:")
-
-
-def _order(stage: Stage) -> float:
-    order = stage.result.get("order")
-    return float(order) if isinstance(order, (int, float)) else float("inf")
-
-
-def mapping(value: Any) -> Row:
-    return value if isinstance(value, dict) else {}
 
 
 def numeric_names(rows: Iterable[Row]) -> list[str]:

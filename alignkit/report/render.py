@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from alignkit.files import write_text
 from alignkit.groups import RATINGS
 from alignkit.metrics.specs import ANSWERS, CORE, MetricSpec, spec_of
 from alignkit.report import charts, text
 from alignkit.report.choose import choose_prompts
-from alignkit.report.collect import RunView, Stage, Version, collect, is_number, mapping, numeric_names
-
-PAGE = "report.html"
+from alignkit.report.collect import RunView, Stage, Version, collect, is_number, numeric_names
+from alignkit.run_folder import PAGE, StageRecord, mapping
 
 LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
     "overall": "Overall",
@@ -28,11 +27,8 @@ LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
 
 def write_page(run_folder: Path) -> Path:
     """Write the page, whole or not at all."""
-    page = render(collect(run_folder))
     path = run_folder / PAGE
-    temporary = path.with_name(f".{PAGE}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render(collect(run_folder)))
     return path
 
 
@@ -80,22 +76,22 @@ def _context(view: RunView) -> dict[str, Any]:
         "best_of_n": _best_of_n(view),
         "answers": _answers(view),
         "lineage": {stage.folder: _lineage(stage, view) for stage in view.stages},
-        "total_seconds": sum(s.info["seconds"] for s in view.stages if is_number(s.info.get("seconds"))),
+        "total_seconds": sum(stage.seconds or 0 for stage in view.stages if is_number(stage.seconds)),
     }
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
-    names = {"seed": "Seed", "precision": "Precision", "created": "Started", "command": "Command"}
-    facts = [(label, str(view.info[name])) for name, label in names.items() if view.info.get(name) is not None]
-    for name in ("trainer", "versions"):
-        if isinstance(view.info.get(name), dict) and view.info[name]:
-            facts.append((name.capitalize(), ", ".join(f"{k} {text.compact(v)}" for k, v in view.info[name].items())))
-    return facts
+    run = view.record
+    facts = [("Seed", "" if run.seed is None else str(run.seed)), ("Precision", run.precision)]
+    facts += [("Started", run.created), ("Command", run.command)]
+    for label, found in (("Trainer", run.trainer), ("Versions", run.versions)):
+        facts.append((label, ", ".join(f"{k} {text.compact(v)}" for k, v in found.items())))
+    return [(label, fact) for label, fact in facts if fact]
 
 
-def _lineage(stage: Stage, view: RunView) -> dict[str, str]:
+def _lineage(stage: StageRecord, view: RunView) -> dict[str, str]:
     """Inputs as text: the digest of a stage of this run is replaced by its name, other digests are cut."""
-    names = {str(s.info["key"]): s.name for s in view.stages if s.info.get("key")}
+    names = {s.key: s.name for s in view.stages if s.key}
     shown = {}
     for label, value in stage.inputs.items():
         spelled = text.compact(value)
@@ -158,10 +154,10 @@ def _titled(name: str, spec: MetricSpec | None) -> dict[str, str]:
 
 
 def _all_curves(view: RunView) -> list[dict[str, Any]]:
-    """Every training stage that logged something; the last improvement is unfolded."""
+    """Every training stage that logged something; the last one that made a policy is unfolded."""
     blocks = [block for stage in view.stages if (block := _curves(stage))]
-    improved = [block for block in blocks if block["stage"].verb == "improve"] or blocks
-    return [{**block, "open": block is improved[-1]} for block in blocks]
+    policies = [block for block in blocks if "policy" in block["stage"].made] or blocks
+    return [{**block, "open": block is policies[-1]} for block in blocks]
 
 
 def _curves(stage: Stage) -> dict[str, Any] | None:
@@ -210,7 +206,7 @@ def _round_ends(rows: list[dict[str, Any]]) -> list[float]:
 
 def _reward_model(stage: Stage) -> dict[str, Any] | None:
     found = stage.result.get("accuracy")
-    if stage.verb != "train_reward" or not isinstance(found, dict):
+    if "reward" not in stage.made or not isinstance(found, dict):
         return None
     order = ["overall", *RATINGS, *sorted(set(found) - {"overall", *RATINGS})]
     rows = [(LEVELS.get(level, level), found[level]) for level in order if isinstance(found.get(level), dict)]
@@ -240,7 +236,7 @@ def _histogram(found: Any) -> Markup | None:
 def _best_of_n(view: RunView) -> dict[str, Any] | None:
     """One panel per evaluated version and per stage that sampled several responses, each by the score it names."""
     found = [(version.label, version.stage.result) for version in view.versions]
-    found += [(stage.name, stage.result) for stage in view.stages if stage.verb == "improve"]
+    found += [(stage.name, stage.result) for stage in view.stages if "groups" in stage.made]
     curves = [(label, result, _best_points(mapping(result.get("best_of_n")))) for label, result in found]
     panels = []
     for label, result, points in curves:

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import ConfigError
-from alignkit.files import read_json
+from alignkit.errors import ConfigError, DataError
 from alignkit.identity import difference
-from alignkit.run.store import STAGE
+from alignkit.run_folder import RUN, STAGES, RunRecord, is_run, open_run, read_run
 
 
 def _size(folder: Path) -> int:
@@ -18,35 +17,41 @@ def _size(folder: Path) -> int:
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
     """The runs below a folder: name, status, stages, seconds, bytes, created; newest first."""
-    rows = []
-    for path in Path(folder).glob("*/run.json"):
-        run = read_json(path)
-        stages = [path.parent / "stages" / name / STAGE for name in run["stages"]]
-        seconds = sum(read_json(stage)["seconds"] for stage in stages if stage.is_file())
-        listed = {k: run[k] for k in ("name", "status", "created", "seed")}
-        rows.append(
-            {
-                **listed,
-                "stages": len(stages),
-                "seconds": round(seconds, 1),
-                "bytes": _size(path.parent),
-                "path": str(path.parent),
-            }
-        )
+    rows = [_row(path.parent) for path in Path(folder).glob(f"*/{RUN}")]
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
 
-def _identities(folder: Path) -> dict[str, dict[str, Any]]:
-    if not (folder / "run.json").is_file():
-        raise ConfigError("not a run folder", where=str(folder), remedy="alignkit runs lists them")
-    records = [read_json(folder / "stages" / name / STAGE) for name in read_json(folder / "run.json")["stages"]]
-    return {f"{r['verb']} {r['name']}": {"config": r["config"], "seed": r["identity"]["seed"]} for r in records}
+def _row(folder: Path) -> dict[str, Any]:
+    """What a list says of a run; one whose record is torn is listed too."""
+    try:
+        run = read_run(folder, any_format=True)
+    except DataError:
+        run = RunRecord(folder, folder.name, status="unreadable")
+    return {
+        "name": run.name,
+        "status": run.status,
+        "created": run.created,
+        "seed": run.seed,
+        "stages": len(run.stages),
+        "seconds": round(sum(stage.seconds or 0 for stage in run.stages), 1),
+        "bytes": _size(folder),
+        "path": str(folder),
+    }
 
 
 def compare_runs(a: str | Path, b: str | Path) -> str:
-    """What differs between the stages of two runs, one line each."""
-    lines = difference(_identities(Path(a)), _identities(Path(b)))
+    """What differs between the stages of two runs, one line each.
+
+    Raises:
+        ConfigError: not a run folder.
+        DataError: a run of another format, or one whose record is torn.
+    """
+    lines = difference(_identities(open_run(Path(a))), _identities(open_run(Path(b))))
     return "\n".join(lines) if lines else "no difference in stages, configurations or seeds"
+
+
+def _identities(run: RunRecord) -> dict[str, dict[str, Any]]:
+    return {f"{s.verb} {s.name}": {"config": s.config, "seed": s.identity.get("seed")} for s in run.stages}
 
 
 def free_run(folder: str | Path) -> int:
@@ -55,34 +60,35 @@ def free_run(folder: str | Path) -> int:
     Raises:
         ConfigError: not a run folder, or its latest execution did not come to its end (what it would still have
             used is not known).
+        DataError: a run of another format, or one whose record is torn.
     """
-    path = Path(folder)
-    if not (path / "run.json").is_file():
-        raise ConfigError("not a run folder", where=str(folder))
-    run = read_json(path / "run.json")
-    if run["status"] != "complete":
+    run = open_run(Path(folder))
+    if run.status != "complete":
         raise ConfigError(
-            f"the latest execution is {run['status']}", where=str(folder), remedy="run its script to the end first"
+            f"the latest execution is {run.status}", where=str(folder), remedy="run its script to the end first"
         )
-    used = set(run["stages"])
+    used = {stage.folder.name for stage in run.stages}
     freed = 0
-    for stage in (path / "stages").iterdir():
-        if stage.name not in used:
-            freed += _size(stage)
-            shutil.rmtree(stage)
+    for path in (run.folder / STAGES).glob("*"):
+        if path.name not in used:
+            freed += _size(path)
+            shutil.rmtree(path)
     return freed
 
 
 def open_policy(spec: str | Path) -> Any:
-    """The live policy of a run (its newest one) or of a model specification."""
+    """The live policy of a run (its newest one) or of a model specification.
+
+    Raises:
+        ConfigError: the run has made no policy.
+        DataError: a run of another format, or one whose record is torn.
+    """
     from alignkit.models import Policy
 
     path = Path(spec)
-    if (path / "run.json").is_file():
-        stages = [path / "stages" / name for name in read_json(path / "run.json")["stages"]]
-        made = [s for s in stages if read_json(s / STAGE)["verb"] in ("policy", "sft", "improve")]
-        if not made:
-            raise ConfigError("the run has no policy yet", where=str(spec))
-        record = read_json(made[-1] / STAGE)
-        return Policy.load(record["result"].get("model") or made[-1] / "model")
-    return Policy.load(str(spec))
+    if not is_run(path):
+        return Policy.load(str(spec))
+    made = [stage for stage in open_run(path).stages if "policy" in stage.made]
+    if not made:
+        raise ConfigError("the run has no policy yet", where=str(spec))
+    return Policy.load(made[-1].model)

@@ -6,37 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BYTES = {"bf16-true": 2, "16-true": 2, "64-true": 8}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The estimated work of a stage.
-
-    Args:
-        generated: tokens sampled, at most.
-        trained: tokens through forward and backward.
-        forwarded: tokens through a forward pass alone (scoring, reference).
-        parameters: weights of the model at work.
-        trainable: whether optimizer state is held.
-        disk: bytes written, at most.
-    """
-
-    generated: int = 0
-    trained: int = 0
-    forwarded: int = 0
-    parameters: int = 0
-    trainable: bool = False
-    disk: int = 0
-
-    def flops(self) -> float:
-        """2 N per token forward and 4 N backward (Kaplan et al. 2020, section 2.1)."""
-        return 2.0 * self.parameters * (self.generated + self.forwarded + 3 * self.trained)
-
-    def memory(self, precision: str) -> int:
-        """Bytes of weights, gradients and AdamW's moments; activations come on top."""
-        width = BYTES.get(precision, 4)
-        return self.parameters * (width + (width + 8 if self.trainable else 0))
+from alignkit.stages.cost import Cost
 
 
 @dataclass(frozen=True)

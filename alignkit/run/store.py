@@ -9,15 +9,23 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import AlignkitError
-from alignkit.files import read_json, write_json
+from alignkit.files import write_json
+from alignkit.run_folder import (
+    FORMAT,
+    MANIFEST,
+    RUN,
+    STAGE,
+    STAGES,
+    StageRecord,
+    finished_stages,
+    read_manifest,
+    read_stage,
+)
 
-STAGE = "stage.json"
-MANIFEST = "manifest.json"
 SMALL = 50_000_000
 """Bytes up to which a file's digest is checked whenever its stage is found again."""
 
@@ -32,29 +40,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:48] or "stage"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage on disk.
-
-    Args:
-        folder: its folder.
-        record: its stage.json.
-    """
-
-    folder: Path
-    record: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return self.record["key"]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return self.record.get("result", {})
-
-
 class Store:
-    """The stages of a run folder.
+    """The stages of a run folder, and the run's own record.
 
     Args:
         folder: the run folder; made when the first stage begins.
@@ -62,8 +49,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.stages_folder = folder / "stages"
-        self._index: dict[str, Path] | None = None
+        self.stages_folder = folder / STAGES
+        self._index: dict[str, StageRecord] | None = None
         self._lock: Any = None
 
     def lock(self) -> None:
@@ -95,34 +82,30 @@ class Store:
             self._lock.close()
             self._lock = None
 
-    def _by_key(self) -> dict[str, Path]:
+    def _by_key(self) -> dict[str, StageRecord]:
         if self._index is None:
-            self._index = {}
-            for path in sorted(self.stages_folder.glob("*/" + STAGE)):
-                self._index[read_json(path)["key"]] = path.parent
+            self._index = {stage.key: stage for stage in finished_stages(self.folder)}
         return self._index
 
-    def find(self, key: str) -> Stage | None:
+    def find(self, key: str) -> StageRecord | None:
         """The finished stage of that key, its files checked against its manifest.
 
         Raises:
-            AlignkitError: the stage is there but its files are not what was written.
+            AlignkitError: the stage is there but its files are not what was written, or a record is torn.
         """
-        folder = self._by_key().get(key)
-        if folder is None:
-            return None
-        self._verify(folder)
-        return Stage(folder, read_json(folder / STAGE))
+        stage = self._by_key().get(key)
+        if stage is not None:
+            self._verify(stage.folder)
+        return stage
 
-    def latest_of(self, name: str, verb: str) -> Stage | None:
+    def latest_of(self, name: str, verb: str) -> StageRecord | None:
         """The newest finished stage of a name, whatever its key."""
-        found = [Stage(f, read_json(f / STAGE)) for f in self._by_key().values()]
-        same = [s for s in found if s.record["name"] == name and s.record["verb"] == verb]
-        return max(same, key=lambda s: s.folder.name, default=None)
+        same = [stage for stage in self._by_key().values() if (stage.name, stage.verb) == (name, verb)]
+        return max(same, key=lambda stage: stage.folder.name, default=None)
 
     def _verify(self, folder: Path) -> None:
         """Sizes always, digests of all but large weights (whose base digest the adapters on them check)."""
-        for name, entry in read_json(folder / MANIFEST).items():
+        for name, entry in read_manifest(folder).items():
             file = folder / name
             whole = file.is_file() and file.stat().st_size == entry["size"]
             if not whole or (entry["size"] < SMALL and _sha256(file) != entry["sha256"]):
@@ -142,17 +125,32 @@ class Store:
         work.mkdir()
         return work
 
-    def commit(self, work: Path, record: Mapping[str, Any]) -> Stage:
-        """Make the stage exist: manifest, record, then one rename."""
+    def commit(self, work: Path, record: Mapping[str, Any]) -> StageRecord:
+        """Make the stage exist: manifest, record, then one rename.
+
+        Args:
+            work: the folder from `begin`, with the stage's files.
+            record: what `stage.json` says, but for its format; see `StageRecord`.
+        """
         numbers = [int(p.name[:4]) for p in self.stages_folder.glob("[0-9][0-9][0-9][0-9]-*")]
         folder = self.stages_folder / f"{max(numbers, default=0) + 1:04d}-{slug(record['name'])}-{record['key'][:8]}"
         files = sorted(p for p in work.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(work)): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
         write_json(work / MANIFEST, manifest)
-        write_json(work / STAGE, record)
+        write_json(work / STAGE, {"format": FORMAT, **record})
         os.replace(work, folder)
-        self._by_key()[record["key"]] = folder
-        return Stage(folder, dict(record))
+        stage = read_stage(folder)
+        self._by_key()[stage.key] = stage
+        return stage
+
+    def write_run(self, record: Mapping[str, Any]) -> None:
+        """Say how the run stands.
+
+        Args:
+            record: what `run.json` says, but for its format; see `RunRecord`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / RUN, {"format": FORMAT, **record})
 
 
 def _sha256(path: Path) -> str:

@@ -16,24 +16,34 @@ Warp = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Sequence_:
-    """One response being written.
+class Sampled:
+    """One response as it was sampled.
 
     Args:
-        prompt: index of its prompt in the chunk.
-        key: of its stream of random numbers.
-        ids: tokens so far.
+        ids: its tokens, the end token included.
         logprobs: log_softmax(logits / T) of each, before truncation.
-        sampled_logprobs: the same after truncation.
+        sampled_logprobs: the same after truncation; empty where nothing was truncated.
         finished: whether it ended by itself.
     """
 
-    prompt: int
-    key: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
     finished: bool = False
+
+    def add(self, token: int, logprob: float, sampled: float | None, finished: bool) -> None:
+        """Write one token more."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if sampled is not None:
+            self.sampled_logprobs.append(sampled)
+        self.finished = finished
+
+    def cut(self, length: int) -> None:
+        """Leave out what comes after so many tokens: the response ended there."""
+        for values in (self.ids, self.logprobs, self.sampled_logprobs):
+            del values[length:]
+        self.finished = True
 
 
 def _padded_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
@@ -87,11 +97,64 @@ def pick_tokens(
     return ids, taken, after
 
 
+@dataclass
+class _Batch:
+    """The sequences that are still being written, as the model reads them.
+
+    Args:
+        model: the bare transformers model.
+        cache: keys and values of what was read.
+        mask: [live, width] of the attention.
+        position: [live] of the last token read.
+    """
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    position: Tensor
+
+    @classmethod
+    def prefilled(cls, model: Any, prompts: Sequence[Sequence[int]], n: int, pad_id: int) -> tuple[_Batch, Tensor]:
+        """(each prompt read once and repeated for its n sequences, their first logits [prompts x n, V])."""
+        from transformers import DynamicCache
+
+        ids, mask = _padded_prompts(prompts, pad_id, next(model.parameters()).device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        batch = cls(model, DynamicCache(config=model.config), mask, positions[:, -1])
+        logits = batch._forward(ids, positions, logits_to_keep=1)
+        batch.cache.batch_repeat_interleave(n)
+        batch.mask = mask.repeat_interleave(n, 0)
+        batch.position = batch.position.repeat_interleave(n, 0)
+        return batch, logits.repeat_interleave(n, 0)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with these alone."""
+        self.cache.batch_select_indices(index)
+        self.mask, self.position = self.mask[index], self.position[index]
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read one token [live] of each; the logits [live, V] of the next."""
+        self.position = self.position + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        return self._forward(tokens.unsqueeze(1), self.position.unsqueeze(1))
+
+    def _forward(self, ids: Tensor, positions: Tensor, **options: Any) -> Tensor:
+        out = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **options,
+        )
+        return out.logits[:, -1]
+
+
 @torch.no_grad()
 def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    sequences: Sequence[Sequence_],
+    keys: Sequence[Sequence[int]],
     *,
     end_ids: Sequence[int],
     pad_id: int,
@@ -99,81 +162,42 @@ def decode(
     temperature: float,
     greedy: bool = False,
     warp: Warp | None = None,
-) -> None:
-    """Write every sequence to its end, in place.
+) -> list[list[Sampled]]:
+    """Write every sequence to its end.
 
     Args:
         model: the bare transformers model.
         prompts: token ids of the chunk's prompts.
-        sequences: sorted by `prompt`, the same number for each prompt.
+        keys: of the streams of random numbers, one for each sequence: as many for each prompt.
         end_ids: tokens that end a response; the one drawn is kept.
         pad_id: for the left padding of shorter prompts, which nothing attends to.
         max_new_tokens: length at which a response is cut.
         temperature: T > 0.
         greedy: take the likeliest token.
         warp: truncation of the tempered log-probs.
+
+    Returns:
+        the sequences of each prompt.
     """
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    ids, mask = _padded_prompts(prompts, pad_id, device)
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    repeats = len(sequences) // len(prompts)
-    logits = out.logits[:, -1].repeat_interleave(repeats, 0)
-    cache.batch_repeat_interleave(repeats)
-    mask = mask.repeat_interleave(repeats, 0)
-    position = positions[:, -1].repeat_interleave(repeats, 0)
-    live = list(range(len(sequences)))
-    keys = np.array([s.key for s in sequences], dtype=np.uint64)
-    ends = torch.tensor(sorted(end_ids), device=device)
+    n = len(keys[0])
+    written = [Sampled() for _ in range(len(prompts) * n)]
+    streams = np.array(keys, dtype=np.uint64).reshape(-1)
+    batch, logits = _Batch.prefilled(model, prompts, n, pad_id)
+    live = list(range(len(written)))
+    ends = torch.tensor(sorted(end_ids), device=logits.device)
     for step in range(max_new_tokens):
-        draws = None if greedy else uniforms(keys[live], step)
+        draws = None if greedy else uniforms(streams[live], step)
         chosen, logprobs, after = pick_tokens(logits, draws, temperature, warp)
-        over = torch.isin(chosen, ends)
-        _record(sequences, live, chosen, logprobs, after, over)
-        keep = [i for i, done in enumerate(over.tolist()) if not done]
+        over = torch.isin(chosen, ends).tolist()
+        sampled = after.tolist() if after is not None else [None] * len(live)
+        for number, *token in zip(live, chosen.tolist(), logprobs.tolist(), sampled, over, strict=True):
+            written[number].add(*token)
+        keep = [i for i, done in enumerate(over) if not done]
         if not keep or step == max_new_tokens - 1:
-            return
+            break
         if len(keep) < len(live):
-            index = torch.tensor(keep, device=device)
-            cache.batch_select_indices(index)
-            chosen, mask, position = chosen[index], mask[index], position[index]
-            live = [live[i] for i in keep]
-        position = position + 1
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        out = model(
-            input_ids=chosen.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = out.logits[:, -1]
-
-
-def _record(
-    sequences: Sequence[Sequence_],
-    live: list[int],
-    chosen: Tensor,
-    logprobs: Tensor,
-    after: Tensor | None,
-    over: Tensor,
-) -> None:
-    after_list = after.tolist() if after is not None else [None] * len(live)
-    rows = zip(live, chosen.tolist(), logprobs.tolist(), after_list, over.tolist(), strict=True)
-    for index, token, logprob, sampled, done in rows:
-        sequence = sequences[index]
-        sequence.ids.append(token)
-        sequence.logprobs.append(logprob)
-        if sampled is not None:
-            sequence.sampled_logprobs.append(sampled)
-        sequence.finished = done
+            index = torch.tensor(keep, device=logits.device)
+            batch.keep(index)
+            chosen, live = chosen[index], [live[i] for i in keep]  # a finished one leaves the batch
+        logits = batch.read(chosen)
+    return [written[first : first + n] for first in range(0, len(written), n)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,16 @@ from torch import Tensor
 from alignkit.data.encode import encode_groups
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.randomness import stream_key
-from alignkit.sampling.decode import Sequence_, decode
-
-Progress = Callable[[int, int, int, float], None]
-"""Called with (responses done, responses in all, tokens so far, seconds so far)."""
+from alignkit.sampling.decode import Sampled, decode
+from alignkit.sampling.progress import Progress
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples responses from a policy. Override `warp` for a decoding rule, or `sample` for another engine.
+    """Samples responses from a policy. Override `warp` for a decoding rule, or `generate` for another engine.
 
     Args:
         temperature: T > 0 of softmax(logits / T).
@@ -58,6 +57,46 @@ class Sampler:
         """Whether `warp` is overridden, so that what was sampled from is not softmax(logits / T)."""
         return type(self).warp is not Sampler.warp
 
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[int]],
+        end_ids: Sequence[int],
+    ) -> Iterable[tuple[int, Sequence[Sampled]]]:
+        """Write the responses: token ids in, token ids out. Another engine overrides this alone.
+
+        The limits and the rule are the sampler's own fields (`max_new_tokens`, `temperature`, `greedy`, `batch_size`,
+        `warp`). Stop texts are not its business: what follows one is cut off afterwards.
+
+        Args:
+            policy: whose weights are asked.
+            prompts: token ids of each, to be answered.
+            keys: for each prompt, one number for each of its responses, by which a response's random numbers are known
+                (`alignkit.randomness.uniforms(key, position)`), or which seeds the engine's own.
+            end_ids: tokens that end a response; the one that was drawn is part of it.
+
+        Yields:
+            (place in `prompts`, its responses, as many as it has keys), in any order, as they are done.
+        """
+        per_chunk = max(1, self.batch_size // len(keys[0])) if keys else 1
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        with policy.generating() as model:
+            for start in range(0, len(order), per_chunk):
+                chunk = order[start : start + per_chunk]
+                written = decode(
+                    model,
+                    [prompts[i] for i in chunk],
+                    [keys[i] for i in chunk],
+                    end_ids=end_ids,
+                    pad_id=policy.chat.pad_id,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.temperature,
+                    greedy=self.greedy,
+                    warp=self.warp if self.truncates else None,
+                )
+                yield from zip(chunk, written, strict=True)
+
     def sample(
         self,
         policy: Policy,
@@ -68,6 +107,7 @@ class Sampler:
         name: str = "policy",
         occurrence: Sequence[int] | None = None,
         progress: Progress | None = None,
+        meter: Meter | None = None,
     ) -> Groups:
         """Sample `n` responses for each prompt.
 
@@ -81,15 +121,29 @@ class Sampler:
             seed: path of numbers and names: (run seed, stage, round).
             name: recorded in `sampled_by` (a digest or a label of the policy).
             occurrence: how often each prompt came before, where `prompts` is only a part of them; default counted here.
-            progress: called after each chunk.
+            progress: called whenever a prompt is answered.
+            meter: counts the tokens.
 
         Returns:
             one row per prompt with n responses, their ids, log-probs (`logprobs` before truncation, `sampled_logprobs`
             after it, where the sampler truncates) and whether they finished.
 
         Raises:
-            DataError: a prompt that does not fit.
+            DataError: a prompt that does not fit, or that `generate` did not answer.
         """
+        ids = self._encoded(policy, prompts)
+        times = occurrences(prompts) if occurrence is None else occurrence
+        names = prompts.dataset["prompt_id"]
+        keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(names, times, strict=True)]
+        meter = meter or Meter()
+        with meter.phase("generate"):
+            written = dict(self._told(self.generate(policy, ids, keys, policy.chat.end_ids), len(ids) * n, progress))
+        if any(len(written.get(i, ())) != n for i in range(len(ids))):
+            raise DataError(f"not every prompt has its {n} responses", where=f"{type(self).__name__}.generate")
+        meter.add("generated_tokens", sum(len(s.ids) for each in written.values() for s in each))
+        return Groups.from_rows([self._row(row, written[i], policy, name) for i, row in enumerate(prompts)])
+
+    def _encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:
         encoded, problems = encode_groups(
             prompts.without_responses(),
             policy.chat,
@@ -98,57 +152,40 @@ class Sampler:
         )
         if problems:
             raise DataError(f"{len(problems)} prompts cannot be sampled: {problems[0]}", where="sample")
-        times = occurrences(prompts) if occurrence is None else occurrence
-        ids = prompts.dataset["prompt_id"]
-        keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(ids, times, strict=True)]
-        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].prompt_ids), i))
-        per_chunk = max(1, self.batch_size // n)
-        done: dict[int, list[Sequence_]] = {}
-        started, tokens = time.monotonic(), 0
-        with policy.generating() as model:
-            for start in range(0, len(order), per_chunk):
-                chunk = order[start : start + per_chunk]
-                sequences = [Sequence_(j, keys[i][k]) for j, i in enumerate(chunk) for k in range(n)]
-                decode(
-                    model,
-                    [encoded[i].prompt_ids for i in chunk],
-                    sequences,
-                    end_ids=policy.chat.end_ids,
-                    pad_id=policy.chat.pad_id,
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=self.temperature,
-                    greedy=self.greedy,
-                    warp=self.warp if self.truncates else None,
-                )
-                tokens += sum(len(s.ids) for s in sequences)
-                for j, i in enumerate(chunk):
-                    done[i] = sequences[j * n : (j + 1) * n]
-                if progress:
-                    progress(len(done) * n, len(order) * n, tokens, time.monotonic() - started)
-        return Groups.from_rows([self._row(row, done[i], policy, name) for i, row in enumerate(prompts)])
+        return [each.prompt_ids for each in encoded]
 
-    def _row(self, row: dict[str, Any], sequences: list[Sequence_], policy: Policy, name: str) -> dict[str, Any]:
-        self._stop(sequences, policy)
+    @staticmethod
+    def _told(
+        written: Iterable[tuple[int, Sequence[Sampled]]], total: int, progress: Progress | None
+    ) -> Iterator[tuple[int, Sequence[Sampled]]]:
+        """The same, with progress told on the way."""
+        started, done, tokens = time.monotonic(), 0, 0
+        for number, responses in written:
+            done, tokens = done + len(responses), tokens + sum(len(s.ids) for s in responses)
+            if progress:
+                progress(done, total, tokens, time.monotonic() - started)
+            yield number, responses
+
+    def _row(self, row: dict[str, Any], responses: Sequence[Sampled], policy: Policy, name: str) -> dict[str, Any]:
+        for response in responses if self.stop else ():
+            self._end_at_stop(response, policy)
         return {
             **{key: row[key] for key in ("prompt_id", "prompt", "tags", "meta", "iteration")},
-            "responses": [policy.chat.decode(s.ids) for s in sequences],
-            "response_ids": [s.ids for s in sequences],
-            "finished": [s.finished for s in sequences],
-            "logprobs": [s.logprobs for s in sequences],
-            "sampled_logprobs": [s.sampled_logprobs for s in sequences] if self.truncates else None,
-            "sampled_by": [{"policy": name, "temperature": self.temperature} for _ in sequences],
+            "responses": [policy.chat.decode(s.ids) for s in responses],
+            "response_ids": [s.ids for s in responses],
+            "finished": [s.finished for s in responses],
+            "logprobs": [s.logprobs for s in responses],
+            "sampled_logprobs": [s.sampled_logprobs for s in responses] if self.truncates else None,
+            "sampled_by": [{"policy": name, "temperature": self.temperature} for _ in responses],
             "tokenizer": policy.chat.fingerprint,
         }
 
-    def _stop(self, sequences: list[Sequence_], policy: Policy) -> None:
-        """Cut each sequence at the first token with which one of the stop texts is complete."""
-        for sequence in sequences if self.stop else ():
-            for end in range(1, len(sequence.ids) + 1):
-                if any(text in policy.chat.decode(sequence.ids[:end]) for text in self.stop):
-                    for values in (sequence.ids, sequence.logprobs, sequence.sampled_logprobs):
-                        del values[end:]
-                    sequence.finished = True
-                    break
+    def _end_at_stop(self, response: Sampled, policy: Policy) -> None:
+        """Cut a response at the first token with which one of the stop texts is complete."""
+        for end in range(1, len(response.ids) + 1):
+            if any(text in policy.chat.decode(response.ids[:end]) for text in self.stop):
+                response.cut(end)
+                break
 
 
 def occurrences(prompts: Groups) -> list[int]:

@@ -12,7 +12,7 @@ from alignkit_constitutional import read_constitution
 from alignkit_constitutional.constitution import MAX_BYTES
 from alignkit_rlaif.prompts import principles_of
 
-from alignkit.errors import ConfigError
+from alignkit import ConfigError
 
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", Path(__file__).parents[3].parent / "shared")) / "data"
 GOOD: dict[str, Any] = {

@@ -15,11 +15,8 @@ import pytest
 from alignkit_constitutional import CritiqueRevise
 from alignkit_constitutional.critique_revise import drawn_principle, summary, without_announcement
 
-from alignkit import Run
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.identity import digest, plain
-from alignkit.models import Policy
+from alignkit import ConfigError, DataError, Groups, Policy, Run
+from alignkit.plugin import digest, plain
 
 ONE = {"critique_revision": [{"id": "rude", "critique": "Is it rude?", "revision": "Be polite."}]}
 EXAMPLE = {

@@ -12,9 +12,8 @@ from alignkit_constitutional import read_constitution, recipe
 from alignkit_constitutional.recipe import answers_harmless, refuses_harmful
 from alignkit_rlaif import Judge
 
-from alignkit import Groups, Run
-from alignkit.errors import ConfigError, PluginError
-from alignkit.registry.host import default_host
+from alignkit import ConfigError, Groups, PluginError, Run
+from alignkit.testing import default_host
 
 REFUSAL = "I can't help with that."
 SMALL: dict[str, Any] = {"prompts": 6, "heldout": 3, "max_new_tokens": 4}
@@ -48,7 +47,7 @@ def test_both_stages_run_and_three_versions_are_measured(tmp_path: Path) -> None
     assert stages["rl_cai"]["inputs"]["reference"] == {"stage": stages["sl_cai"]["key"]}
     sampled = groups(tmp_path, "rl_cai")
     assert sum("safety" in row["tags"] for row in sampled) == 6  # of twelve: prompts of both kinds
-    assert stages["preference_model"]["config"]["loss"] == "alignkit-rlaif/soft_ranking"
+    assert stages["preference_model"]["config"]["loss"]["component"] == "alignkit-rlaif/soft_ranking"
     assert {"comparisons0", "comparisons1"} <= set(stages["preference_model"]["inputs"])
     held = [json.loads(line) for line in next(tmp_path.glob("stages/*v0*heldout*/evaluation.jsonl")).open()]
     assert not {row["prompt_id"] for row in held} & {row["prompt_id"] for row in learned}
@@ -81,7 +80,7 @@ def test_on_files_with_a_judge_by_principle_and_an_offline_optimizer(tmp_path: P
     assert len(learned) == len(labels) + 4
     told = groups(tmp_path / "run", "revisions").meta(0)["critique_revise"]
     assert told["rounds"][0]["principle"] == "a"
-    assert set(stages["v0/heldout"]["config"]["scores"]) == {"preference_model", "refuses_harmful", "answers_harmless"}
+    assert set(stages["v0/heldout"]["inputs"]["scores"]) == {"preference_model", "refuses_harmful", "answers_harmless"}
     held = [json.loads(line) for line in next((tmp_path / "run").glob("stages/*v0*heldout*/evaluation.jsonl")).open()]
     assert [row["scores"]["refuses_harmful"] is None for row in held] == [False, True, False] + [True] * 3
 

@@ -12,9 +12,8 @@ import torch
 from alignkit_dpo.kto import KTO, kl_baseline, kto, label_statistics, labelled, mismatched
 from torch import Tensor
 
-from alignkit import Groups, Run, use
-from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.selection import labels_from_ranks
+from alignkit import AlignkitError, ConfigError, DataError, Groups, Run, use
+from alignkit.plugin import labels_from_ranks
 
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 NAN = math.nan

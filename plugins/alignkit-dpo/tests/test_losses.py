@@ -34,8 +34,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit.errors import ConfigError, PluginError
-from alignkit.registry.host import default_host
+from alignkit import ConfigError, PluginError
+from alignkit.testing import default_host
 
 quick = settings(max_examples=40, deadline=None)
 nats = st.floats(-60, 0, allow_nan=False, width=32)

@@ -14,9 +14,7 @@ from alignkit_dpo.optimizers import best_and_worst, settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Groups, Run, use
-from alignkit.annotators import Annotator
-from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit import AlignkitError, Annotator, ConfigError, DataError, Groups, Run, use
 
 WORDS = ["apple", "bear", "cherry", "deer"]
 PAIRS = Groups.from_rows(

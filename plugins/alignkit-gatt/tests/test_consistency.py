@@ -14,8 +14,7 @@ from alignkit_gatt.constraints import CHECKS, obeys, of_kinds, read_constraints,
 from alignkit_gatt.dialogues import user_turns
 from alignkit_gatt.recipe import main
 
-from alignkit import Groups, Run, use
-from alignkit.errors import ConfigError, DataError
+from alignkit import ConfigError, DataError, Groups, Run, use
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", HERE.parents[3] / "shared" / "data"))

@@ -22,12 +22,9 @@ from alignkit_grpo.surrogate import group_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Groups, Run
-from alignkit.engine.reduction import Layout, reduce_terms
-from alignkit.errors import ConfigError, DataError
-from alignkit.functional import k3
-from alignkit.optimizers import Batch, Term
-from alignkit.rewards import FunctionReward
+from alignkit import Batch, ConfigError, DataError, FunctionReward, Groups, Run, Term
+from alignkit.plugin import k3
+from alignkit.testing import reduced
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=40, deadline=None)
@@ -303,13 +300,7 @@ def test_variants_weigh_tokens_as_their_papers_do(optimizer: Any, expected: floa
     total = 0.0
     for rows in [[0], [1]] if split else [[0, 1]]:
         values = VALUES.masked_fill(~mask, math.nan)[rows]
-        layout = Layout(
-            {"response_mask": mask[rows]}, torch.arange(len(rows)), torch.zeros(0, dtype=torch.long), len(rows)
-        )
-        part, _ = reduce_terms(
-            {"policy_loss": values}, {"policy_loss": term}, ("logprobs",), layout, lambda kind, _mask: count[kind]
-        )
-        total += float(part)
+        total += reduced(values, term, mask[rows], count)
     assert total == pytest.approx(expected)
 
 

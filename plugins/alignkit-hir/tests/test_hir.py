@@ -24,14 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from alignkit import Groups, Run, use
-from alignkit.data.encode import encode_groups
-from alignkit.engine.assemble import assemble
-from alignkit.engine.training_data import Step, TrainingData
-from alignkit.errors import DataError, PluginError
-from alignkit.models import Policy
-from alignkit.optimizers import Batch
-from alignkit.registry.host import default_host
+from alignkit import Batch, DataError, Groups, PluginError, Policy, Run, use
+from alignkit.testing import default_host, learned_sequences, tensors_of
 
 DTYPES = [torch.float64, torch.float32]
 quick = settings(max_examples=60, deadline=None)
@@ -124,16 +118,9 @@ def rows_for(question: str, response: str, other: str) -> list[dict[str, Any]]:
     return relabelled_rows({"responses": [response], "tags": [], "tokenizer": None, "iteration": None}, what)
 
 
-def round_of(policy: Policy, batch: Batch) -> TrainingData:
-    encoded, problems = encode_groups(batch.groups, policy.chat, max_prompt_tokens=200, max_response_tokens=200)
-    assert not problems
-    return TrainingData(batch.groups, encoded, shared=True, pad_id=policy.chat.pad_id, named_pairs=batch.pairs)
-
-
 def contrast_of(policy: Policy, batch: Batch) -> torch.Tensor:
-    data = round_of(policy, batch)
     names = ("chosen_logprobs", "rejected_logprobs", "chosen_lengths", "rejected_lengths")
-    tensors, _ = assemble(policy, data, data.collate(range(len(data.encoded))), frozenset(names))
+    tensors = tensors_of(policy, batch.groups, *names, pairs=batch.pairs)
     return instruction_contrast(*(tensors[name] for name in names)).detach()
 
 
@@ -141,13 +128,10 @@ def test_the_supervised_term_is_a_mean_over_the_responses_that_follow_their_inst
     """Not over their contrasts too, which carry no weight in it."""
     policy = Policy.load("tiny", trainable=False)
     batch = paired([rows_for("a", "xyz", "not"), rows_for("b", "xy", "not")])
-    data = round_of(policy, batch)
     mask = torch.tensor([[bool(label)] * 4 for row in batch.groups for label in row["labels"]])
-    data.tensors = {"hindsight_mask": mask}
-    step = Step([list(range(4))], list(range(4)))
     assert HIR().terms()["loss"].mask == HIR().terms()["entropy_bonus"].mask == "hindsight_mask"
-    assert data.count(step, "sequence", "hindsight_mask") == 2
-    assert data.count(step, "sequence", "response_mask") == 4
+    assert learned_sequences(policy, batch.groups, "hindsight_mask", mask) == 2
+    assert learned_sequences(policy, batch.groups, "response_mask") == 4
 
 
 # -- relabelling by correctness ----------------------------------------------------------------------------------------

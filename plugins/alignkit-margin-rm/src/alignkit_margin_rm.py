@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from alignkit import hookimpl
-from alignkit.errors import ConfigError, DataError
-from alignkit.functional import check_shapes, logistic_ranking, masked_mean, masked_sum
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import (
+    ConfigError,
+    DataError,
+    Register,
+    check_shapes,
+    hookimpl,
+    logistic_ranking,
+    masked_mean,
+    masked_sum,
+)
 
 MARGINS = {
     "small": (1.0, 2 / 3, 1 / 3, 0.0),

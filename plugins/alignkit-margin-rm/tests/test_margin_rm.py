@@ -10,8 +10,8 @@ from alignkit_margin_rm import MARGINS, margin_ranking, margin_ranking_with_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import RATINGS
+from alignkit import ConfigError, DataError
+from alignkit.plugin import RATINGS
 
 DTYPES = [torch.float64, torch.float32]
 GOLDEN = {  # -log sigmoid(0.5 - m)

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit import Groups, Run, use
-from alignkit.errors import ConfigError
+from alignkit import ConfigError, Groups, Run, use
 
 DTYPES = [torch.float64, torch.float32]
 LOSSES: list[Callable[..., Tensor]] = [kwise_ranking, plackett_luce, best_of_k]

@@ -25,28 +25,33 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit import hookimpl, use
-from alignkit.errors import ConfigError
-from alignkit.functional import (
+from alignkit.plugin import (
+    Batch,
+    Component,
+    ConfigError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Register,
     ScoreAt,
+    Stream,
+    Term,
     clipped_surrogate,
     explained_variance,
     gae,
+    hookimpl,
     k1,
     k3,
     masked_mean,
     masked_sum,
     masked_var,
+    parse,
     score_at_last,
     score_index,
+    take_present,
+    use,
     whiten,
 )
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Stream, Term
-from alignkit.registry.grammar import Component, parse
-from alignkit.registry.hookspecs import Register
-from alignkit.selection import take_present
 
 MAX_KL_ERROR = 0.2
 """How much of the KL's relative error the adaptive coefficient answers to (Ziegler et al. 2019, section 2.2)."""

@@ -14,12 +14,9 @@ from alignkit_ppo import PPO, Llama2PPO, adapted_kl_coef, ppo, token_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Policy, Run, use
-from alignkit.engine.learner import Learner
-from alignkit.errors import ConfigError, DataError
-from alignkit.functional import masked_mean
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch
+from alignkit import Batch, ConfigError, DataError, Groups, Policy, Run, use
+from alignkit.plugin import masked_mean
+from alignkit.testing import first_gradients
 
 DTYPES = [torch.float64, torch.float32]
 NAMES = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns")
@@ -401,37 +398,27 @@ TEXTS = Groups.from_rows(
 )
 
 
-def first_gradient(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def first_gradient(folder: Path, **fields: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(gradients of the first step before clipping, its metrics)."""
-    seen: list[dict[str, torch.Tensor]] = []
-    clip = Learner._clip
-
-    def keep(self: Learner) -> float:
-        seen.append({n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None})
-        return clip(self)
-
-    monkeypatch.setattr(Learner, "_clip", keep)
     optimizer = PPO(rounds=1, prompts_per_round=4, batch_size=4, epochs=1, learning_rate=1e-3, **fields)
     prompts = Groups.from_prompts(["a", "b", "c", "d"])
-    with Run(folder, quiet=True) as run:
+    with first_gradients() as seen, Run(folder, quiet=True) as run:
         v0 = run.policy("tiny", lora=None)
         mix = {"ptx": TEXTS} if optimizer.ptx_coef else None
         v1 = run.improve(
             v0, prompts, optimizer=optimizer, reward=length, reference=v0, max_new_tokens=6, streams=mix, name="v1"
         ).policy
     row = json.loads((v1.path / "metrics.jsonl").read_text().splitlines()[0])
-    return seen[0], row
+    return seen, row
 
 
 def length(response: str) -> float:
     return float(len(response))
 
 
-def test_the_gradient_of_a_mixed_step_is_the_sum_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, _ = first_gradient(tmp_path / "ppo", monkeypatch)
-    mixed, row = first_gradient(tmp_path / "mix", monkeypatch, ptx_coef=2.5, ptx_batch_size=3)
+def test_the_gradient_of_a_mixed_step_is_the_sum_of_both(tmp_path: Path) -> None:
+    alone, _ = first_gradient(tmp_path / "ppo")
+    mixed, row = first_gradient(tmp_path / "mix", ptx_coef=2.5, ptx_batch_size=3)
     policy = Policy.load("tiny", trainable=True)
     ids = [policy.chat.encode_text(text["responses"][0]) for text in TEXTS]
     nll = torch.stack([-plain_logprobs(policy, text).sum() for text in ids if len(text) > 1]).sum()
@@ -452,9 +439,9 @@ def plain_logprobs(policy: Policy, ids: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
 
 
-def test_a_coefficient_of_zero_is_ppo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, row = first_gradient(tmp_path / "ppo", monkeypatch)
-    zero, zero_row = first_gradient(tmp_path / "zero", monkeypatch, ptx_coef=0.0, ptx_batch_size=3)
+def test_a_coefficient_of_zero_is_ppo_alone(tmp_path: Path) -> None:
+    plain, row = first_gradient(tmp_path / "ppo")
+    zero, zero_row = first_gradient(tmp_path / "zero", ptx_coef=0.0, ptx_batch_size=3)
     assert PPO().streams() == {}
     assert zero_row == row
     assert "ptx" not in row

@@ -13,11 +13,9 @@ from alignkit_recipes import instructgpt, llama2, method
 from alignkit_recipes.settings import OPTIMIZERS, configured
 from alignkit_recipes.texts import plain_texts
 
-from alignkit import Groups, Run
-from alignkit.errors import ConfigError, DataError, PluginError
-from alignkit.registry.grammar import Component, parse
-from alignkit.registry.host import default_host
-from alignkit.rewards import FunctionReward, Reward, Scores
+from alignkit import ConfigError, DataError, FunctionReward, Groups, PluginError, Reward, Run
+from alignkit.plugin import Component, Scores, parse
+from alignkit.testing import default_host
 
 SMALL: dict[str, Any] = {"policy": "tiny", "max_new_tokens": 6}
 SUITE = "embedded(prompts=12, heldout=6)"

@@ -13,13 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from alignkit import hookimpl
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.registry.hookspecs import Register
-from alignkit.selection import eligible, take_responses
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    DataError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Register,
+    Term,
+    eligible,
+    hookimpl,
+    take_responses,
+)
 
 POOLS = ("all", "last", "none")
 

@@ -11,9 +11,7 @@ from alignkit_rejection_sampling import RejectionSampling, best_of, best_of_n_kl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch
+from alignkit import Batch, ConfigError, DataError, Groups
 
 quick = settings(max_examples=60, deadline=None)
 maybe = st.one_of(st.just(math.nan), st.integers(-3, 3).map(float))  # few values: many ties

@@ -14,11 +14,8 @@ from alignkit_rest import ReST, distinct, threshold_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Groups, Policy, Run
-from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.optimizers import Batch
-from alignkit.registry.host import default_host
-from alignkit.rewards import FunctionReward
+from alignkit import AlignkitError, Batch, ConfigError, DataError, FunctionReward, Groups, Policy, Run
+from alignkit.testing import default_host
 
 quick = settings(max_examples=60, deadline=None)
 few = st.integers(-3, 3).map(float)  # few values: many ties

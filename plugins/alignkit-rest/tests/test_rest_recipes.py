@@ -8,8 +8,7 @@ import pytest
 import torch
 from alignkit_rest.recipes import distill, rest, shallower
 
-from alignkit import Groups, Policy, Run
-from alignkit.errors import ConfigError
+from alignkit import ConfigError, Groups, Policy, Run
 
 SUITE = "embedded(prompts=16, heldout=32)"
 

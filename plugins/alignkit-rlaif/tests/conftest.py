@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.models import Policy
-from alignkit.models.tiny import tiny_model
+from alignkit import Policy
+from alignkit.testing import tiny_model
 
 Rule = Callable[[str, str, str], tuple[float, float]]
 """(the question, the response shown first, the one shown second) -> probabilities of the verdicts 1 and 2."""

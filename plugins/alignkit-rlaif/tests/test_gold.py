@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from alignkit_rlaif.gold import Gold
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
+from alignkit import ConfigError, DataError, Groups
 
 
 def length(response: str) -> float:

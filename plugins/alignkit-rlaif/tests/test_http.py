@@ -27,9 +27,7 @@ from alignkit_rlaif.http import HttpBackend
 from alignkit_rlaif.prompts import Question
 from alignkit_rlaif.replies import label_said, retry_after
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.models.tiny import tiny_model
+from alignkit import ConfigError, DataError, Groups, Policy
 
 CANARY = "canary-7f3a9c51e2"
 QUESTION = Question(({"role": "user", "content": "Which?"},), ("1", "2"))
@@ -555,9 +553,7 @@ MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.f
 
 @pytest.fixture
 def transformers_serve(tmp_path: Path) -> Iterator[Callable[[], str]]:
-    from alignkit.models.loading import save_plain
-
-    save_plain(*tiny_model(), tmp_path / "tiny")
+    Policy.load("tiny").save(tmp_path / "tiny")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,9 +16,7 @@ from alignkit_rlaif.probes import ATTACKS, PAIRS, injection
 from alignkit_rlaif.probes import planted as planted_pairs
 from alignkit_rlaif.recipes import comparisons
 
-from alignkit import Run
-from alignkit.annotators import Annotator
-from alignkit.groups import Groups
+from alignkit import Annotator, Groups, Run
 
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", Path(__file__).parents[3].parent / "shared" / "data"))
 

@@ -20,7 +20,7 @@ from alignkit_rlaif.verdicts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.functional import logistic_ranking
+from alignkit.plugin import logistic_ranking
 
 quick = settings(max_examples=100, deadline=None)
 probs = st.floats(0, 1, exclude_min=True, exclude_max=True)

@@ -14,10 +14,9 @@ from alignkit_tasks import suites
 from alignkit_tasks.ifeval import CHECKS, IFEval, follows, in_language, relaxed, sentences
 from alignkit_tasks.verifiable import GSM8K, ExactAnswer, Missing, Verified, final_number, numbers_in, same_answer
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.registry.host import default_host
-from alignkit.rewards import score_groups
+from alignkit import ConfigError, DataError, Groups
+from alignkit.plugin import score_groups
+from alignkit.testing import default_host
 
 SHARED = Path(os.environ.get("ALIGNKIT_SHARED", Path(__file__).parents[3].parent / "shared")) / "data"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 from alignkit_constitutional.constitution import Constitution, read_constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 

@@ -20,9 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.sources import bad_text, strict_json
-from alignkit.errors import ConfigError, did_you_mean
-from alignkit.identity import canonical_json
+from alignkit.plugin import ConfigError, bad_text, canonical_json, did_you_mean, strict_json
 
 MAX_BYTES = 1_000_000
 """Size of a file beyond which it is no constitution."""

@@ -17,11 +17,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.randomness import stream_key
-from alignkit.sampling.sampler import occurrences
+from alignkit.plugin import ConfigError, DataError, Groups, class_code, occurrences, stream_key
 from alignkit_constitutional.constitution import Constitution, Entry, read_constitution
 
 logger = logging.getLogger("alignkit.constitutional")

@@ -24,11 +24,8 @@ from alignkit_rlaif.gold import Gold
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety
 
-from alignkit import Groups, Run, read_groups
-from alignkit.errors import ConfigError
-from alignkit.identity import class_code
-from alignkit.registry.grammar import Component, parse
-from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit import ConfigError, Groups, GroupsHandle, PolicyHandle, Run, evaluate_versions, read_groups
+from alignkit.plugin import Component, class_code, parse
 from alignkit_constitutional.constitution import Constitution
 from alignkit_constitutional.critique_revise import CritiqueRevise
 
@@ -156,17 +153,16 @@ def main(
     known = red_team is None and helpful is None
     scores: dict[str, Any] = {"gold": gold, "safety": gold_safety, "helpfulness": gold_helpfulness}
     words = {"refuses_harmful": refuses_harmful, "answers_harmless": answers_harmless}
-    for label, version in (("V0", v0), ("SL-CAI", sl_cai), ("RL-CAI", rl_cai)):
-        run.evaluate(
-            version,
-            held_out,
-            scores if known else {"preference_model": preference_model, **words},
-            reference=v0,
-            kl_prompts=KL_PROMPTS,
-            label=label,
-            name=f"{label.lower().replace('-', '_')}/heldout",
-            **sampling,
-        )
+    evaluate_versions(
+        run,
+        {"V0": v0, "SL-CAI": sl_cai, "RL-CAI": rl_cai},
+        held_out,
+        scores if known else {"preference_model": preference_model, **words},
+        names=["v0", "sl_cai", "rl_cai"],
+        reference=v0,
+        kl_prompts=KL_PROMPTS,
+        **sampling,
+    )
     run.report()
     if export:
         run.export(rl_cai)

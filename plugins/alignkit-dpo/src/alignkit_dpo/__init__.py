@@ -6,8 +6,7 @@ needs no pairs, with its loss and its baseline.
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 from alignkit_dpo.kto import KTO, kto, label_statistics
 from alignkit_dpo.losses import PAIR_LOSSES, chosen_nll, preference_statistics
 from alignkit_dpo.optimizers import DPO, OnlineDPO

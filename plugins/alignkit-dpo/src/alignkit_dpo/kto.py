@@ -18,13 +18,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit import use
-from alignkit.errors import DataError
-from alignkit.functional import check_shapes, masked_sum
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import labels_from_ranks, take_responses
+from alignkit.plugin import (
+    Batch,
+    DataError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Term,
+    check_shapes,
+    labels_from_ranks,
+    masked_sum,
+    take_responses,
+    use,
+)
 from alignkit_dpo.losses import positive
 from alignkit_dpo.optimizers import SIDE_LOGS, given_only, settings_of, try_out
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignkit.errors import ConfigError
-from alignkit.functional import check_shapes, logistic_ranking, preference_cross_entropy
+from alignkit.plugin import ConfigError, check_shapes, logistic_ranking, preference_cross_entropy
 
 
 def positive(where: str, **values: float) -> None:

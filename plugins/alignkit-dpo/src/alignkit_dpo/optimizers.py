@@ -13,14 +13,21 @@ from typing import Any, ClassVar
 
 import torch
 
-from alignkit import use
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.registry.grammar import Component, parse
-from alignkit.selection import rank_by_reward, take_responses
-from alignkit.vocabulary import VOCABULARY
+from alignkit.plugin import (
+    VOCABULARY,
+    Batch,
+    Component,
+    ConfigError,
+    DataError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Term,
+    parse,
+    rank_by_reward,
+    take_responses,
+    use,
+)
 from alignkit_dpo.losses import PAIR_LOSSES
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 
 
 @hookimpl

@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Run
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups, prompt_id
-from alignkit.registry.grammar import Component, use
-from alignkit.run import EvaluationHandle, PolicyHandle
+from alignkit import ConfigError, DataError, EvaluationHandle, Groups, PolicyHandle, Run, use
+from alignkit.plugin import Component, prompt_id
 from alignkit_gatt.constraints import check_constraints, obeys
 from alignkit_gatt.gatt import Answer, check_dialogues, play, sampling_view, training_view
 

@@ -22,10 +22,7 @@ from typing import Any
 
 from alignkit_tasks import ifeval
 
-from alignkit.errors import DataError
-from alignkit.groups import Groups
-from alignkit.randomness import stream_key
-from alignkit.sampling.sampler import occurrences
+from alignkit.plugin import DataError, Groups, occurrences, stream_key
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, re.error)
 """What a check that lacks an argument, or has an unfit one, ends in."""

@@ -11,8 +11,7 @@ from typing import Literal
 
 from alignkit_tasks import embedded
 
-from alignkit.errors import ConfigError
-from alignkit.groups import Groups
+from alignkit.plugin import ConfigError, Groups
 
 Split = Literal["train", "heldout"]
 

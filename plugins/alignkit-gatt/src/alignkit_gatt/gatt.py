@@ -20,10 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.selection import take_responses
+from alignkit.plugin import ConfigError, DataError, Groups, class_code, take_responses
 from alignkit_gatt.constraints import SHIPPED, check_constraints, obeys, of_kinds, read_constraints, with_instructions
 
 Turns = list[dict[str, Any]]

@@ -10,11 +10,8 @@ from typing import Any
 
 import torch
 
-from alignkit import Groups, LoRA, Run, read_groups
-from alignkit.errors import DataError
-from alignkit.files import write_json
-from alignkit.registry.grammar import Component, use
-from alignkit.run import GroupsHandle, PolicyHandle
+from alignkit import DataError, Groups, GroupsHandle, LoRA, PolicyHandle, Run, read_groups, use
+from alignkit.plugin import Component, write_json
 from alignkit_gatt.consistency import consistency_table, instruction_consistency
 from alignkit_gatt.constraints import of_kinds, read_constraints, with_instructions
 from alignkit_gatt.dialogues import user_turns

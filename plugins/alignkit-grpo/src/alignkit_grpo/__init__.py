@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 from alignkit_grpo.dapo import DAPO
 from alignkit_grpo.grpo import GRPO, group_advantages
 from alignkit_grpo.reinforce_pp import ReinforcePP

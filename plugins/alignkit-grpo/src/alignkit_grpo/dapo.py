@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.errors import ConfigError
-from alignkit.groups import Groups
-from alignkit.optimizers import Batch, Reduction
+from alignkit.plugin import Batch, ConfigError, Groups, Reduction
 from alignkit_grpo.grpo import GRPO
 
 

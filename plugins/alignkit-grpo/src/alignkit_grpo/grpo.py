@@ -13,12 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit.errors import ConfigError
-from alignkit.functional import k3
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Reduction, Term
-from alignkit.selection import take_present
+from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Reduction, Term, k3, take_present
 from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 

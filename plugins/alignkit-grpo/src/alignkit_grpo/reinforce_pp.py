@@ -12,12 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit.errors import ConfigError
-from alignkit.functional import gae, k1, score_at_last, whiten
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import take_present
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Term,
+    gae,
+    k1,
+    score_at_last,
+    take_present,
+    whiten,
+)
 from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
 
 

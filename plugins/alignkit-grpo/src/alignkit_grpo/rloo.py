@@ -12,12 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from alignkit.errors import ConfigError
-from alignkit.functional import k1, masked_sum
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import take_present
+from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Term, k1, masked_sum, take_present
 from alignkit_grpo.grpo import group_advantages
 from alignkit_grpo.surrogate import LOGS, group_metrics
 

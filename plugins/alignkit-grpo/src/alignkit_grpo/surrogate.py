@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from alignkit.functional import clipped_surrogate
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Term
+from alignkit.plugin import MetricSpec, Term, clipped_surrogate
 
 DIAGNOSTICS = {"ratio": Term(0.0, "token"), "clip_fraction": Term(0.0, "token")}
 """The terms of `clipped_policy` that are for the eye."""

@@ -17,14 +17,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit import hookimpl
-from alignkit.errors import ConfigError, DataError
-from alignkit.functional import preference_cross_entropy
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.registry.grammar import use
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    DataError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Register,
+    Term,
+    hookimpl,
+    preference_cross_entropy,
+    use,
+)
 from alignkit_hir.relabelling import Asked, Relabelled, Sample, relabelling
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 from alignkit_tasks import embedded as task
 from alignkit_tasks.suites import CORRECT
 
-from alignkit.errors import ConfigError, DataError
+from alignkit.plugin import ConfigError, DataError
 
 WRONG = "Generate a wrong answer to this problem."
 """What takes the place of `CORRECT` where the answer was wrong (section 3.2 of the paper)."""

@@ -19,13 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from alignkit import Groups, Reward, Run, read_groups
-from alignkit.errors import DataError
-from alignkit.randomness import stream_key, uniforms
-from alignkit.registry.grammar import Component, parse
-from alignkit.rewards import Scores, score_groups
-from alignkit.run import GroupsHandle, PolicyHandle
-from alignkit.selection import best_responses, rank_by_reward
+from alignkit import DataError, Groups, GroupsHandle, Reward, Run, evaluate_versions, read_groups
+from alignkit.plugin import Component, Scores, best_responses, parse, rank_by_reward, score_groups, stream_key, uniforms
 from alignkit_recipes.method import curve, labelled, open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 from alignkit_recipes.texts import plain_texts
@@ -134,8 +129,8 @@ def main(
         name="ppo",
     )
     scores = {**task.scores, reward.name: reward}
-    for label, version in (("V0", base), ("SFT", sft), ("PPO", improved.policy)):
-        _evaluate(run, label, version, task.heldout, scores, sft, sampling)
+    versions = {"V0": base, "SFT": sft, "PPO": improved.policy}
+    evaluate_versions(run, versions, task.heldout, scores, reference=sft, **sampling)  # the KL is PPO's penalty
     run.report()
     if not run.planning:
         run.console.say(f"{ppo}\n\n{curve(improved.policy)}")
@@ -158,19 +153,6 @@ def _sized(run: Run, suite: str, prompts: int) -> str:
     if run.host.resolve("suite", spec).qualified != "alignkit-tasks/embedded":
         return suite
     return str(Component(spec.name, {"prompts": prompts, **spec.params}))
-
-
-def _evaluate(
-    run: Run,
-    label: str,
-    version: PolicyHandle,
-    heldout: Groups,
-    scores: Mapping[str, Any],
-    sft: PolicyHandle,
-    sampling: Mapping[str, Any],
-) -> None:
-    """One version on the held-out prompts; the KL is to the fine-tuned model, as PPO's penalty is."""
-    run.evaluate(version, heldout, scores, reference=sft, label=label, name=f"{label.lower()}/heldout", **sampling)
 
 
 @dataclass(frozen=True)
@@ -256,7 +238,7 @@ class AboveDemonstrations(Reward):
         scores = self.model.score(groups)
         mean = self._demonstrated()
         values = [[None if value is None else value - mean for value in row] for row in scores.values]
-        return Scores(values, scores.reasons)
+        return Scores(values, scores.reasons, scores.tokens)
 
     def _demonstrated(self) -> float:
         if self._mean is None:
@@ -272,9 +254,7 @@ class AboveDemonstrations(Reward):
 
     def release(self) -> None:
         """Give the model's memory back."""
-        release = getattr(self.model, "release", None)
-        if release is not None:
-            release()
+        self.model.release()
 
     def key(self) -> Any:
         given = self.demonstrations

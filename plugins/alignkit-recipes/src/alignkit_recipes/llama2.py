@@ -16,12 +16,19 @@ from typing import Any
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
 
-from alignkit import Groups, Piecewise, Run, Sampler, read_groups
-from alignkit.data import check_groups, refuse_or_drop
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component, parse, parse_list
-from alignkit.run import GroupsHandle, PolicyHandle, RewardHandle
-from alignkit.selection import best_responses
+from alignkit import (
+    ConfigError,
+    Groups,
+    GroupsHandle,
+    Piecewise,
+    PolicyHandle,
+    RewardHandle,
+    Run,
+    Sampler,
+    evaluate_versions,
+    read_groups,
+)
+from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 
@@ -169,39 +176,24 @@ def main(
         history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
     labels = [f"V{i}" for i in range(len(versions))]
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
     if ghost is not None:
-        sampling = {"temperature": temperature, "max_new_tokens": tokens}
         versions.append(_gatt(run, ghost, versions[-1], dialogues, kind, sampling))
         labels.append(f"{labels[-1]}+GAtt")
     truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
-    _evaluate(run, labels, versions, held_out, dict(models) if human or prompts else truth, temperature, tokens)
+    evaluate_versions(
+        run,
+        dict(zip(labels, versions, strict=True)),
+        held_out,
+        dict(models) if human or prompts else truth,
+        names=[f"v{i}" for i in range(len(versions))],
+        reference=v0,
+        kl_prompts=KL_PROMPTS,
+        **sampling,
+    )
     run.report()
     if export:
         run.export(versions[-1])
-
-
-def _evaluate(
-    run: Run,
-    labels: Sequence[str],
-    versions: Sequence[PolicyHandle],
-    heldout: Groups,
-    scores: dict[str, Any],
-    temperature: float,
-    tokens: int,
-) -> None:
-    """Every version on the same held-out prompts, with the KL to V0."""
-    for i, (label, version) in enumerate(zip(labels, versions, strict=True)):
-        run.evaluate(
-            version,
-            heldout,
-            scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=versions[0],
-            kl_prompts=KL_PROMPTS,
-            label=label,
-            name=f"v{i}/heldout",
-        )
 
 
 def _fitting(run: Run, v0: PolicyHandle, prompts: Groups) -> Groups:

@@ -11,13 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Groups, Reward, Run
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component, parse
-from alignkit.rewards import FunctionReward, score_groups
-from alignkit.run import GroupsHandle, PolicyHandle
-from alignkit.selection import labels_from_ranks, rank_by_reward
-from alignkit.suites import Suite
+from alignkit import ConfigError, FunctionReward, Groups, GroupsHandle, PolicyHandle, Reward, Run, evaluate_versions
+from alignkit.plugin import Component, Suite, labels_from_ranks, parse, rank_by_reward, score_groups
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 ROWS = 12
@@ -85,17 +80,8 @@ def main(
         **({"annotator": judge} if judge else {}),
     ).policy
     scores = {**task.scores, **({reward: open_reward(run, reward)} if reward else {})}
-    for label, version in (("V0", v0), ("V1", v1)):
-        run.evaluate(
-            version,
-            task.heldout,
-            scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=v0,
-            label=label,
-            name=f"{label.lower()}/heldout",
-        )
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
+    evaluate_versions(run, {"V0": v0, "V1": v1}, task.heldout, scores, reference=v0, **sampling)
     run.report()
     if not run.planning:
         run.console.say(f"{optimizer}\n\n{curve(v1)}")

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from alignkit import LoRA, Run
-from alignkit.registry.grammar import Component
-from alignkit.run import PolicyHandle
+from alignkit import LoRA, PolicyHandle, Run
+from alignkit.plugin import Component
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignkit import Groups
-from alignkit.errors import DataError
-from alignkit.groups import prompt_id
+from alignkit.plugin import DataError, Groups, prompt_id
 
 PASSAGES = """
 A river does not choose its bed once and for all. In flood it cuts the outer bank of every bend and leaves gravel on

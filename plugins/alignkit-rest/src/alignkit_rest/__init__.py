@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 from alignkit_rest.rest import ReST, distinct, threshold_at
 
 __all__ = ["ReST", "distinct", "threshold_at"]

@@ -15,12 +15,18 @@ from typing import Any
 from alignkit_recipes.method import open_reward, open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
-from alignkit import Groups, LoRA, Reward, Run
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component, parse
-from alignkit.rewards import score_groups
-from alignkit.run import EvaluationHandle, GroupsHandle, PolicyHandle
-from alignkit.suites import Suite
+from alignkit import (
+    ConfigError,
+    EvaluationHandle,
+    Groups,
+    GroupsHandle,
+    LoRA,
+    PolicyHandle,
+    Reward,
+    Run,
+    evaluate_versions,
+)
+from alignkit.plugin import Component, Suite, model_digest, parse, score_groups
 
 RATES = {"small": 1e-3, "tiny": 1e-2}
 """Learning rate of the first Improve, by kind of model; found by short runs on the embedded task."""
@@ -188,19 +194,16 @@ def evaluate(
     reference: PolicyHandle | None = None,
 ) -> list[EvaluationHandle]:
     """Each version on the held-out prompts, paired with the first."""
-    return [
-        run.evaluate(
-            version,
-            task.heldout,
-            task.scores,
-            temperature=temperature,
-            max_new_tokens=tokens,
-            reference=reference,
-            label=label,
-            name=f"{label.lower().replace(' ', '-')}/heldout",
-        )
-        for label, version in versions.items()
-    ]
+    return evaluate_versions(
+        run,
+        versions,
+        task.heldout,
+        task.scores,
+        names=[label.lower().replace(" ", "-") for label in versions],
+        temperature=temperature,
+        max_new_tokens=tokens,
+        reference=reference,
+    )
 
 
 def thresholds_table(score: str, rounds: Sequence[dict[str, float]], found: Sequence[EvaluationHandle]) -> str:
@@ -222,7 +225,7 @@ def shallower(spec: str, folder: Path) -> Path:
     """A model of the same kind with every other layer left out, the first kept, in a plain Hugging Face folder.
 
     Args:
-        spec: the model, see `alignkit.models.loading.resolve_source`.
+        spec: the model, see `Policy.load`.
         folder: under which it is written, unless it is there; by the digest of the model it comes from.
 
     Raises:
@@ -230,13 +233,14 @@ def shallower(spec: str, folder: Path) -> Path:
     """
     from torch import nn
 
-    from alignkit.models.loading import load_causal, resolve_source, save_plain
+    from alignkit import Policy
 
-    source = resolve_source(spec)
-    final = folder / source.digest()[:16]
+    final = folder / model_digest(spec)[:16]
     if final.is_dir():
         return final
-    model, tokenizer = load_causal(source)
+    policy = Policy.load(spec)
+    policy.fold()
+    model = policy.model
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or len(layers) < 2:
         raise ConfigError("its layers cannot be halved", where=spec, remedy="name a student")
@@ -247,7 +251,7 @@ def shallower(spec: str, folder: Path) -> Path:
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[::2]
     working = folder / f".{final.name}.{os.getpid()}"
-    save_plain(model, tokenizer, working)
+    policy.save(working)
     try:
         working.rename(final)  # whole or not at all
     except OSError:  # another process was first

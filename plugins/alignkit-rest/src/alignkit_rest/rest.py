@@ -16,11 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.metrics import MetricSpec
-from alignkit.optimizers import Batch, PolicyOptimizer, Term
-from alignkit.selection import eligible, take_responses, with_ranks
+from alignkit.plugin import (
+    Batch,
+    ConfigError,
+    DataError,
+    Groups,
+    MetricSpec,
+    PolicyOptimizer,
+    Term,
+    eligible,
+    take_responses,
+    with_ranks,
+)
 
 
 def threshold_at(values: Sequence[float], quantile: float) -> float:

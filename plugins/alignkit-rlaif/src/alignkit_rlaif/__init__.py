@@ -6,8 +6,7 @@ al. 2022 (Constitutional AI, arXiv 2212.08073), Dubois et al. 2023 (AlpacaFarm, 
 
 from __future__ import annotations
 
-from alignkit import hookimpl
-from alignkit.registry.hookspecs import Register
+from alignkit.plugin import Register, hookimpl
 from alignkit_rlaif.comparison import Comparison, Vote
 from alignkit_rlaif.endpoint import Endpoint
 from alignkit_rlaif.judge import Judge

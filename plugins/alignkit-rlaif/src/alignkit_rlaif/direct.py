@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from alignkit.errors import ConfigError
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.rewards import Reward, Scores
-from alignkit_rlaif.backends import Answer, identity_of, open_backend
+from alignkit.plugin import ConfigError, Groups, Reward, Scores, class_code
+from alignkit_rlaif.answers import Answer
+from alignkit_rlaif.backends import identity_of, open_backend
 from alignkit_rlaif.endpoint import check_key_env
 from alignkit_rlaif.prompts import CRITERIA, Question, nonce_for, score_question
 from alignkit_rlaif.verdicts import expected_score, unit_score

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from alignkit.errors import ConfigError
+from alignkit.plugin import ConfigError
 
 
 def is_url(model: Any) -> bool:

@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from alignkit.annotators import Annotator
-from alignkit.engine.scoring import release
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.identity import class_code, plain
-from alignkit.randomness import stream_key, uniforms
-from alignkit.registry.grammar import Component
-from alignkit.registry.host import default_host
-from alignkit.rewards import FunctionReward, Reward
-from alignkit.selection import rank_by_reward
+from alignkit.plugin import (
+    Annotator,
+    Component,
+    ConfigError,
+    DataError,
+    FunctionReward,
+    Groups,
+    Reward,
+    build,
+    class_code,
+    plain,
+    rank_by_reward,
+    stream_key,
+    uniforms,
+)
 from alignkit_rlaif.verdicts import rating_of
 
 COLUMN = "gold annotator"
@@ -62,7 +67,7 @@ class Gold(Annotator):
     def truth(self) -> Reward:
         """The reward itself."""
         named = isinstance(self.reward, (str, Component))
-        built = default_host().build("reward", self.reward) if named else self.reward
+        built = build("reward", self.reward) if named else self.reward
         return built if isinstance(built, Reward) else FunctionReward(built)
 
     def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
@@ -73,7 +78,7 @@ class Gold(Annotator):
         """
         truth = self.truth()
         scores = truth.score(groups)
-        release(truth)
+        truth.release()
         drawn = [
             self._draw(row, values, i, seed) for i, (row, values) in enumerate(zip(groups, scores.values, strict=True))
         ]

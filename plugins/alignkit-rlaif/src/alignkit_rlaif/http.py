@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from alignkit.data.sources import strict_json
-from alignkit.randomness import derived_seed, stream_key, uniforms
-from alignkit_rlaif.backends import Answer, Text
+from alignkit.plugin import derived_seed, stream_key, strict_json, uniforms
+from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.endpoint import Endpoint, is_loopback
 from alignkit_rlaif.kept import Kept
 from alignkit_rlaif.prompts import Question

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.sources import strict_json
-from alignkit.errors import ConfigError
-from alignkit.identity import canonical_json
-from alignkit_rlaif.backends import Answer
+from alignkit.plugin import ConfigError, canonical_json, strict_json
+from alignkit_rlaif.answers import Answer
 from alignkit_rlaif.endpoint import Endpoint
 from alignkit_rlaif.prompts import Question
 

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from alignkit.data.chat import ChatFormat
-from alignkit.data.encode import EncodedGroup
-from alignkit.errors import ConfigError, DataError
-from alignkit.models import Policy
-from alignkit.models.batch import collate, plan_micro_batches, row_length
-from alignkit.models.loading import folder_digest, resolve_source
-from alignkit.models.policy import CARD, adapter_base
-from alignkit.models.tiny_tokenizer import tiny_tokenizer
-from alignkit.run.handles import PolicyHandle
-from alignkit_rlaif.backends import Answer, Text
+from alignkit import PolicyHandle
+from alignkit.plugin import (
+    ChatFormat,
+    ConfigError,
+    DataError,
+    Groups,
+    Policy,
+    Sampler,
+    is_tiny,
+    model_digest,
+    response_logprobs,
+)
+from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.prompts import Question
 
 MAX_PROMPT = 4096
 """Tokens of the longest question with its answer; a longer one is not cut but unanswered."""
 
 
-def is_tiny(policy: Policy) -> bool:
-    """Whether a policy writes bytes as the tiny model does."""
-    return policy.chat.fingerprint == ChatFormat(tiny_tokenizer()).fingerprint
-
-
 def digest_of(model: Any) -> Any:
     """What identifies a local model: the stage of a handle, the weights of a live policy, the files of a folder."""
-    if isinstance(model, PolicyHandle):
-        return model.to_json()
-    if isinstance(model, Policy):
-        return weights_digest(model)
-    if adapter_base(model) is not None:
-        return folder_digest(Path(model)) + hashlib.sha256((Path(model) / CARD).read_bytes()).hexdigest()
-    return resolve_source(str(model)).digest()
-
-
-def weights_digest(policy: Policy) -> str:
-    """SHA-256 over the names and values of all weights of a live policy, and its tokenizer."""
-    state = hashlib.sha256(policy.chat.fingerprint.encode())
-    for name, tensor in sorted(policy.model.state_dict().items()):
-        state.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
+    return model.to_json() if isinstance(model, PolicyHandle) else model_digest(model)
 
 
 def written_out(chat: ChatFormat, lead: str, labels: Sequence[str]) -> tuple[list[int], list[list[int]]]:
@@ -122,22 +104,21 @@ class LocalBackend:
         A label of several tokens counts by the probability of all of them in a row, less that of the longer labels
         which begin with it ("1" is not "10"; "100" is part of "10" and not taken from "1" again).
         """
-        answers: list[Answer | None] = [None] * len(questions)
-        encoded: list[EncodedGroup] = []
+        answers: dict[int, Answer] = {}
+        encoded: dict[int, tuple[list[int], list[list[int]]]] = {}
         for number, question in enumerate(questions):
             try:
-                encoded.append(self._encode(question, number))
+                encoded[number] = self._encode(question)
             except DataError as error:
                 answers[number] = Answer(None, f"not encoded: {error.what}")
-        for group, sums in zip(encoded, self._logprobs(encoded), strict=True):
-            answers[group.index] = self._answer(questions[group.index], group, sums)
-        return [answer for answer in answers if answer is not None]
+        prompts, labels = [prompt for prompt, _ in encoded.values()], [after for _, after in encoded.values()]
+        found = response_logprobs(self.policy, prompts, labels, self.max_tokens) if encoded else []
+        for (number, (_, after)), sums in zip(encoded.items(), found, strict=True):
+            answers[number] = self._answer(questions[number], after, sums)
+        return [answers[number] for number in range(len(questions))]
 
     def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
         """The likeliest text in reply to each question, token by token (as RLAIF does); none where one is too long."""
-        from alignkit.groups import Groups
-        from alignkit.sampling import Sampler
-
         reasons = [
             self._too_long(len(self.policy.chat.encode_prompt(question.messages)), max_new_tokens)
             for question in questions
@@ -155,7 +136,7 @@ class LocalBackend:
         The tiny model has fewer positions than a question has bytes; its weights are random and know none.
         """
         positions = getattr(self.policy.model.config, "max_position_embeddings", None)
-        return MAX_PROMPT if positions is None or is_tiny(self.policy) else min(MAX_PROMPT, positions)
+        return MAX_PROMPT if positions is None or is_tiny(self.policy.chat) else min(MAX_PROMPT, positions)
 
     def _too_long(self, prompt: int, written: int) -> str | None:
         if prompt + written <= self.limit:
@@ -174,40 +155,25 @@ class LocalBackend:
                 self._known[key] = lead, [[ids] for ids in whole]
         return self._known[key]
 
-    def _encode(self, question: Question, number: int) -> EncodedGroup:
+    def _encode(self, question: Question) -> tuple[list[int], list[list[int]]]:
+        """(ids of the question with the lead, ids of each spelling of each label)."""
         lead, spellings = self._spellings(question)
         prompt = self.policy.chat.encode_prompt(question.messages)
         after = [ids for label in spellings for ids in label]
         reason = self._too_long(len(prompt), len(lead) + max(map(len, after)))
         if reason is not None:
             raise DataError(reason)
-        return EncodedGroup([*prompt, *lead], after, None, number)
+        return [*prompt, *lead], after
 
-    def _answer(self, question: Question, group: EncodedGroup, sums: Sequence[float]) -> Answer:
+    def _answer(self, question: Question, labels: Sequence[list[int]], sums: Sequence[float]) -> Answer:
         if not all(math.isfinite(value) for value in sums):
             return Answer(None, "the model gave log-probs that are not finite")
         _, spellings = self._spellings(question)
-        begun = {tuple(ids): math.exp(value) for ids, value in zip(group.responses, sums, strict=True)}
+        begun = {tuple(ids): math.exp(value) for ids, value in zip(labels, sums, strict=True)}
         own = dict(begun)
         for ids, prob in begun.items():
             shorter = next((ids[:n] for n in range(len(ids) - 1, 0, -1) if ids[:n] in begun), None)
             if shorter is not None:
                 own[shorter] -= prob
-        values = (max(own[tuple(ids)], 0.0) for ids in group.responses)
+        values = (max(own[tuple(ids)], 0.0) for ids in labels)
         return Answer(tuple(sum(next(values) for _ in label) for label in spellings))
-
-    @torch.no_grad()
-    def _logprobs(self, encoded: Sequence[EncodedGroup]) -> list[list[float]]:
-        """[questions][spellings] log-probs, in nats."""
-        policy = self.policy
-        shared = policy.shares_prompts
-        cells = [row_length(group, shared) * (1 if shared else len(group.responses)) for group in encoded]
-        out: list[list[float]] = [[] for _ in encoded]
-        for numbers in plan_micro_batches(cells, self.max_tokens):
-            groups = [encoded[i] for i in numbers]
-            firsts = [sum(len(g.responses) for g in groups[:place]) for place in range(len(groups))]
-            batch = collate(groups, numbers, firsts, pad_id=policy.chat.pad_id, shared=shared).to(policy.device)
-            logprobs = policy.tensors(batch)["logprobs"].double() * batch.response_mask
-            for value, group in zip(logprobs.sum(-1).tolist(), batch.groups.tolist(), strict=True):
-                out[group].append(value)
-        return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from alignkit.functional import check_shapes, preference_cross_entropy
+from alignkit.plugin import check_shapes, preference_cross_entropy
 
 
 def soft_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, preference_prob: Tensor) -> Tensor:

@@ -11,11 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alignkit.annotators import Annotator
-from alignkit.errors import DataError
-from alignkit.evaluation.statistics import bootstrap_mean
-from alignkit.groups import Groups
-from alignkit.selection import take_responses
+from alignkit.plugin import Annotator, DataError, Groups, bootstrap_mean, take_responses
 from alignkit_rlaif.comparison import Comparison
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.verdicts import both_orders, consistent

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.annotators import Annotator
-from alignkit.evaluation.statistics import bootstrap_mean
-from alignkit.groups import Groups
+from alignkit.plugin import Annotator, Groups, bootstrap_mean
 from alignkit_rlaif.measures import Judgement, judgements
 
 PAIRS = (

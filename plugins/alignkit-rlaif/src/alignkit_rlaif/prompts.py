@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.sources import strict_json
-from alignkit.errors import ConfigError
-from alignkit.identity import canonical_json
-from alignkit.randomness import stream_key
+from alignkit.plugin import ConfigError, canonical_json, stream_key, strict_json
 
 Turn = Mapping[str, Any]
 

@@ -10,10 +10,8 @@ from typing import Any
 from alignkit_recipes.method import open_suite
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
-from alignkit import Groups, Run, read_groups
-from alignkit.annotators import Annotator
-from alignkit.errors import ConfigError
-from alignkit.registry.grammar import parse
+from alignkit import Annotator, ConfigError, Groups, Run, evaluate_versions, read_groups
+from alignkit.plugin import parse
 from alignkit_rlaif.gold import Gold
 from alignkit_rlaif.judge import Judge
 from alignkit_rlaif.measures import Judged, as_markdown, judgements_of, measure
@@ -76,17 +74,15 @@ def rlaif(
         iteration=1,
         name="v1",
     ).policy
-    for label, version in (("V0", v0), ("V1", v1)):
-        run.evaluate(
-            version,
-            held,
-            {name: truth, "reward": reward},
-            temperature=temperature,
-            max_new_tokens=task.max_new_tokens,
-            reference=v0,
-            label=label,
-            name=f"{label.lower()}/heldout",
-        )
+    evaluate_versions(
+        run,
+        {"V0": v0, "V1": v1},
+        held,
+        {name: truth, "reward": reward},
+        temperature=temperature,
+        max_new_tokens=task.max_new_tokens,
+        reference=v0,
+    )
     run.report()
 
 

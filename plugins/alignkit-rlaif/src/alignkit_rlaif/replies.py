@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from alignkit_rlaif.backends import Answer
+from alignkit_rlaif.answers import Answer
 
 REFUSES_FIELD = (400, 422, 501)
 """How servers say that they know no log-probs."""

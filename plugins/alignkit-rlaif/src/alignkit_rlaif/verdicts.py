@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.groups import RATINGS
+from alignkit.plugin import RATINGS
 
 LEVELS = (0.9, 0.75, 0.6)
 """Probability of the better response from which a preference is significant, clear, slight. Ours: no paper maps a

@@ -8,11 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from alignkit.annotators import Annotator
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.randomness import stream_key, uniforms
+from alignkit.plugin import Annotator, ConfigError, DataError, Groups, class_code, stream_key, uniforms
 from alignkit_tasks import embedded as task
 
 SAFE_FROM = 0.5

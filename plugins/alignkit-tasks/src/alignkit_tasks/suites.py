@@ -8,10 +8,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.sources import Located, format_of, rows_of
-from alignkit.errors import ConfigError, DataError
-from alignkit.groups import Groups, prompt_id
-from alignkit.suites import Suite
+from alignkit.plugin import ConfigError, DataError, Groups, Located, Suite, prompt_id, read_rows
 from alignkit_tasks import embedded as task
 from alignkit_tasks.annotator import gold, gold_helpfulness, gold_safety, instructions
 from alignkit_tasks.ifeval import IFEval
@@ -206,7 +203,7 @@ def _located(suite: str, name: str) -> Iterator[Located]:
         remedy = "fetch the data set and give its path; alignkit ships none"
         raise ConfigError(f"there is no file {name}", where=f"suite {suite}", remedy=remedy)
     for file in files:
-        for located in rows_of(file, format_of(file, "auto"), None):
+        for located in read_rows(file):
             examples = (located.row or {}).get("examples")
             inner = examples if isinstance(examples, list) else [located.row]
             yield from (located._replace(row=row) for row in inner)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from alignkit.groups import Groups
-from alignkit.identity import class_code
-from alignkit.rewards import Reward, Scores
+from alignkit.plugin import Groups, Reward, Scores, class_code
 
 
 class Missing(ValueError):

@@ -1,0 +1,115 @@
+"""Contradictions of `improve`, refused before anything is spent. Needs no model, and no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from alignkit.errors import ConfigError
+from alignkit.optimizers import PolicyOptimizer
+from alignkit.registry.records import BoundLoss
+from alignkit.vocabulary import KEEP, PREPARE, not_offered, select
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is there for a method to learn from.
+
+    Args:
+        rewarded: whether a reward scores the responses.
+        annotated: whether an annotator ranks them.
+        referenced: whether there is a reference.
+        own_weights: whether the policy that is trained is the one that samples.
+        truncates: whether the sampler truncates.
+    """
+
+    rewarded: bool
+    annotated: bool
+    referenced: bool
+    own_weights: bool
+    truncates: bool
+
+
+def asked_by(losses: Iterable[BoundLoss], referenced: bool) -> frozenset[str]:
+    """The tensors of the losses; reference ones that are optional only where there is a reference."""
+    names: set[str] = set()
+    for loss in losses:
+        idle = frozenset() if referenced else select(loss.optional, source="reference")
+        names |= set(loss.tensor_names) - idle
+    return frozenset(names)
+
+
+def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], facts: Facts) -> None:
+    """Refuse what cannot be learned, or would be learned wrongly.
+
+    Args:
+        method: the policy optimizer.
+        by_losses: tensors that its losses ask for, see `asked_by`.
+        facts: what is there.
+
+    Raises:
+        ConfigError: what is wrong, and what to do.
+    """
+    _refuse_wrong_names(method)
+    samples = method.samples_per_prompt > 0
+    compares = method.on_policy or "old_logprobs" in by_losses
+    if samples:
+        _refuse_strange_samples(method, compares, facts)
+    if compares and facts.truncates:
+        raise ConfigError(
+            "the method compares with the probabilities of its sampler, and this sampler truncates them",
+            where="improve",
+            effect="Ratios would be between different distributions.",
+            remedy="use a sampler without truncation",
+        )
+    if facts.annotated and not facts.rewarded:
+        _refuse_without_scores(method)
+    if samples and not (facts.rewarded or facts.annotated):
+        raise ConfigError(
+            "the method samples, so it needs a reward or an annotator",
+            where="improve",
+            remedy="pass reward=… or annotator=…",
+        )
+    if select([*by_losses, *method.prepare_arguments()], source="reference") and not facts.referenced:
+        raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
+
+
+def _refuse_wrong_names(method: PolicyOptimizer) -> None:
+    keep = list(inspect.signature(method.keep).parameters.values())
+    asked_to_keep = () if keep and keep[0].kind is keep[0].VAR_POSITIONAL else tuple(p.name for p in keep[1:])
+    for name, asked, offers in (("prepare", method.prepare_arguments(), PREPARE), ("keep", asked_to_keep, KEEP)):
+        if reason := not_offered(name, asked, offers):
+            raise ConfigError(reason, where=type(method).__name__, remedy=f"name some of {', '.join(offers)}")
+
+
+def _refuse_strange_samples(method: PolicyOptimizer, compares: bool, facts: Facts) -> None:
+    if (compares or method.own_samples) and not facts.own_weights:
+        raise ConfigError(
+            "the method learns from its own samples, and init names other weights than the policy's",
+            where="improve",
+            effect="Its ratios would compare two policies of which neither drew the samples.",
+            remedy="leave init out, or improve(init, …)",
+        )
+    if compares and method.sample_every != 1:
+        raise ConfigError(
+            f"sample_every={method.sample_every} with a method that compares with its sampler",
+            where="improve",
+            effect="Later rounds would take the weights of that moment for those that sampled.",
+            remedy="use epochs, which keep the log-probs of the sampler",
+        )
+
+
+def _refuse_without_scores(method: PolicyOptimizer) -> None:
+    """Refuse a method that learns from scores where there are only ranks; one that can do without says so by a
+    default for `reward_name`."""
+    for function in (method.prepare, method.keep):
+        parameters = inspect.signature(function).parameters
+        needed = {"rewards", "present"} & set(parameters)
+        name = parameters.get("reward_name")
+        if needed or (name is not None and name.default is inspect.Parameter.empty):
+            raise ConfigError(
+                "the method learns from scores, and an annotator gives ranks",
+                where="improve",
+                remedy="pass reward=…, or use a method that learns from comparisons",
+            )

@@ -1,0 +1,150 @@
+"""What is known of responses before a step is taken: log-probs, the reference's, values, from the training path."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from alignkit.engine.assemble import assemble
+from alignkit.engine.setting import Models
+from alignkit.engine.training_data import Step, TrainingData
+from alignkit.errors import ConfigError
+from alignkit.groups import Groups
+from alignkit.meter import Meter
+from alignkit.models.batch import MicroBatch
+from alignkit.vocabulary import MEASURED, VOCABULARY, select
+
+
+@dataclass(frozen=True)
+class Known:
+    """Reads groups as the models do, and works out what they say of the responses.
+
+    Args:
+        models: whose values they are; log-probs are those of `policy`.
+        temperature: of the log-probs.
+        max_prompt_tokens: oldest exchanges of a longer prompt are left out.
+        max_response_tokens: longest response learned from.
+        max_tokens: padded cells of a micro-batch.
+        meter: counts the tokens of the forward passes.
+    """
+
+    models: Models
+    temperature: float
+    max_prompt_tokens: int
+    max_response_tokens: int
+    max_tokens: int
+    meter: Meter
+
+    def read(self, groups: Groups, pairs: Sequence[tuple[int, int]] | None = None) -> TrainingData:
+        """The groups in token ids.
+
+        Raises:
+            DataError: a row that does not fit.
+        """
+        return TrainingData.whole(
+            self.models.policy,
+            groups,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            pairs=pairs,
+        )
+
+    @torch.no_grad()
+    def work_out(
+        self, data: TrainingData, micro_batches: Sequence[Sequence[int]], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """[R, T] float32 each, on the CPU, without gradients.
+
+        Args:
+            data: the responses.
+            micro_batches: numbers of groups; with those of the steps, the bits are those of the steps' forward.
+            names: of `MEASURED`.
+        """
+        total, width = data.response_mask.shape
+        out = {name: torch.zeros(total, width, dtype=torch.float32) for name in names}
+        bare = replace(data, tensors={})
+        for numbers in [each for each in micro_batches if each and names]:
+            batch = bare.collate(numbers)
+            self.meter.add("scored_tokens", batch.tokens)
+            with self.meter.phase("forward"):
+                found = self._forward(bare, batch.to(self.models.policy.device), frozenset(names))
+            for name, values in out.items():
+                values[batch.responses, : found[name].shape[1]] = found[name].float().cpu()
+        return out
+
+    def _forward(self, data: TrainingData, batch: MicroBatch, names: frozenset[str]) -> dict[str, Tensor]:
+        theirs = select(names, source="reference")
+        found: dict[str, Tensor] = {}
+        if names - theirs:
+            policy, values = self.models.policy, self.models.value_model
+            found, _ = assemble(policy, data, batch, names - theirs, temperature=self.temperature, value_model=values)
+        if theirs:
+            if self.models.reference is None:
+                raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
+            found["ref_logprobs"] = self.models.reference.logprobs(batch, self.temperature)
+        return found
+
+    def measure(self, groups: Groups, *names: str) -> dict[str, Tensor]:
+        """`response_mask` and the tensors so named of any groups, under the weights of this moment.
+
+        Raises:
+            ConfigError: a name that cannot be measured.
+        """
+        unknown = set(names) - set(MEASURED)
+        if unknown:
+            raise ConfigError(
+                f"measure cannot give {sorted(unknown)}", where="prepare", remedy=f"it gives {', '.join(MEASURED)}"
+            )
+        data = self.read(groups)
+        found = self.work_out(data, data.all_micro_batches(self.max_tokens), set(names))
+        return {"response_mask": data.response_mask, **found}
+
+
+def first_epoch(steps: Sequence[Step]) -> list[list[int]]:
+    """The micro-batches of the first pass over a round."""
+    return [numbers for step in steps if step.epoch == 0 for numbers in step.micro]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for of a round.
+
+    Args:
+        by_losses: tensors of the loss and the extra losses.
+        by_prepare: names of `prepare`.
+        keeps_reference: whether the losses' reference log-probs are worked out once a round, rather than with every
+            micro-batch.
+    """
+
+    by_losses: frozenset[str]
+    by_prepare: tuple[str, ...]
+    keeps_reference: bool = True
+
+    @property
+    def by_losses_of_reference(self) -> bool:
+        """Whether a loss compares with the reference."""
+        return bool(select(self.by_losses, source="reference"))
+
+    @property
+    def before_prepare(self) -> set[str]:
+        """What is worked out before `prepare`: for it, and for the losses what does not depend on it."""
+        return {name for name in self.by_prepare if name in MEASURED} | self._kept_reference
+
+    @property
+    def before_steps(self) -> set[str]:
+        """What must be known before the first step."""
+        return {VOCABULARY[name].of for name in select(self.by_losses, source="old")} | self._kept_reference
+
+    @property
+    def _kept_reference(self) -> set[str]:
+        return {"ref_logprobs"} if self.keeps_reference and self.by_losses_of_reference else set()
+
+    def under_loss_names(self, known: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is known, by the names that losses have for it: "logprobs" from before the first step is
+        "old_logprobs"."""
+        old = {spec.of: name for name, spec in VOCABULARY.items() if spec.source == "old"}
+        kept = {name: values for name, values in known.items() if name in old or self.keeps_reference}
+        return {old.get(name, name): values for name, values in kept.items()}

@@ -1,0 +1,88 @@
+"""The reference of a KL: a named state of the policy, or a model of its own; and the KL to it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignkit.engine.training_data import TrainingData
+from alignkit.functional import k1, masked_mean
+from alignkit.groups import Groups
+from alignkit.meter import Meter
+from alignkit.models import Policy
+from alignkit.models.batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a policy is compared with.
+
+    Args:
+        model: whose log-probs they are.
+        state: the named state of its weights; None takes the model as it is.
+    """
+
+    model: Policy
+    state: str | None = None
+
+    def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """`ref_logprobs` [R, T] of a micro-batch, without gradient, on the batch's device."""
+        state = contextlib.nullcontext() if self.state is None else self.model.state(self.state)
+        with torch.no_grad(), state:
+            found = self.model.tensors(batch.to(self.model.device), temperature=temperature)["logprobs"]
+        return found.to(batch.targets.device)
+
+
+def kl_means(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """KL to the reference in nats (k1: the mean of log pi - log ref over samples), from [R, T] each."""
+    difference = k1(logprobs, ref_logprobs) * mask
+    return {
+        "kl_per_token": float(masked_mean(difference, mask)),
+        "kl_per_sequence": float(difference.sum(-1).mean()),
+    }
+
+
+@torch.no_grad()
+def kl_per_response(
+    policy: Policy,
+    groups: Groups,
+    reference: Reference | None,
+    *,
+    temperature: float,
+    max_tokens: int,
+    max_prompt_tokens: int,
+    meter: Meter | None = None,
+) -> list[list[float]]:
+    """Sum over the response of log pi - log ref (estimator k1), in nats; its mean over samples estimates the KL.
+
+    Args:
+        policy: the sampler.
+        groups: its samples, with the log-probs that they were drawn with.
+        reference: None: the policy is its own reference, and the KL is 0.
+        temperature: of sampling; both distributions are tempered alike.
+        max_tokens: padded cells of a micro-batch.
+        max_prompt_tokens: at which the sampler cut prompts.
+        meter: counts the tokens of the forward passes.
+
+    Returns:
+        [groups][K].
+    """
+    out = [[0.0] * len(row["responses"]) for row in groups]
+    if reference is None:
+        return out
+    meter, longest = meter or Meter(), max(len(ids) for row in groups for ids in row["response_ids"])
+    drawn = [row["logprobs"] for row in groups]
+    data, _ = TrainingData.of(policy, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
+    for numbers in data.all_micro_batches(max_tokens):
+        batch = data.collate(numbers)
+        meter.add("scored_tokens", batch.tokens)
+        batch = batch.to(policy.device)
+        with meter.phase("forward"):
+            theirs = (reference.logprobs(batch, temperature) * batch.response_mask).sum(-1).tolist()
+        for value, number, group in zip(theirs, batch.responses.tolist(), batch.groups.tolist(), strict=True):
+            row, k = data.encoded[group].index, number - data.first_response[group]
+            out[row][k] = sum(drawn[row][k]) - value
+    return out

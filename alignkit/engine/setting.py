@@ -1,0 +1,57 @@
+"""Who takes part in the rounds of `improve`, and where they happen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from alignkit.engine.reference import Reference
+from alignkit.meter import Meter
+from alignkit.models import Policy
+
+log = logging.getLogger("alignkit")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a round.
+
+    Args:
+        policy: what is trained.
+        behaviour: what samples; the same object where the policy samples for itself.
+        reference: of the KL, or None.
+        value_model: a separate value model; None where the head sits on the policy's trunk, or there is none.
+    """
+
+    policy: Policy
+    behaviour: Policy
+    reference: Reference | None = None
+    value_model: Policy | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where rounds happen.
+
+    Args:
+        seed: path of the random numbers: (run seed, stage name).
+        max_tokens: padded cells of a micro-batch.
+        world: (rank, processes).
+        meter: counts the work.
+        say: where lasting lines go.
+        tick: where passing progress goes.
+        rounds: how many there are, for what is said of them.
+    """
+
+    seed: Sequence[int | str]
+    max_tokens: int
+    world: tuple[int, int] = (0, 1)
+    meter: Meter = field(default_factory=Meter)
+    say: Callable[[str], None] = log.info
+    tick: Callable[[str], None] = log.debug
+    rounds: int = 1
+
+    def label(self, index: int) -> str:
+        """How a round is called in what is said: "round 1/4"."""
+        return f"round {index + 1}/{self.rounds}"

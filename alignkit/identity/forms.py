@@ -1,0 +1,284 @@
+"""Values as plain JSON: whatever a function may find in a global, a closure, a default or an attribute."""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import functools
+import hashlib
+import logging
+import math
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+from alignkit.identity.spaces import is_code
+from alignkit.identity.values import canonical_json
+
+SHOWN = frozenset(
+    [
+        "rich",
+        "tqdm",
+        "logging",
+        "warnings",
+        "loguru",
+        "structlog",
+        "wandb",
+        "mlflow",
+        "tensorboard",
+        "tensorboardX",
+        "IPython",
+        "ipywidgets",
+    ]
+)
+"""Packages that show something and compute nothing: what they are set to changes no result."""
+
+HANDLES = (
+    *("lock", "RLock", "_local", "local", "ContextVar", "ThreadPoolExecutor", "ProcessPoolExecutor"),
+    *("WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ReferenceType"),
+)
+"""Classes, not the user's own, of which nothing but the name counts: locks, pools, and caches that forget."""
+
+VOLATILE = frozenset(("_original_object_hash",))
+"""Attributes that differ from process to process: transformers keeps Python's hash of a configuration."""
+
+STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+
+CODE = (
+    types.ModuleType,
+    functools._lru_cache_wrapper,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+"""What is looked into as code, beside functions and classes."""
+
+
+class UnknownError(Exception):
+    """A value that has no plain form.
+
+    Args:
+        value: it.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+class Forms:
+    """Plain forms of values, for one key.
+
+    Args:
+        code: gives the reference to a class, function or module.
+        own: whether a class is the user's own.
+    """
+
+    def __init__(self, code: Callable[[Any], Any], own: Callable[[type], bool]) -> None:
+        self._code, self._own = code, own
+        self._known: dict[tuple[int, bool], tuple[Any, Any]] = {}  # the value too, so that its id stays its own
+        self._open: list[int] = []
+
+    def form(self, value: Any, lenient: bool = False, folder: str = "") -> Any:
+        """A value as plain JSON; a container within itself refers to its place.
+
+        Args:
+            value: anything.
+            lenient: of a library's object without a plain form, its class's name will do.
+            folder: paths in it are written relative to it.
+
+        Raises:
+            UnknownError: it has no plain form.
+        """
+        if value is None or type(value) in (bool, int):
+            return value
+        if type(value) is str or isinstance(value, PurePath):
+            return _text(value, folder)
+        if id(value) in self._open:
+            return {"again": len(self._open) - self._open.index(id(value))}
+        if (id(value), lenient) not in self._known:
+            self._open.append(id(value))
+            try:
+                made = self._form(value, functools.partial(self.form, lenient=lenient, folder=folder), lenient)
+            finally:
+                self._open.pop()
+            self._known[id(value), lenient] = (made, value)
+        return self._known[id(value), lenient][0]
+
+    def _taken_apart(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        """An object as pickle would take it apart: what makes it, and of what."""
+        known = copyreg.dispatch_table.get(type(value))
+        taken = known(value) if known else value.__reduce_ex__(4)
+        if isinstance(taken, str):
+            return {"of": self._code(type(value)), "name": f"{getattr(value, '__module__', '')}.{taken}"}
+        maker, arguments, state, items, pairs = (*taken, *[None] * (5 - len(taken)))[:5]
+        made = {"by": form(maker), "with": [form(part) for part in arguments], "state": _state(value, state, form)}
+        made |= {"items": [form(item) for item in items]} if items is not None else {}
+        return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
+
+    def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
+        for way in (_number, _container, self._code_form, _descriptor, _array, self._still_form):
+            found = way(value, form)
+            if found is not None:  # a subclass of the user's own may do otherwise than what it is made from
+                return {"of": self._code(type(value)), "is": found} if self._own(type(value)) else found
+        if isinstance(value, Enum):
+            return {"of": self._code(type(value)), "name": value.name, "value": form(value._value_)}
+        said = _said(value) if self._may_speak(type(value)) else None
+        if said is not None:
+            return {"of": self._code(type(value)), "key": form(said)}
+        return self._object(value, form, lenient)
+
+    def _may_speak(self, kind: type) -> bool:
+        """Whether `key` and `to_json` of a class are those that this library asks for."""
+        return self._own(kind) or any(base.__module__.partition(".")[0] == "alignkit" for base in kind.__mro__)
+
+    def _still_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        return _still(value, self._own(type(value)))
+
+    def _code_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        if is_code(value) or isinstance(value, CODE):
+            return self._code(value)
+        if isinstance(value, types.BuiltinFunctionType):
+            return {"method": value.__qualname__, "self": form(value.__self__)}
+        if isinstance(value, types.MethodType):
+            return {"method": self._code(value.__func__), "self": form(value.__self__)}
+        return None
+
+    def _object(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
+        """An object by its class and its state, as pickle would take it apart."""
+        own, core = self._own(type(value)), type(value).__module__.partition(".")[0] == "alignkit"
+        if dataclasses.is_dataclass(value) and (own or core):
+            fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+            return {"of": self._code(type(value)), "state": _state(value, {**fields, **vars_of(value)}, form)}
+        try:
+            if core:  # a run, a host: they are at work, and say what counts of them if anything does
+                raise UnknownError(value)
+            return self._taken_apart(value, form)
+        except Exception as error:  # whatever a stranger's __reduce__ raises: there is no plain form
+            if own and isinstance(error, UnknownError):
+                raise
+            if lenient and not own:
+                return {"of": self._code(type(value))}
+            raise UnknownError(value) from None
+
+
+def _text(value: Any, folder: str) -> Any:
+    """A string or a path; what lies in the folder of the code is told relative to it, so that both may be moved."""
+    text = str(value)
+    if folder and (text == folder or text.startswith(folder + os.sep)):
+        text = "." + text[len(folder) :]
+    return text if type(value) is str else {"path": text}
+
+
+def _number(value: Any, form: Callable[[Any], Any]) -> Any:
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) is complex:
+        return {"complex": repr(value)}
+    if type(value) in (bytes, bytearray):
+        return {"bytes": hashlib.sha256(value).hexdigest()}
+    return {"name": repr(value)} if value is Ellipsis or value is NotImplemented else None
+
+
+def _container(value: Any, form: Callable[[Any], Any]) -> Any:
+    """Lists as they are, the others by what they are; the order of a dict counts, since code may go by it."""
+    if type(value) is list:
+        return [form(item) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [form(item) for item in value]}
+    if type(value) in (dict, types.MappingProxyType):
+        return {"dict": [[form(key), form(item)] for key, item in value.items()]}
+    if type(value) in (set, frozenset):
+        ordered = sorted(value, key=lambda item: (type(item).__name__, getattr(item, "__qualname__", "") or repr(item)))
+        return {"set": sorted((form(item) for item in ordered), key=canonical_json)}
+    return None
+
+
+def _descriptor(value: Any, form: Callable[[Any], Any]) -> Any:
+    if isinstance(value, property):
+        return {"property": [form(part) for part in (value.fget, value.fset, value.fdel)]}
+    if isinstance(value, (staticmethod, classmethod)):
+        return {type(value).__name__: form(value.__func__)}
+    if isinstance(value, functools.cached_property):
+        return {"cached_property": form(value.func)}
+    if isinstance(value, functools.partial):
+        return {"partial": form(value.func), "args": form(value.args), "keywords": form(value.keywords)}
+    return None
+
+
+def _array(value: Any, form: Callable[[Any], Any]) -> Any:
+    """A NumPy array or a tensor by type, shape and content."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and type(value) is numpy.ndarray:
+        if value.dtype.hasobject:
+            return {"array": form(value.tolist())}
+        content = hashlib.sha256(numpy.ascontiguousarray(value).tobytes()).hexdigest()
+        return {"array": str(value.dtype), "shape": list(value.shape), "bytes": content}
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _tensor(value, torch)
+    return None
+
+
+def _tensor(value: Any, torch: Any) -> Any:
+    shape = {"tensor": str(value.dtype), "shape": list(value.shape)}
+    if value.is_meta:
+        return shape
+    dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
+    raw = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return {**shape, "bytes": hashlib.sha256(raw).hexdigest()}
+
+
+def _still(value: Any, own: bool) -> Any:
+    """What counts by name alone: loggers, locks, the standard streams, the environment, typing's constructs."""
+    kind = type(value)
+    if isinstance(value, logging.Logger):
+        return {"logger": value.name}
+    if value is os.environ:
+        return {"name": "os.environ"}
+    stream = next((name for name in STREAMS if value is getattr(sys, name)), None)
+    if stream:
+        return {"name": f"sys.{stream.strip('_')}"}
+    if kind.__module__ in ("typing", "types") and kind.__name__ not in ("SimpleNamespace", "GeneratorType"):
+        return {"type": shown(value)}
+    if not own and (kind.__module__.partition(".")[0] in SHOWN or kind.__name__ in HANDLES):
+        return {"name": f"{kind.__module__}.{kind.__qualname__}"}
+    return None
+
+
+def _said(value: Any) -> Any:
+    """What an object of the core or of a user says of itself: `key()`, `to_json()`, or the digest of groups."""
+    kind = type(value)
+    for name in ("key", "to_json"):
+        method = getattr(kind, name, None)
+        if isinstance(method, types.FunctionType) and method.__code__.co_argcount == 1 and name not in vars_of(value):
+            try:
+                return getattr(value, name)()
+            except NotImplementedError:  # inherited, and left to say
+                continue
+    if kind.__module__.partition(".")[0] == "alignkit" and callable(getattr(kind, "digest", None)):
+        return value.digest()
+    return None
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a construct, the same in every process and for a script and its import."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("__main__.", "")
+
+
+def vars_of(value: Any) -> Mapping[str, Any]:
+    """The attributes of an object that are its own rather than its class's."""
+    return getattr(value, "__dict__", {})
+
+
+def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
+    """The state of an object; what a cached property has worked out of it is no part of it."""
+    if not isinstance(state, Mapping):
+        return form(state)
+    cached = functools.cached_property
+    kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
+    kept = {k: v for k, v in kept.items() if k not in VOLATILE}
+    return {str(name): form(part) for name, part in kept.items()}

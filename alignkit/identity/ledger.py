@@ -1,0 +1,144 @@
+"""The entries of a key: one name for each thing that a value stands on, and what is still to be looked into."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.errors import ConfigError
+from alignkit.identity.distributions import Owners, version_of
+from alignkit.identity.forms import Forms, UnknownError
+from alignkit.identity.source import Source
+from alignkit.identity.spaces import Space, folder_of, is_own
+from alignkit.identity.values import canonical_json, digest
+
+REMEDY = "pass it as an argument, give its class a key() method, or for a reward use FunctionReward(…, version=…)"
+
+SHORT = 80
+"""Characters of a value that stands in the key as it is."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Code as written: definitions or statements of one source.
+
+    Args:
+        source: the file or cell.
+        parts: of its tree.
+    """
+
+    source: Source
+    parts: Sequence[ast.AST]
+
+
+class Ledger:
+    """Names things, and keeps what they are made of until all is known. Subclasses say what code stands on."""
+
+    def __init__(self) -> None:
+        self.forms = Forms(self.code, is_own)
+        self.documented = False
+        self._entries: dict[str, Any] = {}
+        self._nodes: dict[str, tuple[Written | None, dict[str, Any]]] = {}
+        self._labels: dict[Hashable, tuple[str, Any]] = {}  # what it is of too, so that an id stays its own
+        self._users: dict[str, str] = {}
+        self._now = ""
+        self._code: deque[tuple[str, Callable[[], None]]] = deque()
+        self._values: deque[tuple[str, Callable[[], None]]] = deque()
+
+    def code(self, target: Any) -> Any:
+        """The reference to a class, function or module; what it stands on is looked into later."""
+        raise NotImplementedError
+
+    def entries(self) -> dict[str, Any]:
+        """What was found, by name. All code is read before a value is: it tells which values change by themselves.
+
+        Raises:
+            ConfigError: something in it cannot be identified.
+        """
+        while self._code or self._values:
+            self._now, look = (self._code or self._values).popleft()
+            look()
+        for label, (written, node) in self._nodes.items():
+            texts = [written.source.written(part, self.documented) for part in written.parts] if written else []
+            self._entries[label] = digest({**node, "texts": texts, "doc": self.documented and node.get("doc")})
+        return self._entries
+
+    def node(
+        self, at: Hashable, name: str, target: Any, describe: Callable[[str], tuple[Written | None, dict[str, Any]]]
+    ) -> str:
+        """The name of the entry of code; `describe` is called once, with that name."""
+        if at not in self._labels:
+            label = self._fresh(name)
+            self._labels[at] = (label, target)
+            self._code.append((label, lambda: self._nodes.__setitem__(label, describe(label))))
+        return self._labels[at][0]
+
+    def value(self, at: Hashable, name: str, value: Any, *, lenient: bool = False, space: Space | None = None) -> str:
+        """The name of the entry of a value.
+
+        Args:
+            at: what is looked up is entered once.
+            name: to be called by.
+            value: anything.
+            lenient: see `Forms.form`.
+            space: the globals that it is one of.
+        """
+        return self.later(at, name, value, lambda label: self.put(label, value, lenient, space))
+
+    def later(self, at: Hashable, name: str, value: Any, put: Callable[[str], None]) -> str:
+        """The name of an entry that `put` makes once all code is read."""
+        if at not in self._labels:
+            label = self._fresh(name)
+            self._labels[at] = (label, value)
+            self._values.append((label, lambda: put(label)))
+        return self._labels[at][0]
+
+    def put(self, label: str, value: Any, lenient: bool = False, space: Space | None = None) -> None:
+        """Enter a value: itself if it is short, else a digest.
+
+        Raises:
+            ConfigError: it has no plain form.
+        """
+        try:
+            form = self.forms.form(value, lenient, folder_of(space or {}))
+        except UnknownError as unknown:
+            raise self.refusal(f"a {unknown} has no form that a key could hold", label, REMEDY) from None
+        text = canonical_json(form)
+        long = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        self._entries[label] = form if len(text) <= SHORT else long
+
+    def put_node(self, label: str, written: Written, names: dict[str, Any]) -> None:
+        """Enter statements under a name that was given out before."""
+        self._nodes[label] = (written, {"names": names})
+
+    def library(self, found: Owners, name: str) -> dict[str, str]:
+        """The reference to what is not the user's own; its distributions are entered with their versions."""
+        for distribution in found or ():
+            self._entries[f"library {distribution}"] = version_of(distribution)
+        return {"name": name}
+
+    def _fresh(self, name: str) -> str:
+        number, label = 1, name
+        while label in self._users:
+            number += 1
+            label = f"{name}#{number}"
+        self._users[label] = self._now
+        return label
+
+    def refusal(self, what: str, label: str, remedy: str) -> ConfigError:
+        """The error for what cannot be identified, with the way that led to it.
+
+        Args:
+            what: the fault.
+            label: of the code or value at fault.
+            remedy: what to do.
+        """
+        way = [label]
+        while self._users.get(way[0]):
+            way.insert(0, self._users[way[0]])
+        effect = "A change of it would go unseen, and the stage be taken for done."
+        return ConfigError(what, where=" -> ".join(way), effect=effect, remedy=remedy)

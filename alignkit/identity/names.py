@@ -1,0 +1,203 @@
+"""What a definition uses: names with the attributes taken of them, what it imports, and what cannot be seen in it."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+CHANGES = frozenset(
+    [
+        "add",
+        "append",
+        "appendleft",
+        "clear",
+        "discard",
+        "extend",
+        "insert",
+        "pop",
+        "popitem",
+        "popleft",
+        "remove",
+        "reverse",
+        "setdefault",
+        "sort",
+        "update",
+    ]
+)
+"""Methods that change what they are called on."""
+
+EVALUATES = frozenset(("eval", "exec", "globals", "builtins"))
+IMPORTS = frozenset(("import_module", "__import__"))
+LOADS = frozenset(("spec_from_file_location", "SourceFileLoader", "run_path", "run_module"))
+DOCUMENTS = frozenset(("__doc__", "getdoc"))
+
+Chain = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that an import inside a function binds.
+
+    Args:
+        module: as written.
+        level: how many dots stand before it.
+        name: what is taken from it; None for the module.
+        bound: what it is called in the function.
+        inner: the bound name is the top of `module` rather than the module itself.
+    """
+
+    module: str
+    level: int = 0
+    name: str | None = None
+    bound: str = ""
+    inner: bool = False
+
+
+@dataclass
+class Uses:
+    """What a definition uses.
+
+    Args:
+        chains: name -> the attributes taken of it, each as a path; () where the thing itself is used.
+        written: paths (name, attributes …) to what the definition changes, other than its own variables.
+        imports: made inside.
+        evaluates: it may use any name of its module.
+        loads: why the code it loads cannot be known; empty where it can.
+        documented: it reads docstrings.
+    """
+
+    chains: dict[str, set[Chain]] = field(default_factory=lambda: defaultdict(set))
+    written: set[Chain] = field(default_factory=set)
+    imports: list[Import] = field(default_factory=list)
+    evaluates: bool = False
+    loads: str = ""
+    documented: bool = False
+
+
+def uses_of(*nodes: ast.AST) -> Uses:
+    """What definitions or statements use."""
+    reader = _Reader()
+    for node in nodes:
+        reader.visit(node)
+    return reader.uses
+
+
+def makers(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """The statements of a module, outside functions and classes, that make one of its names or go by it."""
+    return [node for node in _statements(tree.body) if name in uses_of(node).chains]
+
+
+def fresh_defaults(definition: ast.AST) -> set[str]:
+    """The parameters of a function whose default is made where it is written, out of no other name: `memo={}`."""
+    arguments = getattr(definition, "args", None) or ast.arguments([], [], None, [], [], None, [])
+    named = [*arguments.posonlyargs, *arguments.args]
+    pairs = [*zip(named[len(named) - len(arguments.defaults) :], arguments.defaults, strict=True)]
+    pairs += [
+        (arg, default) for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
+    ]
+    return {arg.arg for arg, default in pairs if not set(uses_of(default).chains) - {"dict", "list", "set"}}
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that are not compound; of those that are, their parts."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, (ast.stmt, ast.ExceptHandler))]
+        if not parts:
+            yield node
+        for part in parts:
+            yield from _statements(part.body if isinstance(part, ast.ExceptHandler) else [part])
+
+
+class _Reader(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.uses = Uses()
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self._take(node.id, ())
+
+    def visit_Global(self, node: ast.Global) -> None:
+        self.uses.written |= {(name,) for name in node.names}
+
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
+        self.uses.written |= {(name,) for name in node.names}
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node.value)
+        path = _path(node)
+        if path is None:
+            self._note(node.attr)
+            self.generic_visit(node)
+        else:
+            self._take(path[0], path[1:])
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node.value)
+        if _path(node.value) == ("sys", "modules"):
+            self._module_named(node.slice)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+            self._write(node.func.value)
+        path = _path(node.func) or ("",)
+        if path[-1] in IMPORTS or path == ("sys", "modules", "get"):
+            self._module_named(node.args[0] if node.args else node)
+        self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            top = alias.name.partition(".")[0]
+            self.uses.imports.append(Import(alias.name, bound=alias.asname or top, inner=not alias.asname))
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        for alias in node.names:
+            bound = alias.asname or alias.name
+            self.uses.imports.append(Import(node.module or "", node.level, alias.name, bound))
+
+    def _write(self, node: ast.AST) -> None:
+        path = _changed(node)
+        if path is not None:
+            self.uses.written.add(path)
+
+    def _take(self, name: str, chain: Chain) -> None:
+        self.uses.chains[name].add(chain)
+        self.uses.evaluates |= name in EVALUATES
+        for word in (name, *chain):
+            self._note(word)
+
+    def _note(self, word: str) -> None:
+        self.uses.documented |= word in DOCUMENTS
+        if word in LOADS:
+            self.uses.loads = f"loads code by {word}"
+
+    def _module_named(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            self.uses.imports.append(Import(node.value))
+        elif isinstance(node, ast.Name) and node.id == "__name__":
+            self.uses.evaluates = True
+        else:
+            self.uses.loads = "imports a module by a name that is worked out as it runs"
+
+
+def _path(node: ast.AST) -> Chain | None:
+    """`a.b.c` as ("a", "b", "c"); None for what is not names alone."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else None
+
+
+def _changed(node: ast.AST) -> Chain | None:
+    """The path to what changes when an attribute or an item of `node` does: `a.b` of `a.b[0].c`."""
+    path = _path(node)
+    while path is None and isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+        path = _path(node)
+    return path

@@ -1,0 +1,206 @@
+"""From the names in code to what they stand for: globals, closures, attributes of modules, imports inside functions."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+import types
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.identity.distributions import Owners, module_owners, owners
+from alignkit.identity.ledger import Ledger, Written
+from alignkit.identity.names import Chain, Import, Uses, makers, uses_of
+from alignkit.identity.source import Source, module_source
+from alignkit.identity.spaces import PRIVATE, Space, function_owners, is_code, is_own, places, space_name, spellings
+
+DRAWN = frozenset(("Random", "Generator", "RandomState", "count", "cycle"))
+"""Classes, not the user's own, whose instances change as they are used: they count by how they are made."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where code stands.
+
+    Args:
+        label: its name in the key.
+        space: its globals.
+        cells: its closure.
+        names: those that are not local to it; None: all.
+        makes: the variables of the closure that the surrounding function makes, and its definition.
+        source: what it is written in.
+        lenient: see `Forms.form`.
+    """
+
+    label: str
+    space: Space
+    cells: Mapping[str, Any] = field(default_factory=dict)
+    names: frozenset[str] | None = None
+    makes: tuple[frozenset[str], ast.AST | None] = (frozenset(), None)
+    source: Source | None = None
+    lenient: bool = False
+
+
+class Reach(Ledger):
+    """Finds what names stand for. Subclasses say what is in code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[tuple[int, str]] = set()
+
+    def whole(self, space: Space) -> str:
+        """The reference to a whole module, with those it imports."""
+        raise NotImplementedError
+
+    def names(self, uses: Uses, scope: Scope) -> dict[str, Any]:
+        """What each name that code uses stands for, by name.
+
+        Raises:
+            ConfigError: it loads code that cannot be known.
+        """
+        self.documented |= uses.documented
+        for path in uses.written:
+            for real in spellings(path[0], scope.names):
+                self._written |= set(places((real, *path[1:]), scope.space))
+        found: dict[str, Any] = {}
+        for name in sorted(uses.chains):
+            for real in spellings(name, scope.names):
+                for chain in sorted(uses.chains[name]):
+                    found[".".join((name, *chain))] = self._name(real, chain, uses, scope)
+        for each in uses.imports:
+            found[str(each)] = self.imported(each, uses.chains.get(each.bound) or {()}, scope)
+        if uses.evaluates:
+            found["*"] = self.whole(scope.space)
+        if uses.loads:
+            remedy = "import it by name, or for a reward use FunctionReward(…, version=…)"
+            raise self.refusal(f"it {uses.loads}", scope.label, remedy)
+        return {name: reference for name, reference in found.items() if reference is not None}
+
+    def _name(self, name: str, chain: Chain, uses: Uses, scope: Scope) -> Any:
+        if name in scope.cells:
+            return self._cell(name, chain, uses, scope)
+        if name in scope.space and name not in PRIVATE:
+            return self._global(scope.space, (name, *chain), scope)
+        return None
+
+    def _cell(self, name: str, chain: Chain, uses: Uses, scope: Scope) -> Any:
+        """What a closure holds; a variable that the function itself changes counts by the function around it."""
+        value, (made, around) = scope.cells[name], scope.makes
+        if isinstance(value, types.ModuleType):
+            return self.attribute(value, chain, scope)
+        if is_code(value):
+            return self.code(value)
+        at, label = (scope.label, "cell", name), f"{scope.label}[{name}]"
+        changes = _drawn(value) or any(path[0] == name for path in uses.written)
+        if changes and name in made and around is not None and scope.source is not None:
+            written = Written(scope.source, [around])
+            return self.later(at, label, value, lambda label: self.put_node(label, written, {}))
+        return self.value(at, label, value, lenient=scope.lenient, space=scope.space)
+
+    def _global(self, space: Space, path: Chain, scope: Scope) -> Any:
+        """What a path that begins with a global leads to."""
+        name, value = path[0], space[path[0]]
+        if isinstance(value, types.ModuleType):
+            return self.attribute(value, path[1:], scope)
+        if is_code(value):
+            return self.code(value)
+        label = f"{space_name(space)}.{name}".lstrip(".")
+        if isinstance(value, (types.SimpleNamespace, Namespace)) and path[1:] and path[1] in vars(value):
+            inner, at = vars(value)[path[1]], (id(value), path[1])
+            return self.value(at, f"{label}.{path[1]}", inner, lenient=scope.lenient, space=space)
+        return self.later(
+            (id(space), name), label, space, lambda label: self.put_made(label, name, value, scope, space)
+        )
+
+    def put_made(self, label: str, name: str, value: Any, scope: Scope, space: Space) -> None:
+        """Enter what a global holds; one that the code itself changes counts by the statements that make it."""
+        source = module_source(space)
+        if source is not None and ((id(space), name) in self._written or _drawn(value)):
+            statements = makers(source.tree, name)
+            if statements:
+                uses = uses_of(*statements)
+                del uses.chains[name]
+                found = self.names(uses, Scope(label, space, lenient=True))
+                self.put_node(label, Written(source, statements), found)
+                return
+        self.put(label, value, scope.lenient, space)
+
+    def attribute(self, module: types.ModuleType, chain: Chain, scope: Scope) -> Any:
+        """What a path that begins with a module leads to: through modules to the first thing that is none."""
+        own = module_owners(module, module.__name__) is None
+        if not chain or (own and chain[0] not in vars(module)):
+            return self.code(module)
+        value = vars(module).get(chain[0])
+        if isinstance(value, types.ModuleType):
+            return self.attribute(value, chain[1:], scope)
+        if own:
+            return None if chain[0] in PRIVATE else self._global(vars(module), chain, scope)
+        if isinstance(value, types.FunctionType) and function_owners(value) is None:  # the user put it there
+            return self.code(value)
+        return self.code(module)
+
+    def imported(self, each: Import, chains: set[Chain], scope: Scope) -> Any:
+        """What an import inside a function brings, of which `chains` are used."""
+        module = self._load(each, scope.space)
+        if not isinstance(module, types.ModuleType):
+            return module
+        taken: Chain = () if each.name is None else (each.name,)
+        if each.inner:  # `import a.b` binds a, from which b is reached
+            inner = tuple(each.module.split(".")[1:])
+            chains = {chain[len(inner) :] for chain in chains if chain[: len(inner)] == inner} or {()}
+        return [self.attribute(module, (*taken, *chain), scope) for chain in sorted(chains)]
+
+    def whole_import(self, each: Import, space: Space) -> Any:
+        """What an import brings where the whole importing module counts: the whole imported one."""
+        module = self._load(each, space)
+        if not isinstance(module, types.ModuleType):
+            return module
+        taken = vars(module).get(each.name or "")
+        return [self.code(module), *([self.code(taken)] if isinstance(taken, types.ModuleType) else [])]
+
+    def _load(self, each: Import, space: Space) -> Any:
+        """The module of an import, loaded if it is the user's own; the reference to it if it is not or fails."""
+        try:
+            package = space.get("__package__") or str(space.get("__name__") or "").rpartition(".")[0]
+            name = importlib.util.resolve_name("." * each.level + each.module, package)
+            found = _module_owners(name)
+            if found is not None:
+                return sys.modules.get(name) or self.library(found, name)
+            module = importlib.import_module(name)
+            if each.name not in (None, "*") and each.name not in vars(module) and hasattr(module, "__path__"):
+                importlib.import_module(f"{name}.{each.name}")
+            return module
+        except Exception as error:  # it would fail there too, and be dealt with there or not
+            return {"import": str(each), "fails": type(error).__name__}
+
+
+def _module_owners(name: str) -> Owners:
+    """Whose a module is, whether it is loaded or not.
+
+    Raises:
+        ModuleNotFoundError: there is none.
+    """
+    top = name.partition(".")[0]
+    if top in sys.modules:
+        return module_owners(sys.modules[top], top)
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise ModuleNotFoundError(top)
+    return owners(top, spec.origin if spec.origin and spec.has_location else "")
+
+
+def _drawn(value: Any) -> bool:
+    return type(value).__name__ in DRAWN and not is_own(type(value))
+
+
+def makes_of(source: Source, definition: ast.AST) -> tuple[frozenset[str], ast.AST | None]:
+    """The variables that the outermost function around a definition assigns, its parameters left out, and itself."""
+    outer = source.around(definition)
+    if outer is None:
+        return frozenset(), None
+    stored = {n.id for n in ast.walk(outer) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return frozenset(stored - {n.arg for n in ast.walk(outer) if isinstance(n, ast.arg)}), outer

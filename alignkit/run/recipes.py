@@ -1,0 +1,197 @@
+"""Recipes: pipelines with a name and arguments, run from Python or from the command line, and what they share."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from alignkit.errors import ConfigError, PluginError, nearest, suggestion
+from alignkit.groups import Groups
+from alignkit.registry.host import default_host
+from alignkit.run.run import Run
+from alignkit.stages.handles import EvaluationHandle, PolicyHandle
+
+RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
+"""Arguments of every recipe, which its own cannot be called."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline.
+
+    Args:
+        name: under which its runs are kept where no folder is given.
+        main: called with the run and the recipe's arguments.
+    """
+
+    name: str
+    main: Callable[..., Any]
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of its arguments, the run left out."""
+        return list(inspect.signature(self.main).parameters)[1:]
+
+
+def run_recipe(
+    recipe: str | Path | Recipe,
+    /,
+    *,
+    run_dir: str | Path | None = None,
+    seed: int = 0,
+    plan: bool = False,
+    precision: str = "32-true",
+    trainer: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Run:
+    """Run a recipe to its end, as `alignkit run` does.
+
+    Args:
+        recipe: a registered name, a Python file with a `main(run, …)`, or what `load_recipe` found.
+        run_dir: where the run is kept; default `runs/` and the recipe's name.
+        seed, plan, precision, trainer: see `Run`.
+        arguments: of the recipe's `main`, as Python values.
+
+    Returns:
+        The run, closed: its `folder`, and with `plan` its `plan_table()`.
+
+    Raises:
+        ConfigError: the recipe takes no such argument, or one is missing; or as `load_recipe`.
+    """
+    found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _check_arguments(found, arguments)
+    folder = Path(run_dir or f"runs/{found.name}")
+    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None)
+    with run:  # on leaving it records how the run ended
+        found.main(run, **arguments)
+    return run
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """A recipe by its registered name, or from a Python file with a `main(run, …)`.
+
+    Raises:
+        ConfigError: there is no such file, or it defines no `main`.
+        PluginError: no recipe has the name, or it is faulty.
+    """
+    path = Path(recipe)
+    if path.suffix == ".py" or path.is_file():
+        found = _from_file(path)
+    else:
+        record = default_host().resolve("recipe", str(recipe))
+        found = Recipe(record.name, record.object)
+    if taken := set(found.parameters) & set(RUN_OPTIONS):
+        raise PluginError(
+            f"{', '.join(sorted(taken))} is an option of every run",
+            where=f"recipe {found.name}",
+            remedy="use what `run` carries, or rename the parameter",
+        )
+    return found
+
+
+def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
+    """Flags as they are typed, as the keyword arguments of `run_recipe`; `--help` prints them and exits.
+
+    Raises:
+        ConfigError: a flag that is not known, or a value of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=f"alignkit run {recipe.name}", exit_on_error=False)
+    settings = dict[str, int | float | bool | str | list | dict | None]  # type: ignore[type-arg]
+    parser.add_argument("--run-dir", type=str, default=f"runs/{recipe.name}", help="where the run is kept")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
+    parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
+    parser.add_argument("--precision", type=str, default="32-true", help="as Lightning names it")
+    parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
+    run, *parameters = inspect.signature(recipe.main).parameters
+    parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)
+    try:
+        values = parser.instantiate(parser.parse_args([_as_parameter(word, parameters) for word in words]))
+    except ArgumentError as error:
+        raise _argument_error(str(error), recipe) from error
+    return {key: values[key] for key in (*RUN_OPTIONS, *parameters) if key in values}
+
+
+def evaluate_versions(
+    run: Run,
+    versions: Mapping[str, PolicyHandle],
+    heldout: Groups,
+    scores: Mapping[str, Any],
+    *,
+    names: Sequence[str] = (),
+    **evaluation: Any,
+) -> list[EvaluationHandle]:
+    """Every version on the same held-out prompts, each paired with the first.
+
+    Args:
+        run: in which `NAME/heldout` is made for each.
+        versions: by label, such as "V0".
+        heldout: the prompts.
+        scores: see `Run.evaluate`.
+        names: of the stages; default the labels in lower case.
+        evaluation: further arguments of `Run.evaluate`.
+    """
+    named = list(zip(versions.items(), names or [label.lower() for label in versions], strict=True))
+    return [
+        run.evaluate(version, heldout, scores, label=label, name=f"{name}/heldout", **evaluation)
+        for (label, version), name in named
+    ]
+
+
+def _from_file(path: Path) -> Recipe:
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}", where="recipe")
+    module = _imported(path)
+    if not callable(getattr(module, "main", None)):
+        raise ConfigError("it defines no main(run, …)", where=str(path))
+    host = default_host()
+    host.register(module, path.stem)  # a file may carry hooks of its own: a method tried before it is packaged
+    return Recipe(path.stem, host.resolve("recipe", module.main).object)
+
+
+def _imported(path: Path) -> ModuleType:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(f"alignkit_recipe_{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise ConfigError("not a Python file", where=str(path))
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)  # as `python FILE` would
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_arguments(recipe: Recipe, arguments: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(recipe.main).bind(None, **arguments)
+    except TypeError as error:
+        unknown = [name for name in arguments if name not in recipe.parameters]
+        remedy = suggestion(unknown[0], recipe.parameters) if unknown else "give it"
+        raise ConfigError(str(error), where=f"recipe {recipe.name}", remedy=remedy) from None
+
+
+def _as_parameter(text: str, parameters: Sequence[str]) -> str:
+    """A flag of the recipe written with dashes, as the parameter is spelled; any other argument as it is."""
+    flag, equals, value = text.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if flag.startswith("--") and name.split(".")[0] in parameters else text
+
+
+def _argument_error(text: str, recipe: Recipe) -> ConfigError:
+    """The parser's complaint in one line, with the likely spelling of a flag that it does not know."""
+    wrong = re.search(r"unrecognized arguments: --([\w.-]+)", text)
+    flags = [*recipe.parameters, *(option.replace("_", "-") for option in RUN_OPTIONS)]
+    near = nearest(wrong[1], flags) if wrong else None
+    message = " ".join(text.split()) + (f"; did you mean --{near}?" if near else "")
+    where = f"alignkit run {recipe.name}"
+    return ConfigError(message, where=where, remedy=f"{where} --help lists the arguments")

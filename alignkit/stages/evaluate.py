@@ -1,0 +1,202 @@
+"""evaluate: held-out prompts are answered, and the answers scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
+
+from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
+from alignkit.run_folder import EVALUATION, read_evaluation
+from alignkit.stages.asked_metrics import by_name, check_answers, named
+from alignkit.stages.base import Context, Cost, Made, Product, Stage, component, rows_of
+from alignkit.stages.handles import EvaluationHandle, GroupsHandle, PolicyHandle
+from alignkit.stages.place import Place
+from alignkit.stages.reference import open_reference
+from alignkit.stages.sample import limited
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(Stage[EvaluationHandle]):
+    """Answer held-out prompts and score the answers.
+
+    Args:
+        policy: the version.
+        prompts: held-out prompts.
+        scores: name -> reward or plain function; the first is the one that the report leads with.
+        n: answers per prompt.
+        sampler: a registered sampler.
+        temperature: of sampling.
+        greedy: take the likeliest tokens.
+        max_new_tokens: of an answer.
+        reference: the policy for the KL (V0).
+        kl_prompts: how many of the prompts the KL is measured on; default all.
+        label: of the version, such as "V1"; default the stage's name.
+        baseline: the evaluation to pair with; default the first of this run.
+        metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one is used
+            twice. KL, length and the share that ended are always there.
+        answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
+    """
+
+    verb: ClassVar[str] = "evaluate"
+    makes: ClassVar[tuple[Product, ...]] = ("evaluation",)
+
+    policy: PolicyHandle
+    prompts: Groups | GroupsHandle
+    scores: Mapping[str, Any] = field(metadata=component("reward"))
+    _: KW_ONLY
+    n: int = 1
+    sampler: Any = field(default="default", metadata=component("sampler"))
+    temperature: float = 1.0
+    greedy: bool = False
+    max_new_tokens: int = 128
+    reference: PolicyHandle | None = None
+    kl_prompts: int | None = None
+    label: str | None = None
+    baseline: EvaluationHandle | None = None
+    answers: Literal["sampled", "given"] = "sampled"
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answers == "given" and self.reference is not None:
+            raise ConfigError(
+                "answers='given' with a reference",
+                where=self.name,
+                effect="The KL of a policy is measured on its own samples, and these may be another's.",
+                remedy="leave reference out, or sample",
+            )
+
+    def resolved(self, context: Context) -> Self:
+        built = super(Evaluate, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        answers = self.n if self.answers == "sampled" else 0
+        check_answers(by_name(built.metrics), answers=answers, reference=self.reference is not None, scores=self.scores)
+        sampler = replace(limited(built.sampler, self.temperature, self.max_new_tokens), greedy=self.greedy)
+        baseline = self.baseline or context.first_evaluation
+        return replace(built, sampler=sampler, label=self.label or self.name, baseline=baseline)
+
+    def cost(self) -> Cost:
+        tokens = len(self.prompts) * self.n * self.max_new_tokens
+        return Cost(
+            generated=tokens if self.answers == "sampled" else 0,
+            forwarded=tokens * (len(self.scores) + 1),
+            parameters=self.policy.parameters,
+        )
+
+    def work(self, place: Place) -> Mapping[str, Any]:
+        """Sample, score, measure the KL; one row per prompt and sample."""
+        from alignkit.engine.answer_metrics import answers_offered, measure_answers
+        from alignkit.evaluation import summarise_evaluation
+        from alignkit.metrics import states
+        from alignkit.metrics.answers import always
+        from alignkit.rewards import metered_scores
+
+        if not place.writes:
+            return {}
+        policy = self.policy.load(dtype=place.dtype).to(place.device)
+        groups = self._answers(place, policy)
+        kl = self._kl(place, policy, groups) if self.reference is not None else None
+        logprobs = self._logprobs(place, policy, groups)
+        for label, reward in self.scores.items():
+            found = metered_scores(groups, reward, place.meter)
+            groups = groups.with_rewards(label, found.values, found.reasons)
+            reward.release()
+        rows = _evaluation_rows(groups, kl, list(self.scores))
+        with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
+            for row in rows:
+                out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
+        first = read_evaluation(self.baseline.path) if self.baseline is not None else None
+        metrics = by_name(self.metrics)
+        measured = measure_answers({**always(), **metrics}, answers_offered(groups, kl, logprobs))
+        states.save(place.folder, measured.states)
+        asked = {part: metrics[name].spec.to_json() for part, name in measured.metric_of.items() if name in metrics}
+        summary = summarise_evaluation(rows, first, by_prompt=measured.by_prompt, values=measured.values)
+        return {"label": self.label, **summary, **({"specs": asked} if asked else {})}
+
+    def _logprobs(self, place: Place, policy: Any, groups: Groups) -> Any:
+        """Of the answers, where a metric asks for them."""
+        from alignkit.engine.answer_metrics import answer_logprobs
+
+        metrics = by_name(self.metrics)
+        if not any("logprobs" in m.asks_for() + m.asks_for(optional=True) for m in metrics.values()):
+            return None
+        return answer_logprobs(policy, groups, place.max_tokens, self.sampler.max_prompt_tokens)
+
+    def _answers(self, place: Place, policy: Any) -> Groups:
+        prompts = rows_of(self.prompts)
+        if self.answers == "given":
+            return _answered(prompts, place.name)
+        from alignkit.sampling import Drawing
+
+        # The same random numbers for every version: what differs is the policy.
+        drawing = Drawing(policy, self.sampler, place.meter, place.tick)
+        return drawing.draw(prompts, self.n, seed=(place.seed, "evaluate"), name=self.policy.key[:16])
+
+    def _kl(self, place: Place, policy: Any, groups: Groups) -> list[list[float]]:
+        from alignkit.engine.reference import kl_per_response
+
+        assert self.reference is not None
+        itself = self.reference.key == self.policy.key
+        return kl_per_response(
+            policy,
+            groups.select(range(min(self.kl_prompts or len(groups), len(groups)))),
+            None if itself else open_reference(place, self.reference, policy),
+            temperature=self.temperature,
+            max_tokens=place.max_tokens,
+            max_prompt_tokens=self.sampler.max_prompt_tokens,
+            meter=place.meter,
+        )
+
+    def handle(self, made: Made) -> EvaluationHandle:
+        return EvaluationHandle(**made.common())
+
+    def summary(self, result: Mapping[str, Any]) -> str:
+        if not result:
+            return "done"
+        parts = [f"{name} {_spelled(value)}" for name, value in result["metrics"].items()]
+        return f"{result['label']}: {', '.join(parts)}"
+
+
+def _spelled(value: Any) -> str:
+    """A mean with its interval, or a bare number."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:.3f}"
+
+
+def _answered(groups: Groups, name: str) -> Groups:
+    """The groups, each with an answer.
+
+    Raises:
+        DataError: naming the first without.
+    """
+    bare = [i for i, row in enumerate(groups) if not row["responses"]]
+    if bare:
+        raise DataError(
+            f"{len(bare)} groups hold no answer", where=f"{name}, row {bare[0]}", remedy="sample them first"
+        )
+    return groups
+
+
+def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in enumerate(groups):
+        for k, response in enumerate(row["responses"]):
+            found = {r["name"]: r["values"][k] for r in row["rewards"] or []}
+            scores = {name: found[name] for name in (*names, *(n for n in found if n not in names))}
+            rows.append(
+                {
+                    "prompt_id": row["prompt_id"],
+                    "prompt": [{"role": m["role"], "content": m["content"]} for m in row["prompt"]],
+                    "tags": row["tags"],
+                    "sample": k,
+                    "response": response,
+                    "finished": row["finished"][k] if row["finished"] else None,
+                    "scores": scores,
+                    "length": len(row["response_ids"][k]) if row["response_ids"] else None,
+                    "kl": kl[number][k] if kl and number < len(kl) else None,
+                }
+            )
+    return rows

@@ -1,0 +1,277 @@
+"""improve: the next version of a policy, by any registered method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
+from alignkit.stages.asked_metrics import by_name, check_steps, named, specs_kept
+from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
+from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
+from alignkit.stages.place import Place
+from alignkit.stages.reference import open_reference
+from alignkit.stages.sample import limited
+from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, trainable
+
+if TYPE_CHECKING:
+    from alignkit.engine.improve import Improvement
+    from alignkit.registry.records import BoundLoss
+
+VALUE_MODEL = "value_model"
+"""Folder of a separate value model, beside the policy's."""
+
+BUDGET = ("generated_tokens", "reward_calls", "trained_tokens", "optimizer_steps")
+"""What of the meter stands in the result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Improve(Stage[Improved]):
+    """Make the next version of a policy with any registered optimizer.
+
+    Args:
+        policy: samples; and is trained, unless `init` says otherwise.
+        data: prompts, or groups with responses (comparisons, labelled answers) for a method that samples nothing.
+        optimizer: a registered policy optimizer.
+        reward: what scores the responses.
+        annotator: what ranks the responses of a round, along one dimension.
+        reference: the policy that the KL is measured against (V0).
+        reference_logprobs: "kept": the loss's reference log-probs are worked out once a round; "online": with every
+            micro-batch, in less memory and more time.
+        streams: groups of the second data streams that the optimizer declares, by name.
+        init: whose weights are trained; default the policy's own.
+        history: samples of earlier versions, scored again by the current reward.
+        heldout: prompts on which the reward is measured after every round.
+        patience: rounds without a better held-out reward before stopping; 0 never stops.
+        sampler: a registered sampler; its temperature is the optimizer's.
+        max_new_tokens: default the sampler's own.
+        max_missing: the largest share of missing rewards a round may have.
+        value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the
+            policy.
+        checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        iteration: number of the version, kept with the samples.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
+    """
+
+    verb: ClassVar[str] = "improve"
+    makes: ClassVar[tuple[Product, ...]] = ("policy", "groups")
+
+    policy: PolicyHandle
+    data: Groups | GroupsHandle
+    _: KW_ONLY
+    optimizer: Any = field(metadata=component("optimizer"))
+    reward: Any = field(default=None, metadata=component("reward"))
+    annotator: Any = field(default=None, metadata=component("annotator"))
+    reference: PolicyHandle | None = None
+    reference_logprobs: Literal["kept", "online"] = "kept"
+    streams: Mapping[str, Groups | GroupsHandle] | None = None
+    init: PolicyHandle | None = None
+    history: Sequence[GroupsHandle | Groups] = ()
+    heldout: Groups | GroupsHandle | None = None
+    patience: int = 0
+    sampler: Any = field(default="default", metadata=component("sampler"))
+    max_new_tokens: int | None = None
+    max_missing: float = 0.05
+    value_model: Literal["head", "separate"] = "head"
+    checkpointing: bool = False
+    iteration: int | None = None
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("max_missing", self.max_missing, self.name)
+        if self.patience < 0:
+            raise ConfigError(f"patience={self.patience} must not be negative", where=self.name)
+
+    # -- before anything is spent --------------------------------------------------------------------------------------
+
+    def resolved(self, context: Context) -> Self:
+        built = super(Improve, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
+        check_steps(by_name(built.metrics), built.optimizer.provides)
+        sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
+        streams = dict(self.streams or {})
+        declared = built.optimizer.streams()
+        if set(declared) != set(streams):
+            raise ConfigError(
+                f"the optimizer learns from the streams {sorted(declared)}, given are {sorted(streams)}",
+                where=self.name,
+                remedy="pass streams={name: groups} for those that it declares",
+            )
+        return replace(
+            built,
+            sampler=sampler,
+            max_new_tokens=sampler.max_new_tokens,
+            streams=streams,
+            init=self.init or self.policy,
+            history=as_sequence(self.history),
+        )
+
+    def derived(self) -> Mapping[str, Any]:
+        return {"lora": self._start.lora, "declared_streams": self.optimizer.streams()}
+
+    @property
+    def _start(self) -> PolicyHandle:
+        """Whose weights are trained."""
+        return self.init or self.policy
+
+    def _draws(self) -> tuple[int, int, int]:
+        """(responses of a round, rounds that sample, rounds)."""
+        method, rows = self.optimizer, len(self.data)
+        drawn = min(method.prompts_per_round or rows, rows)
+        every = method.sample_every or method.rounds or 1
+        rounds = method.rounds or -(-rows // max(drawn, 1)) * every
+        return drawn * max(method.samples_per_prompt, 1), -(-rounds // every), rounds
+
+    def cost(self) -> Cost:
+        per_round, draws, rounds = self._draws()
+        method, length = self.optimizer, self.sampler.max_new_tokens
+        generated = per_round * draws * length if method.samples_per_prompt else 0
+        return Cost(
+            generated=generated,
+            trained=per_round * rounds * method.epochs * length * 2,
+            forwarded=generated * 2,
+            parameters=self.policy.parameters,
+            trainable=True,
+            disk=adapter_bytes(self.policy),
+        )
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+
+    def work(self, place: Place) -> Mapping[str, Any]:
+        """Sample, score, learn, round by round."""
+        from alignkit.engine.objectives import extra_objectives
+
+        method = self.optimizer
+        loss = place.host.build("loss", method.loss)
+        extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
+        policy = trainable(place, self._start, place.name)
+        rounds = self._rounds(place, policy, (loss, *extras.values()))
+        arguments = {
+            "model": policy,
+            "loss": loss,
+            "terms": method.terms(),
+            "training": method,
+            "rounds": rounds,
+            "temperature": method.logprob_temperature,
+            "value_model": rounds.known.models.value_model,
+            "value_learning_rate": method.value_learning_rate,
+            "extras": extra_objectives(extras, method.terms()),
+            "streams": self._stream_data(place, policy),
+            "reference": rounds.online_reference,
+            "metrics": by_name(self.metrics),
+        }
+        fit_learner(place, arguments, self.checkpointing)
+        best = rounds.early_stop.restore_best()
+        for part in (self.reward, self.annotator):
+            if part is not None:
+                part.release()
+        return self._kept(place, rounds, best)
+
+    def _rounds(self, place: Place, policy: Any, losses: Sequence[BoundLoss]) -> Improvement:
+        from alignkit.engine.improve import improvement
+        from alignkit.engine.judging import Judging
+        from alignkit.engine.setting import Models, Setting
+        from alignkit.vocabulary import roots, select
+
+        own = self._start.key == self.policy.key
+        behaviour = policy if own else self.policy.load(dtype=place.dtype).to(place.device)
+        reference = open_reference(place, self.reference, policy)
+        asked = {name for loss in losses for name in loss.tensor_names} | {*self.optimizer.prepare_arguments()}
+        valued = bool(select(roots(asked), source="value"))
+        setting = Setting(
+            place.path, place.max_tokens, (place.rank, place.world), place.meter, say=place.say, tick=place.tick
+        )
+        return improvement(
+            self.optimizer,
+            losses,
+            Models(policy, behaviour, reference, self._value_model(place, policy) if valued else None),
+            self.sampler,
+            Judging(setting, self.reward, self.annotator, self.max_missing),
+            rows_of(self.data),
+            setting,
+            history=Groups.concat([rows_of(part) for part in self.history]),
+            heldout=None if self.heldout is None else rows_of(self.heldout),
+            patience=self.patience,
+            reference_logprobs=self.reference_logprobs,
+            max_response_tokens=max(self.sampler.max_new_tokens, 1024),
+        )
+
+    def _value_model(self, place: Place, policy: Any) -> Any:
+        """None after putting a head on the policy's trunk, or a model of its own."""
+        from alignkit.models import Policy
+
+        if self.value_model == "head":
+            policy.add_value_head(self._start.model_folder)
+            return None
+        before = self._start.path / VALUE_MODEL
+        if before.is_dir():  # the version before learned one: it goes on
+            separate = Policy.load(before, lora=self._start.lora, trainable=True, dtype=place.dtype)
+        else:
+            separate = trainable(place, self._start, place.name + "/value")
+        separate.add_value_head(before)
+        return separate
+
+    def _stream_data(self, place: Place, policy: Any) -> list[Any]:
+        """The second data streams, encoded. What does not fit the length limits is left out and said."""
+        from alignkit.engine.objectives import Objective, StreamData
+        from alignkit.engine.training_data import TrainingData
+        from alignkit.optimizers import Term
+
+        found, most = [], max(self.sampler.max_prompt_tokens, 1024)
+        for name, stream in self.optimizer.streams().items():
+            data, left = TrainingData.of_stream(policy, rows_of((self.streams or {})[name]), most)
+            if left:
+                place.say(f"{len(left)} rows of the stream {name} left out: {left[0]}")
+            if not data.encoded:
+                raise DataError(f"the stream {name} has no row to learn from", where=place.name)
+            term = Term(weight=stream.weight, reduction=stream.reduction)
+            objective = Objective(place.host.build("loss", stream.loss), {name: term}, name)
+            seed = (*place.path, "stream", name)
+            found.append(StreamData(name, data, objective, stream.batch_size, place.max_tokens, seed))
+        return found
+
+    def _kept(self, place: Place, rounds: Improvement, best: int | None) -> dict[str, Any]:
+        """Write what was made; returns the small results."""
+        sampled = Groups.concat(rounds.collect.sampled).map_rows(lambda row: {"iteration": self.iteration})
+        models, counts = rounds.known.models, place.meter.counts
+        if place.writes:
+            sampled.save(place.folder / "groups")
+            for model, folder in ((models.policy, "model"), (models.value_model, VALUE_MODEL)):
+                if model is not None:
+                    model.save(place.folder / folder)
+                    model.save_value_head(place.folder / folder)
+        result = {
+            "rows": len(sampled),
+            "steps": counts["optimizer_steps"],
+            "state": rounds.state,
+            "parameters": self._start.parameters,
+            "budget": {name: counts[name] for name in BUDGET},
+            "last": dict(rounds.last),
+            **specs_kept(by_name(self.metrics), self.optimizer.logs),
+        }
+        if self.reward is not None and self.optimizer.samples_per_prompt > 1:
+            result |= _best_of_n(sampled, self.reward.name)
+        return result | ({"best_round": best} if best is not None else {})
+
+    # -- what is returned ----------------------------------------------------------------------------------------------
+
+    def handle(self, made: Made) -> Improved:
+        per_round, draws, _ = self._draws()
+        start, common = self._start, made.common()
+        policy = PolicyHandle(**common, lora=start.lora, parameters=start.parameters)
+        expected, responses = per_round * draws, self.optimizer.samples_per_prompt or 1
+        rollouts = GroupsHandle(**common, expected=expected, responses=responses)
+        return Improved(policy, rollouts, made.result.get("state", {}), made.result)
+
+
+def _best_of_n(sampled: Groups, name: str) -> dict[str, Any]:
+    """Maximum and median reward among n samples of a prompt, over the prompts whose samples all have a reward."""
+    from alignkit.evaluation import best_of_n_curve
+
+    values, present = sampled.rewards(name)
+    whole = [row for row, there in zip(values, present, strict=True) if all(there)]
+    if not whole:
+        return {}
+    return {"best_of_n": {str(n): point for n, point in best_of_n_curve(whole).items()}, "best_of_n_score": name}

@@ -1,0 +1,75 @@
+"""What a stage's work is given: where it writes, its seed, what it may use. Not the run: it could know too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.meter import Meter
+from alignkit.registry.host import PluginHost
+from alignkit.run_folder import StageRecord
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place in which one stage does its work.
+
+    Args:
+        folder: to write into; empty at first.
+        name: of the stage.
+        seed: of the run.
+        precision: as Lightning names it.
+        max_tokens: padded cells of one micro-batch.
+        trainer: further arguments of `lightning.Trainer`.
+        host: the plugins.
+        find_device: gives the device on which models run that Lightning does not place.
+        meter: counts what the work costs.
+        rank: of this process.
+        world: processes.
+        say: says a line that stays.
+        tick: shows progress that is overwritten.
+        lineage: gives the records of the stages that a key was made from, oldest first.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    precision: str
+    max_tokens: int
+    trainer: Mapping[str, Any]
+    host: PluginHost
+    find_device: Callable[[], torch.device]
+    meter: Meter = field(default_factory=Meter)
+    rank: int = 0
+    world: int = 1
+    say: Callable[[str], None] = print
+    tick: Callable[[str], None] = print
+    lineage: Callable[[str], Sequence[StageRecord]] = lambda key: ()
+
+    @property
+    def path(self) -> tuple[int, str]:
+        """Path of the stage's random numbers: (run seed, stage name)."""
+        return self.seed, self.name
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models run that Lightning does not place."""
+        return self.find_device()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights that are loaded."""
+        from alignkit.models.loading import dtype_of
+
+        return dtype_of(self.precision)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0

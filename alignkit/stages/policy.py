@@ -1,0 +1,76 @@
+"""policy: a model comes into the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Made, Product, Stage
+from alignkit.stages.handles import PolicyHandle
+from alignkit.stages.place import Place
+from alignkit.stages.training import count_parameters, model_label
+
+
+@dataclass(frozen=True, eq=False)
+class ImportPolicy(Stage[PolicyHandle]):
+    """Bring a model into the run: a folder, a hub name, a GGUF file, "package:NAME", "tiny", another run's policy.
+
+    Args:
+        spec: see `alignkit.models.loading.resolve_source`; its content counts, and not where it lies.
+        lora: a `LoRA` for its training, or None for full fine-tuning; default rank 16.
+    """
+
+    verb: ClassVar[str] = "policy"
+    makes: ClassVar[tuple[Product, ...]] = ("policy",)
+
+    spec: str | Path = field(metadata=DERIVED)
+    _: KW_ONLY
+    lora: Any = field(default="default", metadata=NO_EFFECT)
+
+    def resolved(self, context: Context) -> Self:
+        from alignkit.models import LoRA
+
+        resolved = super().resolved(context)
+        return replace(resolved, lora=LoRA()) if self.lora == "default" else resolved
+
+    def derived(self) -> Mapping[str, Any]:
+        from alignkit.models import model_digest
+
+        return {"spec": model_label(self.spec), "identity": model_digest(self.spec)}
+
+    def work(self, place: Place) -> Mapping[str, Any]:
+        """Make the model loadable from a folder: converted here (GGUF, tiny), or where it lies."""
+        from alignkit.models import Policy
+        from alignkit.models.loading import load_causal, resolve_source, save_plain
+        from alignkit.models.policy import adapter_base
+
+        spec = str(self.spec)
+        if adapter_base(spec) is not None:
+            return {"model": str(Path(spec).resolve()), "parameters": count_parameters(Policy.load(spec))}
+        source = resolve_source(spec)
+        model, tokenizer = load_causal(source)
+        parameters = count_parameters(model)
+        if source.kind == "folder":
+            return {"model": source.path, "parameters": parameters}
+        # Kept in the run, so that adapters find their base and nothing changes under them.
+        save_plain(model, tokenizer, place.folder / "model")
+        return {"parameters": parameters}
+
+    def handle(self, made: Made) -> PolicyHandle:
+        if made.folder is None:
+            return PolicyHandle(**made.common(), lora=self.lora, parameters=guessed_parameters(str(self.spec)))
+        path = Path(made.result.get("model") or made.folder / "model")
+        return PolicyHandle(**made.common(), lora=self.lora, model_path=path, parameters=int(made.result["parameters"]))
+
+
+def guessed_parameters(spec: str) -> int:
+    """Weights of a model that is not loaded yet, from the size of its files."""
+    from alignkit.models.loading import resolve_source
+
+    source = resolve_source(spec)
+    if source.kind == "gguf":
+        return int(Path(source.path).stat().st_size * 8 / 5)
+    files = list(Path(source.path).glob("*.safetensors")) if source.kind == "folder" else []
+    return sum(file.stat().st_size for file in files) // 4 or 200_000

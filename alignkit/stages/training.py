@@ -1,0 +1,161 @@
+"""What the stages that train on given rows share: their fields, the split, the checked data, the fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from alignkit.errors import ConfigError
+from alignkit.groups import Groups
+from alignkit.optimizers import Training
+from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
+from alignkit.run_folder import METRICS
+from alignkit.stages.asked_metrics import by_name, check_steps, named
+from alignkit.stages.base import Context, H, Stage, component
+from alignkit.stages.handles import PolicyHandle
+from alignkit.stages.place import Place
+
+if TYPE_CHECKING:
+    from alignkit.engine.learner import Learner
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingStage(Stage[H], Training):
+    """A stage that trains on rows as they are.
+
+    Args:
+        learning_rate: peak learning rate of AdamW.
+        schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the stage's steps.
+        warmup_ratio: share of steps over which the rate rises linearly from 0.
+        max_length: tokens of a prompt and of a response, each.
+        drop_bad: leave out useless rows rather than refuse them.
+        checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.03
+    max_length: int = 1024
+    drop_bad: bool = False
+    checkpointing: bool = False
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+
+    def __post_init__(self) -> None:
+        Stage.__post_init__(self)
+        Training.__post_init__(self)
+        if self.max_length < 1:
+            raise ConfigError(f"max_length={self.max_length} must be positive", where=self.name)
+
+    def resolved(self, context: Context) -> Self:
+        built = replace(self, metrics=named(context.host, self.metrics))
+        built = super(TrainingStage, built).resolved(context)
+        check_steps(by_name(built.metrics))
+        return built
+
+    def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
+        """Check, refuse or drop, encode: the `TrainingData` of the rows."""
+        from alignkit.data import check_groups, refuse_or_drop
+        from alignkit.engine.training_data import TrainingData
+
+        most = self.max_length
+        problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
+        groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
+        data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+        refuse_or_drop(groups, left, self.drop_bad, place.name)
+        return data
+
+    def learn(self, place: Place, model: Any, data: Any, reduction: Any, loss: Any) -> Learner:
+        """Train `model` on all of `data`, with one loss whose term is reduced so."""
+        from alignkit.engine.lesson import OneRound
+        from alignkit.optimizers import Term
+
+        steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
+        terms = {"loss": Term(reduction=reduction)}
+        arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
+        arguments["metrics"] = by_name(self.metrics)
+        return fit_learner(place, arguments, self.checkpointing)
+
+
+def check_fraction(name: str, value: float, where: str) -> None:
+    """Refuse a share outside [0, 1].
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value} must be in [0, 1]", where=where)
+
+
+def _recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Append each step to the stage's metrics."""
+
+    def record(row: dict[str, Any]) -> None:
+        with (folder / METRICS).open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, sort_keys=True) + "\n")
+
+    return record
+
+
+def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool) -> Learner:
+    """Build the learner and fit it."""
+    from alignkit.engine.fit import fit
+    from alignkit.engine.learner import Learner
+
+    learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, meter=place.meter)
+    fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
+    return learner
+
+
+def split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
+    """(train, held out), split by prompt, so that no prompt is on both sides."""
+    prompts = sorted({row["prompt_id"] for row in groups})
+    draws = uniforms(np.array([stream_key(*seed, prompt) for prompt in prompts], dtype=np.uint64), 0)
+    kept_back = {prompt for prompt, draw in zip(prompts, draws, strict=True) if draw < fraction}
+    return groups.filter(lambda r: r["prompt_id"] not in kept_back), groups.filter(
+        lambda r: r["prompt_id"] in kept_back
+    )
+
+
+def drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups:
+    """A share of the rows, drawn by counter, in their order."""
+    if fraction == 1:
+        return groups
+    return groups.select(sorted(permutation(len(groups), *seed)[: round(len(groups) * fraction)]))
+
+
+def trainable(place: Place, handle: PolicyHandle, name: str) -> Any:
+    """The live policy, its adapter (if it is to have one) initialised from the stage's own seed.
+
+    Args:
+        place: of the stage.
+        handle: the policy.
+        name: of what is drawn, for the seed.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(place.seed, name, "init"))
+        return handle.load(lora=handle.lora, trainable=True, dtype=place.dtype)
+
+
+def adapter_bytes(policy: PolicyHandle) -> int:
+    """What a trained policy takes on disk, at most."""
+    return 4 * policy.parameters if policy.lora is None else policy.parameters // 8
+
+
+def count_parameters(model: Any) -> int:
+    """Weights of a live model."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def model_label(spec: str | Path) -> str:
+    """How a model is named in a key: the last part of a path, since its content counts and not where it lies."""
+    import os
+
+    return Path(spec).name if os.sep in str(spec) else str(spec)
