@@ -51,7 +51,8 @@ original, Learner._clip = Learner._clip, watch
 if __name__ == "__main__":
     folder = sys.argv[1]
     processes = {"strategy": "ddp", "devices": 2} if len(sys.argv) > 2 else {}
-    with Run(folder, quiet=True, max_tokens=150, trainer={"accelerator": "cpu", **processes}) as run:
+    # Five micro-batches, one for each prompt: the second process is idle during the last one.
+    with Run(folder, quiet=True, max_tokens=40, trainer={"accelerator": "cpu", **processes}) as run:
         v0 = run.policy("tiny", lora=None)
         made = run.improve(v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v1")
     steps = [json.loads(line) for line in (made.policy.path / "metrics.jsonl").read_text().splitlines()]

@@ -36,7 +36,8 @@ def modules_after(code: str, folder: Path | None = None) -> set[str]:
     [
         "import alignkit; alignkit.hookimpl, alignkit.use, alignkit.PluginError",
         "import alignkit.plugin; from alignkit.plugin import Register, hookimpl, parse, use",
-        "import alignkit.builtin, alignkit.vocabulary, alignkit.registry.checks, alignkit.meter, alignkit.stages, alignkit.run",
+        "import alignkit.builtin, alignkit.vocabulary, alignkit.registry.checks, alignkit.meter",
+        "import alignkit.stages, alignkit.run",
         "import alignkit.registry.host; alignkit.registry.host.default_host().plugins()",
         "from alignkit.cli import main; main(['--help'])",
         "from alignkit.cli import main; assert main(['run', '--help']) == 0",

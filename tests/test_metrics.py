@@ -60,6 +60,10 @@ class Asking(Mean):
         super().update(torch.tensor([response.endswith(self.mark) for response in responses]))
 
 
+class AskingOverAll(Asking):
+    per_prompt = False
+
+
 class Spread(Metric):
     """Longest less shortest answer, and both: a metric over all prompts, with several numbers."""
 
@@ -125,6 +129,8 @@ def test_calibration_compares_the_confidence_in_the_preferred_with_how_often_it_
     assert fed(CalibrationError(), wrong)["m"] == pytest.approx(0.75)
     tie = {"chosen_rewards": torch.ones(2), "rejected_rewards": torch.ones(2)}
     assert fed(CalibrationError(), tie)["m"] == pytest.approx(0.5)
+    # In one bin: confidences 1/2 (the ties) and 3/4, of which none of two and three of three are right.
+    assert fed(CalibrationError(n_bins=1), right, tie)["m"] == pytest.approx(abs((3 * 0.75 + 2 * 0.5) / 5 - 3 / 5))
 
 
 def test_calibration_bins_are_those_that_are_asked_for():
@@ -386,14 +392,17 @@ def test_metrics_of_single_prompts_are_computed_prompt_by_prompt_and_others_over
     offered = answers_offered(ANSWERED, [[1.0, 3.0]], None)
     ids = [row["prompt_id"] for row in ANSWERED]
     given = {"asking": Asking(), "kl": KL(), "finished": Finished(), "length": Length(), "distinct": Distinct(n=1)}
-    given["asking"].update(["stale?"] * 9)
-    found = measure_answers({**given, "perplexity": Perplexity()}, offered)
+    given |= {"over_all": AskingOverAll(), "perplexity": Perplexity()}
+    for name in ("asking", "over_all"):
+        given[name].update(["stale?"] * 9)
+    found = measure_answers(given, offered)
     assert found.by_prompt["asking"] == {ids[0]: 0.5, ids[1]: 1.0, ids[2]: 0.0}
     assert found.by_prompt["kl"] == {ids[0]: 2.0}
     assert found.by_prompt["finished"] == {ids[0]: 1.0, ids[1]: 0.0}
     assert found.by_prompt["distinct"] == {ids[0]: 1.0, ids[1]: 0.5, ids[2]: 1.0}
     assert "length" not in found.by_prompt
-    assert found.values == {}
+    assert found.values == {"over_all": 3 / 5}
+    assert found.states["over_all.weight"] == 5
     kept = found.states["kl.per_prompt"]
     assert kept[0] == 2.0
     assert kept[1:].isnan().all()
