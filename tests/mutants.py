@@ -464,6 +464,77 @@ MUTANTS = [
     ),
 ]
 
+IN_KEYS = "tests/test_keys_see_code.py::test_"
+USED = IN_KEYS + "what_a_reward_uses_changes_its_key"
+REACH = "alignkit/identity/reach.py"
+MUTANTS += [
+    Mutant("closures are not looked into", REACH, "if name in scope.cells:", "if not scope:", USED + "[closure"),
+    Mutant("globals are not looked into", REACH, "if name in scope.space and", "if not scope and", USED + "[helper"),
+    Mutant(
+        "imports inside functions are not followed",
+        REACH,
+        "found[str(each)] = self.imported(each, uses.chains.get(each.bound) or {()}, scope)",
+        "found[str(each)] = str(each)",
+        IN_KEYS + "a_sibling_module_counts_however_it_is_imported[lazy",
+    ),
+    Mutant(
+        "evaluated names are not seen",
+        REACH,
+        "if uses.evaluates:",
+        "if not uses:",
+        USED + "[evaluated name",
+    ),
+    Mutant(
+        "what the code itself changes counts as it stands",
+        REACH,
+        "if source is not None and (",
+        "if source is None and (",
+        IN_KEYS + "what_the_code_itself_changes_keeps_its_key",
+    ),
+    Mutant(
+        "base classes do not count",
+        "alignkit/identity/classes.py",
+        "ledger.code(base) for base in kind.__bases__",
+        "base.__name__ for base in kind.__bases__",
+        USED + "[mixin",
+    ),
+    Mutant(
+        "defaults do not count",
+        "alignkit/identity/code.py",
+        "if k not in memos}",
+        "if k is None}",
+        USED + "[default made elsewhere",
+    ),
+    Mutant(
+        "which name stands for which helper does not count",
+        "alignkit/identity/ledger.py",
+        'digest({**node, "texts"',
+        'digest({"texts"',
+        USED + "[swapped helpers",
+    ),
+    Mutant(
+        "the order of a dict does not count",
+        "alignkit/identity/forms.py",
+        "[[form(key), form(item)] for key, item in value.items()]",
+        "sorted([form(key), form(item)] for key, item in value.items())",
+        USED + "[order of a dict",
+    ),
+    Mutant(
+        "an edited file lends its text to the old code",
+        "alignkit/identity/source.py",
+        "return any(made == code for made in",
+        "return True or any(made == code for made in",
+        IN_KEYS + "an_edit_before_the_first_look",
+    ),
+    Mutant(
+        "comments and docstrings count",
+        "alignkit/identity/source.py",
+        "ast.unparse(node if documented else _undocumented(node))",
+        "ast.unparse(node)",
+        IN_KEYS + "what_a_reward_does_not_use_keeps_its_key",
+    ),
+]
+
 EXTRAS = "tests/test_engine_extras.py::test_"
 OBJECTIVES = "alignkit/engine/objectives.py"
 ASSEMBLE = "alignkit/engine/assemble.py"

@@ -77,6 +77,12 @@ REWARDS = {
     "helper's constant": ("W = 1\ndef h(): return W\ndef reward(r): return h()", "W = 1", "W = 2"),
     "helper's default": ("def h(x=1): return x\ndef reward(r): return h()", "x=1", "x=2"),
     "keyword default": ("def reward(r, *, x=1): return x", "x=1", "x=2"),
+    "default made elsewhere": ("W = 1\ndef reward(r, w=W): return w", "W = 1", "W = 2"),
+    "object by default": (
+        "class C:\n    w = 1\nc = C()\nc.w = 2\ndef reward(r, w=c): return w.w",
+        "c.w = 2",
+        "c.w = 3",
+    ),
     "lambda": ("h = lambda: 1\ndef reward(r): return h()", "lambda: 1", "lambda: 2"),
     "lambda beside another": (
         "h, g = lambda: 1, lambda: 3\ndef reward(r): return h()",
