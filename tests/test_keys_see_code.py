@@ -746,6 +746,35 @@ def test_a_key_method_says_what_state_counts_and_the_code_counts_besides(folder:
     assert len({digest(key) for key in keys}) == 3
 
 
+def test_the_code_that_an_object_with_a_key_holds_counts(folder: Folder) -> None:
+    text = """
+        from functools import partial
+        from alignkit.rewards import Reward
+        def helper(x): return 1
+        class Held:
+            def m(self, x): return helper(x)
+        class Mine(Reward):
+            def __init__(self, *parts): self.parts = parts
+            def key(self): return "mine"
+        reward = Mine({})
+    """
+    for held in ("helper", "[helper]", "{'a': partial(helper, 1)}", "Held()", "Held().m"):
+        script = text.replace("{}", held)
+        for make in (plain, lambda reward: function_key(lambda r: reward.parts)):
+            folder.write({"script.py": script})
+            first = folder.key(make)
+            folder.write({"script.py": script.replace("return 1", "return 2")})
+            assert folder.key(make) != first, held
+
+
+def test_the_command_line_counts_where_code_reads_it(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write({"script.py": "import sys\ndef reward(r): return sys.argv[1]"})
+    monkeypatch.setattr(sys, "argv", ["script", "1"])
+    first = folder.key()
+    monkeypatch.setattr(sys, "argv", ["script", "2"])
+    assert folder.key() != first
+
+
 def test_a_function_may_say_its_own_key(folder: Folder) -> None:
     text = "F = open(__file__)\ndef h(): return F.read()\nh.key = lambda: 'one'\ndef reward(r): return h()"
     folder.write({"script.py": text})

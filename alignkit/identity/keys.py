@@ -51,6 +51,10 @@ def plain(value: Any) -> Any:
 def _with_code(said: Any, value: Any) -> Any:
     """What a value says of itself, with the code of its class; a function's `key` stands for its code."""
     code = {} if isinstance(value, types.FunctionType) else class_code(type(value))
+    if is_own(type(value)):
+        walk = Walk()
+        walk.forms.held(value)
+        code = {"code": walk.entries()}
     if not code:
         return said
     return {**said, **code} if isinstance(said, dict) else {"key": said, **code}
