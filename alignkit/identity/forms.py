@@ -138,7 +138,9 @@ class Forms:
                 found.append(self._code(item))
             elif self._own(type(item)):
                 found.append(self._code(type(item)))
-                waiting += [part for name, part in sorted(vars_of(item).items())]
+                waiting += [part for _, part in sorted(vars_of(item).items())]
+            elif self._may_speak(type(item)):
+                found.append(self.form(_said(item), True))
             else:
                 waiting += _parts(item)
         return found
@@ -293,10 +295,14 @@ def vars_of(value: Any) -> Mapping[str, Any]:
 
 
 def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
-    """The state of an object; what a cached property has worked out of it is no part of it."""
+    """The state of an object, by attribute where it has attributes."""
     if not isinstance(state, Mapping):
         return form(state)
+    return {str(name): form(part) for name, part in lasting(value, state).items()}
+
+
+def lasting(value: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an object that are its own doing: no cached property, no hash of the process."""
     cached = functools.cached_property
     kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
-    kept = {k: v for k, v in kept.items() if k not in VOLATILE}
-    return {str(name): form(part) for name, part in kept.items()}
+    return {k: v for k, v in kept.items() if k not in VOLATILE}
