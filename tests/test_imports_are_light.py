@@ -37,7 +37,6 @@ def modules_after(code: str, folder: Path | None = None) -> set[str]:
         "import alignkit; alignkit.hookimpl, alignkit.use, alignkit.PluginError",
         "import alignkit.plugin; from alignkit.plugin import Register, hookimpl, parse, use",
         "import alignkit.builtin, alignkit.vocabulary, alignkit.registry.checks, alignkit.meter",
-        "import alignkit.stages, alignkit.run",
         "import alignkit.registry.host; alignkit.registry.host.default_host().plugins()",
         "from alignkit.cli import main; main(['--help'])",
         "from alignkit.cli import main; assert main(['run', '--help']) == 0",
@@ -47,6 +46,11 @@ def modules_after(code: str, folder: Path | None = None) -> set[str]:
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
     assert not modules_after(code) & set(HEAVY)
+
+
+def test_runs_and_stages_are_declared_without_torch() -> None:
+    """Runs are listed, and a plan is written down, before a model is there."""
+    assert not modules_after("import alignkit.stages, alignkit.run") & {"torch", "transformers", "lightning", "peft"}
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -77,6 +77,12 @@ REWARDS = {
     "helper's constant": ("W = 1\ndef h(): return W\ndef reward(r): return h()", "W = 1", "W = 2"),
     "helper's default": ("def h(x=1): return x\ndef reward(r): return h()", "x=1", "x=2"),
     "keyword default": ("def reward(r, *, x=1): return x", "x=1", "x=2"),
+    "default made elsewhere": ("W = 1\ndef reward(r, w=W): return w", "W = 1", "W = 2"),
+    "object by default": (
+        "class C:\n    w = 1\nc = C()\nc.w = 2\ndef reward(r, w=c): return w.w",
+        "c.w = 2",
+        "c.w = 3",
+    ),
     "lambda": ("h = lambda: 1\ndef reward(r): return h()", "lambda: 1", "lambda: 2"),
     "lambda beside another": (
         "h, g = lambda: 1, lambda: 3\ndef reward(r): return h()",
@@ -738,6 +744,35 @@ def test_a_key_method_says_what_state_counts_and_the_code_counts_besides(folder:
         keys.append(plain(folder.load().reward))
     assert keys[0]["judge"] == "a"
     assert len({digest(key) for key in keys}) == 3
+
+
+def test_the_code_that_an_object_with_a_key_holds_counts(folder: Folder) -> None:
+    text = """
+        from functools import partial
+        from alignkit.rewards import Reward
+        def helper(x): return 1
+        class Held:
+            def m(self, x): return helper(x)
+        class Mine(Reward):
+            def __init__(self, *parts): self.parts = parts
+            def key(self): return "mine"
+        reward = Mine({})
+    """
+    for held in ("helper", "[helper]", "{'a': partial(helper, 1)}", "Held()", "Held().m"):
+        script = text.replace("{}", held)
+        for make in (plain, lambda reward: function_key(lambda r: reward.parts)):
+            folder.write({"script.py": script})
+            first = folder.key(make)
+            folder.write({"script.py": script.replace("return 1", "return 2")})
+            assert folder.key(make) != first, held
+
+
+def test_the_command_line_counts_where_code_reads_it(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write({"script.py": "import sys\ndef reward(r): return sys.argv[1]"})
+    monkeypatch.setattr(sys, "argv", ["script", "1"])
+    first = folder.key()
+    monkeypatch.setattr(sys, "argv", ["script", "2"])
+    assert folder.key() != first
 
 
 def test_a_function_may_say_its_own_key(folder: Folder) -> None:

@@ -93,8 +93,8 @@ def _generated(kind: type, name: str, value: types.FunctionType) -> bool:
 
 
 def _attribute(ledger: Ledger, label: str, name: str, value: Any, space: Space) -> Any:
-    if isinstance(value, CALLED):
-        return ledger.forms.form(value)
+    if isinstance(value, (types.FunctionType, type)):
+        return ledger.code(value)
     if isinstance(value, Enum) and label.endswith(type(value).__qualname__):
         value = value._value_
     made = name.startswith("__")  # by a metaclass or a library's decorator, for itself

@@ -94,7 +94,7 @@ class Walk(Reach):
     def _describe_function(self, label: str, function: types.FunctionType) -> Described:
         said = vars(function).get("key")
         if callable(said):
-            return None, {"key": self.forms.form(said())}
+            return None, {"key": self.value((label, "key"), f"{label}.key()", said())}
         space, cells = function.__globals__, cells_of(function)
         try:
             source, definition = source_of(function.__code__, space)

@@ -20,21 +20,9 @@ from typing import Any
 from alignkit.identity.spaces import is_code
 from alignkit.identity.values import canonical_json
 
-SHOWN = frozenset(
-    [
-        "rich",
-        "tqdm",
-        "logging",
-        "warnings",
-        "loguru",
-        "structlog",
-        "wandb",
-        "mlflow",
-        "tensorboard",
-        "tensorboardX",
-        "IPython",
-        "ipywidgets",
-    ]
+SHOWN = (
+    *("rich", "tqdm", "logging", "warnings", "loguru", "structlog", "wandb", "mlflow"),
+    *("tensorboard", "tensorboardX", "IPython", "ipywidgets"),
 )
 """Packages that show something and compute nothing: what they are set to changes no result."""
 
@@ -129,12 +117,33 @@ class Forms:
             return {"of": self._code(type(value)), "name": value.name, "value": form(value._value_)}
         said = _said(value) if self._may_speak(type(value)) else None
         if said is not None:
-            return {"of": self._code(type(value)), "key": form(said)}
+            return {"of": self._code(type(value)), "key": form(said), "holds": self.held(value)}
         return self._object(value, form, lenient)
 
     def _may_speak(self, kind: type) -> bool:
         """Whether `key` and `to_json` of a class are those that this library asks for."""
         return self._own(kind) or any(base.__module__.partition(".")[0] == "alignkit" for base in kind.__mro__)
+
+    def held(self, value: Any) -> list[Any]:
+        """The code of the user's own that an object holds. Its `key()` says which values matter; that a function among
+        them was edited, it cannot say."""
+        found: list[Any] = []
+        waiting, seen = [value], set[int]()
+        while waiting:
+            item = waiting.pop(0)
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            if is_code(item):
+                found.append(self._code(item))
+            elif self._own(type(item)):
+                found.append(self._code(type(item)))
+                waiting += [part for _, part in sorted(vars_of(item).items())]
+            elif self._may_speak(type(item)):
+                found.append(self.form(_said(item), True))
+            else:
+                waiting += _parts(item)
+        return found
 
     def _still_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
         return _still(value, self._own(type(value)))
@@ -264,6 +273,17 @@ def _said(value: Any) -> Any:
     return None
 
 
+def _parts(value: Any) -> list[Any]:
+    """What a container, a partial or a bound method is made of."""
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, Mapping):
+        return [*value.values()]
+    return [*value] if type(value) in (list, tuple) else []
+
+
 def shown(value: Any) -> str:
     """The `repr` of a construct, the same in every process and for a script and its import."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("__main__.", "")
@@ -275,10 +295,14 @@ def vars_of(value: Any) -> Mapping[str, Any]:
 
 
 def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
-    """The state of an object; what a cached property has worked out of it is no part of it."""
+    """The state of an object, by attribute where it has attributes."""
     if not isinstance(state, Mapping):
         return form(state)
+    return {str(name): form(part) for name, part in lasting(value, state).items()}
+
+
+def lasting(value: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an object that are its own doing: no cached property, no hash of the process."""
     cached = functools.cached_property
     kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
-    kept = {k: v for k, v in kept.items() if k not in VOLATILE}
-    return {str(name): form(part) for name, part in kept.items()}
+    return {k: v for k, v in kept.items() if k not in VOLATILE}

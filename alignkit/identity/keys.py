@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.identity.code import Walk
-from alignkit.identity.forms import UnknownError, vars_of
+from alignkit.identity.forms import UnknownError, lasting, vars_of
 from alignkit.identity.spaces import function_owners, is_own, name_of
 from alignkit.identity.values import digest
 
@@ -40,8 +40,8 @@ def plain(value: Any) -> Any:
             return _with_code(plain(said()), value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        more = {k: v for k, v in vars_of(value).items() if k not in known} if is_own(type(value)) else {}
-        further = {"further": _formed(more)} if more else {}
+        more = {k: v for k, v in lasting(value, vars_of(value)).items() if k not in known}
+        further = {"further": _formed(more, lenient=True)} if more and is_own(type(value)) else {}
         return {"class": name_of(type(value)), **class_code(type(value)), **further, **known}
     if callable(value):
         return function_key(value)
@@ -51,17 +51,21 @@ def plain(value: Any) -> Any:
 def _with_code(said: Any, value: Any) -> Any:
     """What a value says of itself, with the code of its class; a function's `key` stands for its code."""
     code = {} if isinstance(value, types.FunctionType) else class_code(type(value))
+    if is_own(type(value)):
+        walk = Walk()
+        walk.forms.held(value)
+        code = {"code": walk.entries()}
     if not code:
         return said
     return {**said, **code} if isinstance(said, dict) else {"key": said, **code}
 
 
-def _formed(value: Any) -> dict[str, Any]:
+def _formed(value: Any, lenient: bool = False) -> dict[str, Any]:
     walk = Walk()
     try:
         if type(value) is object:
             raise UnknownError(value)
-        form = walk.forms.form(value)
+        form = walk.forms.form(value, lenient)
     except UnknownError:
         raise ConfigError(
             f"a {type(value).__name__} cannot be part of a stage's key",

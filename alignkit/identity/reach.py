@@ -135,6 +135,8 @@ class Reach(Ledger):
         if not chain or (own and chain[0] not in vars(module)):
             return self.code(module)
         value = vars(module).get(chain[0])
+        if value is sys.argv and module is sys:
+            return self.value("sys.argv", "sys.argv", sys.argv[1:])
         if isinstance(value, types.ModuleType):
             return self.attribute(value, chain[1:], scope)
         if own:

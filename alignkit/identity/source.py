@@ -12,6 +12,7 @@ import importlib.machinery
 import linecache
 import os
 import sys
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -147,6 +148,12 @@ def _remembered(file: str, namespace: Mapping[str, Any]) -> str:
 
 
 def _on_disk(file: str, namespace: Mapping[str, Any]) -> str:
+    if Path(file).is_file():  # not through linecache, to which an edit within the same instant is none
+        try:
+            with tokenize.open(file) as text:
+                return text.read()
+        except (OSError, SyntaxError, UnicodeDecodeError):
+            return ""
     linecache.checkcache(file)
     return "".join(linecache.getlines(file, dict(namespace)))
 
