@@ -124,7 +124,7 @@ class Improve(Stage[Improved]):
         method, rows = self.optimizer, len(self.data)
         drawn = min(method.prompts_per_round or rows, rows)
         every = method.sample_every or method.rounds or 1
-        rounds = method.rounds or -(-rows // max(drawn, 1)) * every
+        rounds = method.rounds_over(rows)
         return drawn * max(method.samples_per_prompt, 1), -(-rounds // every), rounds
 
     def cost(self) -> Cost:
