@@ -48,7 +48,7 @@ def test_both_stages_run_and_three_versions_are_measured(tmp_path: Path) -> None
     sampled = groups(tmp_path, "rl_cai")
     assert sum("safety" in row["tags"] for row in sampled) == 6  # of twelve: prompts of both kinds
     assert stages["preference_model"]["config"]["loss"]["component"] == "alignkit-rlaif/soft_ranking"
-    assert {"comparisons0", "comparisons1"} <= set(stages["preference_model"]["inputs"])
+    assert len(stages["preference_model"]["inputs"]["comparisons"]) == 2
     held = [json.loads(line) for line in next(tmp_path.glob("stages/*v0*heldout*/evaluation.jsonl")).open()]
     assert not {row["prompt_id"] for row in held} & {row["prompt_id"] for row in learned}
     assert [("safety" in row["tags"]) for row in held] == [True] * 3 + [False] * 3
