@@ -116,15 +116,15 @@ class Training:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
+        where = _where(self)
         check_positive(self, "epochs", "learning_rate", "eps")
         check_not_negative(self, "batch_size", "weight_decay", "max_grad_norm")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ConfigError(f"schedule {self.schedule!r}", where=where, remedy="use constant, cosine or linear")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=where)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas={self.betas} must each be in [0, 1)", where=where)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas} must be two numbers in [0, 1)", where=where)
 
     def factor(self, progress: float) -> float:
         """The share of the peak learning rate at `progress` in [0, 1] of the verb's steps."""
@@ -136,6 +136,11 @@ class Training:
         return 1 - along if self.schedule == "linear" else 1.0
 
 
+def _where(declared: Any) -> str:
+    """A stage by its name, a method by its class."""
+    return getattr(declared, "name", "") or type(declared).__name__
+
+
 def check_positive(declared: Any, *names: str) -> None:
     """Refuse fields that are not above zero (NaN is not).
 
@@ -144,7 +149,7 @@ def check_positive(declared: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(declared, name) > 0:
-            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=type(declared).__name__)
+            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=_where(declared))
 
 
 def check_not_negative(declared: Any, *names: str) -> None:
@@ -155,7 +160,7 @@ def check_not_negative(declared: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(declared, name) >= 0:
-            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=type(declared).__name__)
+            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=_where(declared))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - What is subclassed: `PolicyOptimizer` with `Batch`, `Term`, `Reduction`, `Stream`; `Sampler` with `Sampled`;
   `Reward` with `Scores`, `FunctionReward`; `Annotator`. What a suite returns: `Suite`. What a transform is told:
   `TransformContext`.
-- A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`.
+- A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`; what it
+  is given and returns: `PolicyHandle`, `GroupsHandle`, `RewardHandle`, `EvaluationHandle`, `rows_of`.
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
@@ -56,7 +57,10 @@ _HOMES = {
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
     "alignkit.suites": "Suite",
     "alignkit.evaluation": "bootstrap_mean",
-    "alignkit.stages": "DERIVED NO_EFFECT Context Cost Made Place Stage TransformContext component",
+    "alignkit.stages": (
+        "DERIVED NO_EFFECT Context Cost EvaluationHandle GroupsHandle Made Place PolicyHandle RewardHandle Stage "
+        "TransformContext component rows_of"
+    ),
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
@@ -145,11 +149,16 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.stages import NO_EFFECT as NO_EFFECT
     from alignkit.stages import Context as Context
     from alignkit.stages import Cost as Cost
+    from alignkit.stages import EvaluationHandle as EvaluationHandle
+    from alignkit.stages import GroupsHandle as GroupsHandle
     from alignkit.stages import Made as Made
     from alignkit.stages import Place as Place
+    from alignkit.stages import PolicyHandle as PolicyHandle
+    from alignkit.stages import RewardHandle as RewardHandle
     from alignkit.stages import Stage as Stage
     from alignkit.stages import TransformContext as TransformContext
     from alignkit.stages import component as component
+    from alignkit.stages import rows_of as rows_of
     from alignkit.suites import Suite as Suite
     from alignkit.vocabulary import VOCABULARY as VOCABULARY
 else:  # hidden from them, since a `__getattr__` would make any misspelled name a name

@@ -528,7 +528,7 @@ def test_training_measures_what_it_is_asked_for_and_learns_the_same(tmp_path):
         with Run(tmp_path / str(len(metrics)), quiet=True, max_tokens=64) as run:
             v0 = run.policy("tiny", lora=LoRA(r=2))
             tuned = run.sft(v0, rows, batch_size=2, metrics=metrics)
-            with pytest.raises(ConfigError, match="responses, which training does not have"):
+            with pytest.raises(ConfigError, match="responses, which this stage does not have"):
                 run.sft(v0, rows, metrics=[Asking], name="never")
         steps = [json.loads(line) for line in (tuned.path / "metrics.jsonl").read_text().splitlines()]
         found.append((tuned, steps))

@@ -19,7 +19,7 @@ from alignkit.optimizers import Batch, Term
 from alignkit.plugin import Mean, MetricSpec
 from alignkit.registry.hookspecs import hookimpl
 from alignkit.registry.host import PluginHost
-from alignkit.stages import CORE, NO_EFFECT, Cost, Made, Place, Stage, component
+from alignkit.stages import CORE, NO_EFFECT, Cost, Made, Place, Stage
 from alignkit.stages.base import Context
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.verbs import documentation
@@ -118,12 +118,21 @@ class MeanChosen(Mean):
         super().update((logprobs * response_mask).sum(), response_mask.sum())
 
 
+class Answered(Mean):
+    """A metric of what every stage that trains has."""
+
+    spec = MetricSpec("the share of tokens that are learned from")
+
+    def update(self, response_mask):
+        super().update(response_mask.double().mean())
+
+
 # What each field is in the first place, and what it is changed to; a field that is not here fails the test.
 SHARED = {
     "epochs": (1, 2), "batch_size": (16, 8), "learning_rate": (1e-4, 2e-4), "schedule": ("cosine", "linear"),
     "warmup_ratio": (0.03, 0.1), "min_lr_ratio": (0.1, 0.2), "betas": ((0.9, 0.95), (0.9, 0.99)), "eps": (1e-5, 1e-8),
     "weight_decay": (0.0, 0.1), "max_grad_norm": (1.0, 0.5), "max_length": (1024, 512), "drop_bad": (False, True),
-    "checkpointing": (False, True), "metrics": ((), ["entropy"]), "name": ("one", "two"),
+    "checkpointing": (False, True), "metrics": ((), [Answered]), "name": ("one", "two"),
 }  # fmt: skip
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8))},
@@ -203,6 +212,8 @@ def test_a_changed_field_changes_the_key_unless_it_is_marked(
     assert name in table, f"{kind.__name__}.{name} is a field of no test: say what it is and what it may be changed to"
     values = {each.name: table[each.name][0] for each in dataclasses.fields(kind)}
     changed = {**values, name: table[name][1]}
+    if name == "patience":  # it waits for a better score on held-out prompts
+        values, changed = ({**each, "heldout": PROMPTS} for each in (values, changed))
     if name == "streams":  # they come with a method that declares them
         values |= {"optimizer": Method(mixed=True), "streams": {"mix": groups("c")}}
         changed = {**values, "streams": {"mix": PROMPTS}}
@@ -264,7 +275,7 @@ def test_what_is_marked_changes_no_byte_of_the_result(folders: dict[str, Any], t
 )
 def test_what_a_component_names_counts_too(one: Method, other: Method, tmp_path: Path) -> None:
     kind = next(kind for kind in CORE if kind.verb == "improve")
-    shared = {"policy": policy("a"), "data": PROMPTS}
+    shared = {"policy": policy("a"), "data": PROMPTS, "reward": short}
     first, second = (key(kind, {**shared, "optimizer": method}, tmp_path) for method in (one, other))
     assert first != second
 
@@ -404,4 +415,3 @@ def test_a_plan_asks_each_stage_for_its_cost() -> None:
     kind = next(kind for kind in CORE if kind.verb == "sample")
     stage = kind(policy("a"), groups("c"), 3, max_new_tokens=7).resolved(Context(HOST))  # type: ignore[call-arg]
     assert stage.cost() == Cost(generated=2 * 3 * 7, parameters=10)
-    assert component("reward") == {"component": "reward"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from alignkit.engine.judging import Judging
 from alignkit.engine.setting import Setting
-from alignkit.errors import DataError
+from alignkit.errors import DataError, PluginError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.randomness import permutation
@@ -86,6 +86,9 @@ class Collect:
         """(what the method keeps, what it does not; None where it keeps all)."""
         named = "reward_name" in inspect.signature(self.method.keep).parameters
         kept = self.method.keep(groups, **({"reward_name": self.judging.reward_name(groups)} if named else {}))
+        if kept is not None and len(kept) != len(groups):
+            what = f"keep returned {len(kept)} flags for {len(groups)} groups"
+            raise PluginError(what, where=type(self.method).__name__, remedy="return one for each group, or None")
         if kept is None or all(kept):
             return groups, None
         dropped = groups.select(i for i, k in enumerate(kept) if not k)

@@ -57,7 +57,7 @@ class EarlyStop:
         mean = sum(kept) / len(kept)
         self.setting.say(f"{label}: held-out reward {mean:.3f}")
         if self.best_round is None or mean > self.best_reward:
-            trained = self.drawing.policy.named_parameters()
+            trained = self.drawing.policy.named_parameters() if self.patience else ()
             self.best_reward, self.best_round = mean, index
             self.best_weights = {n: p.detach().clone() for n, p in trained if p.requires_grad}
         return bool(self.patience) and index - self.best_round >= self.patience

@@ -121,6 +121,7 @@ def improvement(
     patience: int = 0,
     reference_logprobs: str = "kept",
     max_response_tokens: int = 1024,
+    measured: frozenset[str] = frozenset(),
 ) -> Improvement:
     """The parts of the rounds, put together.
 
@@ -137,6 +138,7 @@ def improvement(
         patience: rounds without a better held-out reward before stopping.
         reference_logprobs: "kept": worked out once a round; "online": with every micro-batch.
         max_response_tokens: longest response learned from.
+        measured: tensors that the metrics of the steps ask for.
 
     Raises:
         ConfigError: a contradiction, see `refuse_contradictions`.
@@ -155,7 +157,7 @@ def improvement(
     name = judging.reward.name if judging.reward is not None else None
     return Improvement(
         method=method,
-        asked=Asked(by_losses, method.prepare_arguments(), reference_logprobs == "kept"),
+        asked=Asked(by_losses | measured, method.prepare_arguments(), reference_logprobs == "kept"),
         setting=setting,
         collect=Collect(method, prompts, drawing, judging, setting),
         known=known,

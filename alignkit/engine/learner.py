@@ -316,29 +316,3 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
         }
         for (is_value, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]
-
-
-@dataclass
-class OneRound:
-    """A source with one fixed round: supervised fine-tuning and reward models.
-
-    Args:
-        data: the round.
-        steps: all its steps.
-    """
-
-    data: TrainingData
-    steps: list[Step]
-    rounds: int = 1
-
-    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
-        return self.data, self.steps
-
-    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-    def round_metrics(self) -> Mapping[str, float]:
-        return {}
-
-    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
-        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from alignkit.engine.judging import Judging
 from alignkit.engine.known import Known
 from alignkit.engine.setting import Setting
 from alignkit.engine.training_data import TrainingData
-from alignkit.errors import DataError, NumericError
+from alignkit.errors import DataError, NumericError, PluginError, did_you_mean
 from alignkit.groups import Groups
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.randomness import stream_key
+from alignkit.vocabulary import VOCABULARY
 
 
 @dataclass
@@ -55,20 +56,14 @@ class Prepare:
             state: of the method.
 
         Raises:
-            DataError: nothing is left to learn from.
-            NumericError: a metric that is not finite.
+            PluginError, DataError, NumericError: see `checked`.
         """
         where = f"{type(self.method).__name__}, round {index}"
         offers = Offers(self, groups, data)
         given = {n: known[n] if n in known else offers.give(n) for n in self.method.prepare_arguments()}
         with self.setting.meter.phase("prepare"):
             batch = self.method.prepare(groups, state, **given)
-        if not len(batch.groups):
-            raise DataError("prepare kept nothing to learn from", where=where)
-        bad = {name: value for name, value in batch.metrics.items() if not math.isfinite(value)}
-        if bad:
-            raise NumericError(f"prepare gave the metrics {bad}", where=where)
-        return batch
+        return checked(batch, self.method.provides, where)
 
     def earlier(self) -> Groups:
         """Earlier versions' samples with the current reward's scores, worked out once."""
@@ -76,6 +71,47 @@ class Prepare:
             scored = len(self.history) and self.judging.reward is not None
             self.scored_history = self.judging.score(self.history, "history") if scored else self.history
         return self.scored_history
+
+
+def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
+    """What a `prepare` returned, with its metrics as numbers.
+
+    Args:
+        batch: what it returned.
+        provides: tensors that the method adds to the vocabulary.
+        where: method and round, for errors.
+
+    Raises:
+        PluginError: no `Batch`, a tensor that no loss can ask for, one that is not aligned with the responses, or a
+            metric that is no number.
+        DataError: nothing is left to learn from.
+        NumericError: a metric that is not finite.
+    """
+    if not isinstance(batch, Batch):
+        raise PluginError(f"prepare returned a {type(batch).__name__}", where=where, remedy="return a Batch")
+    if not len(batch.groups):
+        raise DataError("prepare kept nothing to learn from", where=where)
+    known = {*VOCABULARY, *provides}
+    for name, tensor in batch.tensors.items():
+        if name not in known:
+            what = f"prepare made the tensor {name!r}, which no loss can ask for{did_you_mean(name, known)}"
+            raise PluginError(what, where=where, remedy="declare it in the optimizer's `provides`")
+        if not isinstance(tensor, Tensor) or tensor.ndim not in (1, 2) or len(tensor) != batch.groups.num_responses:
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            what = f"prepare made {name} of {shape} for {batch.groups.num_responses} responses"
+            raise PluginError(what, where=where, remedy="return [responses] or [responses, tokens], in their order")
+    return replace(batch, metrics=_numbers(batch.metrics, where))
+
+
+def _numbers(metrics: Mapping[str, Any], where: str) -> dict[str, float]:
+    try:
+        found = {name: float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PluginError(f"prepare gave a metric that is no number ({error})", where=where) from error
+    bad = {name: value for name, value in found.items() if not math.isfinite(value)}
+    if bad:
+        raise NumericError(f"prepare gave the metrics {bad}", where=where)
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.text.bleu import _bleu_score_compute
 from torchmetrics.text import BLEUScore
 from torchmetrics.utilities import dim_zero_cat
 
@@ -72,7 +73,13 @@ class SelfBLEU(Metric, BLEUScore):
             super().update(list(responses), others)
 
     def compute(self) -> Any:
-        return super().compute() if self.preds_len else {}
+        """Over the n-grams that there are: of answers of two words, those of one and two."""
+        orders = int((self.denominator > 0).sum())
+        if not orders:
+            return {}
+        weights = [1 / orders] * orders
+        counts = (self.numerator[:orders], self.denominator[:orders])
+        return _bleu_score_compute(self.preds_len, self.target_len, *counts, orders, weights, self.smooth)
 
 
 class Distinct(Metric):

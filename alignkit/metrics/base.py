@@ -113,7 +113,8 @@ class Ratio(Metric):
 
     def add(self, values: Tensor, mask: Tensor) -> None:
         """Add what is under a mask: [responses, tokens] each."""
-        self.total += (values.detach() * mask).sum()
+        shown = mask.bool()  # what it hides may be anything, NaN included
+        self.total += values.detach().double().where(shown, 0).sum()
         self.count += mask.sum()
 
     def compute(self) -> Any:

@@ -42,7 +42,7 @@ class CalibrationError(Metric, BinaryCalibrationError):
     """Expected calibration error of σ(|chosen − rejected|) as the confidence that the preferred response is the chosen.
 
     Args:
-        n_bins: equal bins of the confidence.
+        n_bins: equal bins of [0, 1]; the confidence lies in [1/2, 1), so half of them are used.
     """
 
     spec = COMPARISONS["calibration_error"]
@@ -53,7 +53,9 @@ class CalibrationError(Metric, BinaryCalibrationError):
     def update(self, chosen_rewards: Tensor, rejected_rewards: Tensor) -> None:  # type: ignore[override]
         """[pairs] each, raw scores."""
         difference = chosen_rewards.detach().float() - rejected_rewards.detach().float()
-        super().update(torch.sigmoid(difference.abs()), (difference > 0).long())
+        # A confidence that rounds to 1 would stand beyond the last bin.
+        confidence = torch.sigmoid(difference.abs()).clamp(max=1 - 2**-24)
+        super().update(confidence, (difference > 0).long())
         self.accuracies[-1] = self.accuracies[-1].float()  # an idle process brings an empty float tensor
 
     def compute(self) -> Any:

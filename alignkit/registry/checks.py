@@ -185,6 +185,9 @@ def _check_asked(method: str, function: Any, given: int, offers: Mapping[str, An
     parameters = list(_readable(lambda _, fn: inspect.signature(fn), "", function, where).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters[:given]):
         return
+    if sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters[:given]) < given:
+        what = f"{method} takes {given - 1} parameters by place"
+        raise PluginError(what, where=where, remedy=f"write {method}(self, groups{', state' if given > 2 else ''}, …)")
     parameters = parameters[given:]
     remedy = f"name parameters from {', '.join(offers)}"
     for p in parameters:

@@ -26,6 +26,7 @@ from alignkit.identity import (
     remember_sources,
     required_plugins,
 )
+from alignkit.registry.checks import check_component
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
@@ -33,6 +34,7 @@ from alignkit.run.store import Store, now
 from alignkit.run_folder import FORMAT, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
+from alignkit.stages.results import small_results
 from alignkit.stages.verbs import verb
 from alignkit.versions import versions
 
@@ -137,6 +139,9 @@ class Run:
             ConfigError: it does not take those arguments.
         """
         if isinstance(kind, Stage):
+            if args or kwargs:
+                what = f"further arguments for a stage that is declared already: {sorted(kwargs) or args}"
+                raise ConfigError(what, where=kind.name, remedy="give them where it is declared")
             return self.make(kind)
         record = self.host.resolve("stage", kind)
         try:
@@ -202,25 +207,29 @@ class Run:
         Raises:
             ConfigError: a second stage of that name, or arguments that contradict each other.
         """
+        if not isinstance(declared, Stage) or not declared.name:
+            what = f"a {type(declared).__name__} is no stage, or has no name"
+            raise ConfigError(what, where="Run.make", remedy="its __post_init__ must call super().__post_init__()")
         if declared.name in self._names:
             what = f"two stages are named {declared.name!r}"
             raise ConfigError(what, where=declared.verb, remedy="give each call its own name=")
+        check_component("stage", declared.verb or "stage", type(declared))
         context = Context(self.host, self._first_evaluation)
         stage = declared.resolved(context)
-        self._names.add(stage.name)
         identity = self.identity(stage, context)
-        key = digest(identity)
+        key = processes.first(digest(identity), self.world)  # a global of the user's may differ from process to process
         found = self.store.find(key)
         if self.planning:
             changed = self._changed(stage, identity, found)
             self.planned.append(planning.Planned(stage.name, stage.verb, found is not None, stage.cost(), changed))
-        elif processes.agree(found is not None, self.world):
+        elif processes.first(found is not None, self.world):
             assert found is not None
             self._note(found, f"done already ({found.seconds or 0:.0f} s saved)")
         else:
             for line in self._changed(stage, identity, None):
                 self.console.say(f"{stage.name}: changed {line}")
             found = self._make(stage, key, identity)
+        self._names.add(stage.name)  # an interrupted stage may be asked for again
         handle = stage.handle(self._made(stage, found))
         if isinstance(handle, EvaluationHandle):
             self._first_evaluation = self._first_evaluation or handle
@@ -238,7 +247,7 @@ class Run:
             "format": FORMAT,
             "verb": stage.verb,
             "name": stage.name,
-            **class_code(type(stage)),
+            "stage": class_code(type(stage)),
             "config": config,
             "inputs": inputs,
             "named": [[record.kind, record.qualified, plain(built)] for record, built in context.named],
@@ -294,7 +303,8 @@ class Run:
         self._write_run("running")
         try:
             place = self._place(stage, folder)
-            result = dict(stage.work(place))
+            result = small_results(stage.work(place), stage.name)
+            said = stage.summary(result)
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
@@ -311,10 +321,10 @@ class Run:
             "started": started,
             "versions": versions(),
             "meter": place.meter.to_json(),
-            "result": plain(result),
+            "result": result,
         }
         found = self._commit(folder, record)
-        self._note(found, f"{stage.summary(found.result)} ({record['seconds']:.0f} s)")
+        self._note(found, f"{said} ({record['seconds']:.0f} s)")
         return found
 
     def _commit(self, folder: Path, record: Mapping[str, Any]) -> StageRecord:

@@ -67,10 +67,11 @@ class Store:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
+            own = holder.startswith(f"process {os.getpid()},")
             raise AlignkitError(
-                f"{holder} is at work in this run",
+                f"{'another Run of this process' if own else holder} is at work in this run",
                 where=str(self.folder),
-                remedy="wait for it, end it, or use another folder",
+                remedy="call its close()" if own else "wait for it, end it, or use another folder",
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, started {now()}")

@@ -50,6 +50,7 @@ class Drawing:
         """
         rank, processes = self.world
         mine = prompts.select(range(rank, len(prompts), processes)) if processes > 1 else prompts
+        before = self.meter.counts["generated_tokens"]
         groups = self.sampler.sample(
             self.policy,
             mine,
@@ -62,9 +63,9 @@ class Drawing:
         )
         if processes == 1:
             return groups
-        everyone = Groups.from_rows(gather_dealt(groups.rows, processes))
-        self.meter.add("generated_tokens", _tokens(everyone) - _tokens(groups))
-        return everyone
+        own = self.meter.counts["generated_tokens"] - before
+        self.meter.add("generated_tokens", sum(gather_dealt([own], processes)) - own)
+        return Groups.from_rows(gather_dealt(groups.rows, processes))
 
 
 def _shown(what: str, tick: Callable[[str], None]) -> Progress:
@@ -80,7 +81,3 @@ def _shown(what: str, tick: Callable[[str], None]) -> Progress:
         tick(f"{what}: {done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
 
     return tell
-
-
-def _tokens(groups: Groups) -> int:
-    return sum(len(ids) for row in groups for ids in row["response_ids"])

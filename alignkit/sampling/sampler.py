@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +140,22 @@ class Sampler:
         meter = meter or Meter()
         with meter.phase("generate"):
             written = dict(self._told(self.generate(policy, ids, keys, policy.chat.end_ids), len(ids) * n, progress))
-        if any(len(written.get(i, ())) != n for i in range(len(ids))):
-            raise DataError(f"not every prompt has its {n} responses", where=f"{type(self).__name__}.generate")
+        self._refuse_wrong(written, len(ids), n)
         meter.add("generated_tokens", sum(len(s.ids) for each in written.values() for s in each))
         return Groups.from_rows([self._row(row, written[i], policy, name) for i, row in enumerate(prompts)])
+
+    def _refuse_wrong(self, written: Mapping[int, Sequence[Sampled]], prompts: int, n: int) -> None:
+        """Refuse what `generate` must not give."""
+        where = f"{type(self).__name__}.generate"
+        if set(written) != set(range(prompts)) or any(len(each) != n for each in written.values()):
+            raise DataError(f"not every prompt has its {n} responses", where=where)
+        for each in (response for responses in written.values() for response in responses):
+            sizes = {len(each.ids), len(each.logprobs), len(each.sampled_logprobs) or len(each.ids)}
+            if len(sizes) > 1:
+                what = f"a response has {len(each.ids)} tokens and {len(each.logprobs)} log-probs"
+                raise DataError(what, where=where, remedy="give the log-prob of each token, before truncation")
+            if len(each.ids) > self.max_new_tokens:
+                raise DataError(f"a response has {len(each.ids)} tokens of {self.max_new_tokens}", where=where)
 
     def _encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:
         encoded, problems = encode_groups(

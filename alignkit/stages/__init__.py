@@ -1,7 +1,7 @@
 """Stages: each verb of a run as one declaration, a file each."""
 
 from alignkit.stages.annotate import Annotate
-from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Cost, Made, Stage, component
+from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Cost, Made, Stage, component, rows_of
 from alignkit.stages.evaluate import Evaluate
 from alignkit.stages.export import Export
 from alignkit.stages.groups import KeepGroups
@@ -61,4 +61,5 @@ __all__ = [
     "Transform",
     "TransformContext",
     "component",
+    "rows_of",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import ConfigError
 from alignkit.metrics.offers import OFFERS
-from alignkit.metrics.specs import ANSWERS, STEPS, MetricSpec
+from alignkit.metrics.specs import ANSWERS, ROUNDS, STEPS, MetricSpec
 from alignkit.registry.host import PluginHost
 from alignkit.vocabulary import VOCABULARY
 
@@ -26,6 +26,8 @@ def named(host: PluginHost, wanted: Sequence[Any] | Mapping[str, Any]) -> dict[s
         ConfigError: two have one name.
         PluginError: one is unknown, or is no metric.
     """
+    if isinstance(wanted, str) or not isinstance(wanted, (Mapping, list, tuple)):
+        raise ConfigError(f"metrics={wanted!r}", where="metrics", remedy="give a list, or a mapping by name")
     given = wanted.items() if isinstance(wanted, Mapping) else [(None, spec) for spec in wanted]
     found: dict[str, Any] = {}
     for label, spec in given:
@@ -75,21 +77,29 @@ def check_answers(metrics: Mapping[str, Metric], *, answers: int, reference: boo
             raise ConfigError(what, where=where, remedy=f"use n={metric.answers_needed} or more")
 
 
-def check_steps(metrics: Mapping[str, Metric], provided: Collection[str] = ()) -> None:
+def check_steps(
+    metrics: Mapping[str, Metric],
+    sources: Collection[str],
+    provided: Collection[str] = (),
+    logged: Collection[str] = (),
+) -> None:
     """The same for metrics of training steps.
 
     Args:
         metrics: those that are asked for, by name.
+        sources: who makes tensors in this stage, of `alignkit.vocabulary.Source`.
         provided: tensors that the optimizer adds to the vocabulary.
+        logged: names of numbers that the optimizer logs.
 
     Raises:
         ConfigError: what is missing, and what to do.
     """
-    known = {*VOCABULARY, *provided}
+    known = {name for name, spec in VOCABULARY.items() if spec.source in sources} | {*provided}
     for name, metric in metrics.items():
+        where = f"metric {name}"
         strange = sorted(set(metric.asks_for()) - known)
         if strange:
-            what = f"asks for {', '.join(strange)}, which training does not have"
-            raise ConfigError(what, where=f"metric {name}", remedy="measure it in an evaluation")
-        if name in STEPS:
-            raise ConfigError("a number that is always there has this name", where=f"metric {name}")
+            what = f"asks for {', '.join(strange)}, which this stage does not have"
+            raise ConfigError(what, where=where, remedy=f"there are {', '.join(sorted(known))}")
+        if name in {*STEPS, *ROUNDS, *logged}:
+            raise ConfigError("a number that is logged anyway has this name", where=where, remedy="give it another")

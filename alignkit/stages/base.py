@@ -9,22 +9,23 @@ of the result), `DERIVED` (what counts of it is what `derived` says).
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from alignkit.errors import AlignkitError, ConfigError, suggestion
+from alignkit.errors import AlignkitError, ConfigError
 from alignkit.groups import Groups
 from alignkit.identity import plain
+from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.grammar import Component
 from alignkit.registry.host import PluginHost
 from alignkit.registry.records import ComponentRecord
 from alignkit.rewards import FunctionReward, Reward
 from alignkit.stages.cost import Cost
-from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Handle
+from alignkit.stages.fields import settle
+from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Handle, RewardHandle
 
 if TYPE_CHECKING:
     from alignkit.stages.place import Place
@@ -39,9 +40,15 @@ DERIVED: Mapping[str, Any] = {"derived": True}
 """Mark of a field of which only that counts which `Stage.derived` says."""
 
 
-def component(kind: str) -> Mapping[str, Any]:
-    """Mark of a field that names components of a kind: one, several, or some by name."""
-    return {"component": kind}
+def component(kind: str, *, many: bool = False, named: bool = False) -> Mapping[str, Any]:
+    """Mark of a field that names a component.
+
+    Args:
+        kind: of the component.
+        many: whether it names several: a sequence, or a mapping by name.
+        named: whether it names several, each by a name.
+    """
+    return {"component": kind, "many": many or named, "named": named}
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Context:
         return built
 
     def _further(self, built: Any) -> None:
-        for kind, spec in built.components() if hasattr(built, "components") else ():
+        for kind, spec in built.components() if isinstance(built, PolicyOptimizer) else ():
             self.named.append((self.host.resolve(kind, spec), self.host.build(kind, spec)))
 
     def records(self) -> list[ComponentRecord]:
@@ -155,7 +162,7 @@ class Stage(Generic[H]):
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.verb)
-        check_words(self)
+        settle(self)
 
     # -- what a verb says of itself ------------------------------------------------------------------------------------
 
@@ -168,7 +175,7 @@ class Stage(Generic[H]):
         changes = {}
         for each in dataclasses.fields(self):
             if "component" in each.metadata:
-                changes[each.name] = _built(context, each.metadata["component"], getattr(self, each.name))
+                changes[each.name] = _built(context, each, getattr(self, each.name), self.name)
         return dataclasses.replace(self, **changes) if changes else self
 
     def derived(self) -> Mapping[str, Any]:
@@ -201,20 +208,44 @@ class Stage(Generic[H]):
             if each.name == "name" or not each.metadata.get("effect", True) or "derived" in each.metadata:
                 continue
             value = getattr(self, each.name)
+            value = value.handle if each.name == "init" and isinstance(value, RewardHandle) else value
             key = _component_key(context, value) if "component" in each.metadata else plain(value)
             if key is not None and _refers(key):
                 inputs[each.name] = key
             else:
                 config[each.name] = key
-        return {**config, **{name: plain(value) for name, value in self.derived().items()}}, inputs
+        derived = {name: plain(value) for name, value in self.derived().items()}
+        if clash := set(derived) & {*config, *inputs}:
+            what = f"derived() says {sorted(clash)}, which are fields that count already"
+            raise ConfigError(what, where=self.name, remedy="use other names, or mark the fields DERIVED")
+        return {**config, **derived}, inputs
 
 
-def _built(context: Context, kind: str, value: Any) -> Any:
-    if isinstance(value, Mapping) and not isinstance(value, Component):
-        return {name: context.build(kind, one, name) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(context.build(kind, one) for one in value)
-    return context.build(kind, value)
+def _built(context: Context, field: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    """The components that a field names: of several a tuple, or a dict by name.
+
+    Raises:
+        ConfigError: none where there must be one, or several where one is meant.
+    """
+    kind, many = field.metadata["component"], field.metadata["many"]
+    if many and isinstance(value, Mapping):
+        return {
+            name: context.build(kind, _there(one, f"{field.name}[{name!r}]", where), name)
+            for name, one in value.items()
+        }
+    if many and not field.metadata["named"] and isinstance(value, (list, tuple)):
+        return tuple(context.build(kind, _there(one, field.name, where)) for one in value)
+    if many or isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not isinstance(value, Component)):
+        several = "a mapping by name" if field.metadata["named"] else "a list, or a mapping by name"
+        wanted = f"some {kind}s: {several}" if many else f"one {kind}"
+        raise ConfigError(f"{field.name} is a {type(value).__name__}", where=where, remedy=f"pass {wanted}")
+    return context.build(kind, value if field.default is None else _there(value, field.name, where))
+
+
+def _there(value: Any, name: str, where: str) -> Any:
+    if value is None:
+        raise ConfigError(f"{name} is None", where=where)
+    return value
 
 
 def _component_key(context: Context, value: Any) -> Any:
@@ -237,25 +268,6 @@ def _refers(key: Any) -> bool:
     return isinstance(key, list) and any(_refers(value) for value in key)
 
 
-def check_words(declared: Any) -> None:
-    """Refuse a word outside the `Literal` of its field.
-
-    Args:
-        declared: an instance of a dataclass.
-
-    Raises:
-        ConfigError: naming the words that there are.
-    """
-    for each in dataclasses.fields(declared):
-        text = each.type if isinstance(each.type, str) else ""
-        if text.startswith("Literal["):
-            words = ast.literal_eval(f"({text.removeprefix('Literal[').removesuffix(']')},)")
-            value = getattr(declared, each.name)
-            if value not in words:
-                where = getattr(declared, "name", "") or type(declared).__name__
-                raise ConfigError(f"{each.name}={value!r}", where=where, remedy=suggestion(value, map(str, words)))
-
-
 def rows_of(value: Groups | GroupsHandle) -> Groups:
     """The groups that an argument stands for."""
     return value.groups if isinstance(value, GroupsHandle) else value
@@ -275,7 +287,6 @@ __all__ = [
     "Product",
     "Stage",
     "as_sequence",
-    "check_words",
     "component",
     "rows_of",
 ]

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.metrics.specs import ANSWERS
+from alignkit.optimizers import check_positive
 from alignkit.run_folder import EVALUATION, read_evaluation
 from alignkit.stages.asked_metrics import by_name, check_answers, named
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, component, rows_of
@@ -28,9 +30,9 @@ class Evaluate(Stage[EvaluationHandle]):
         scores: name -> reward or plain function; the first is the one that the report leads with.
         n: answers per prompt.
         sampler: a registered sampler.
-        temperature: of sampling.
-        greedy: take the likeliest tokens.
-        max_new_tokens: of an answer.
+        temperature: of sampling; default the sampler's own, 1.
+        greedy: take the likeliest tokens; default the sampler's own, no.
+        max_new_tokens: of an answer; default the sampler's own, 128.
         reference: the policy for the KL (V0).
         kl_prompts: how many of the prompts the KL is measured on; default all.
         label: of the version, such as "V1"; default the stage's name.
@@ -45,22 +47,27 @@ class Evaluate(Stage[EvaluationHandle]):
 
     policy: PolicyHandle
     prompts: Groups | GroupsHandle
-    scores: Mapping[str, Any] = field(metadata=component("reward"))
+    scores: Mapping[str, Any] = field(metadata=component("reward", named=True))
     _: KW_ONLY
     n: int = 1
     sampler: Any = field(default="default", metadata=component("sampler"))
-    temperature: float = 1.0
-    greedy: bool = False
-    max_new_tokens: int = 128
+    temperature: float | None = None
+    greedy: bool | None = None
+    max_new_tokens: int | None = None
     reference: PolicyHandle | None = None
     kl_prompts: int | None = None
     label: str | None = None
     baseline: EvaluationHandle | None = None
     answers: Literal["sampled", "given"] = "sampled"
-    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric", many=True))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_positive(self, "n")
+        if self.kl_prompts is not None:
+            check_positive(self, "kl_prompts")
+        if isinstance(self.scores, Mapping) and (taken := sorted(set(self.scores) & set(ANSWERS))):
+            raise ConfigError(f"a metric that is always there is called {taken[0]!r}", where=self.name)
         if self.answers == "given" and self.reference is not None:
             raise ConfigError(
                 "answers='given' with a reference",
@@ -73,12 +80,24 @@ class Evaluate(Stage[EvaluationHandle]):
         built = super(Evaluate, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
         answers = self.n if self.answers == "sampled" else 0
         check_answers(by_name(built.metrics), answers=answers, reference=self.reference is not None, scores=self.scores)
-        sampler = replace(limited(built.sampler, self.temperature, self.max_new_tokens), greedy=self.greedy)
+        sampler = limited(built.sampler, self.temperature, self.max_new_tokens)
+        sampler = sampler if self.greedy is None else replace(sampler, greedy=self.greedy)
         baseline = self.baseline or context.first_evaluation
-        return replace(built, sampler=sampler, label=self.label or self.name, baseline=baseline)
+        return replace(
+            built,
+            sampler=sampler,
+            temperature=sampler.temperature,
+            greedy=sampler.greedy,
+            max_new_tokens=sampler.max_new_tokens,
+            label=self.label or self.name,
+            baseline=baseline,
+        )
+
+    def derived(self) -> Mapping[str, Any]:
+        return {"order_of_scores": list(self.scores)}  # the first one leads
 
     def cost(self) -> Cost:
-        tokens = len(self.prompts) * self.n * self.max_new_tokens
+        tokens = len(self.prompts) * self.n * self.sampler.max_new_tokens
         return Cost(
             generated=tokens if self.answers == "sampled" else 0,
             forwarded=tokens * (len(self.scores) + 1),
@@ -102,6 +121,9 @@ class Evaluate(Stage[EvaluationHandle]):
         for label, reward in self.scores.items():
             found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
+            if gone := found.missing():
+                why = next((reason for row in found.reasons for reason in row if reason), "no reason given")
+                place.say(f"{gone} of {groups.num_responses} answers have no {label}: {why}")
             reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
         with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
@@ -143,7 +165,7 @@ class Evaluate(Stage[EvaluationHandle]):
             policy,
             groups.select(range(min(self.kl_prompts or len(groups), len(groups)))),
             None if itself else open_reference(place, self.reference, policy),
-            temperature=self.temperature,
+            temperature=self.sampler.temperature,
             max_tokens=place.max_tokens,
             max_prompt_tokens=self.sampler.max_prompt_tokens,
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -80,19 +81,25 @@ class Improve(Stage[Improved]):
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
     iteration: int | None = None
-    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric", many=True))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("max_missing", self.max_missing, self.name)
         check_positive(self, "max_length")
         check_not_negative(self, "patience")
+        if self.patience and self.heldout is None:
+            what = f"patience={self.patience} without held-out prompts"
+            raise ConfigError(what, where=self.name, effect="Nothing would ever stop it.", remedy="pass heldout=…")
+        if self.heldout is not None and self.reward is None:
+            raise ConfigError("heldout without a reward to measure on it", where=self.name, remedy="pass reward=…")
 
     # -- before anything is spent --------------------------------------------------------------------------------------
 
     def resolved(self, context: Context) -> Self:
         built = super(Improve, replace(self, metrics=named(context.host, self.metrics))).resolved(context)
-        check_steps(by_name(built.metrics), built.optimizer.provides)
+        sources = {"policy", "value", "old", "method", "round", *(["reference"] if self.reference is not None else [])}
+        check_steps(by_name(built.metrics), sources, built.optimizer.provides, built.optimizer.logs)
         sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
         streams = dict(self.streams or {})
         declared = built.optimizer.streams()
@@ -102,6 +109,7 @@ class Improve(Stage[Improved]):
                 where=self.name,
                 remedy="pass streams={name: groups} for those that it declares",
             )
+        self._refuse_contradictions(context, built.optimizer, sampler)
         return replace(
             built,
             sampler=sampler,
@@ -110,6 +118,18 @@ class Improve(Stage[Improved]):
             init=self.init or self.policy,
             history=as_sequence(self.history),
         )
+
+    def _refuse_contradictions(self, context: Context, method: Any, sampler: Any) -> None:
+        losses = [context.host.build("loss", loss) for loss in (method.loss, *method.extra_losses().values())]
+        referenced = self.reference is not None
+        facts = Facts(
+            rewarded=self.reward is not None,
+            annotated=self.annotator is not None,
+            referenced=referenced,
+            own_weights=self._start.key == self.policy.key,
+            truncates=sampler.truncates,
+        )
+        refuse_contradictions(method, asked_by(losses, referenced), facts)
 
     def derived(self) -> Mapping[str, Any]:
         return {"lora": self._start.lora, "declared_streams": self.optimizer.streams()}
@@ -181,7 +201,10 @@ class Improve(Stage[Improved]):
         own = self._start.key == self.policy.key
         behaviour = policy if own else self.policy.load(dtype=place.dtype).to(place.device)
         reference = open_reference(place, self.reference, policy)
-        asked = {name for loss in losses for name in loss.tensor_names} | {*self.optimizer.prepare_arguments()}
+        measured = frozenset(name for metric in by_name(self.metrics).values() for name in metric.asks_for())
+        asked = (
+            {name for loss in losses for name in loss.tensor_names} | {*self.optimizer.prepare_arguments()} | measured
+        )
         valued = bool(select(roots(asked), source="value"))
         setting = Setting(
             place.path, place.max_tokens, (place.rank, place.world), place.meter, say=place.say, tick=place.tick
@@ -199,6 +222,7 @@ class Improve(Stage[Improved]):
             patience=self.patience,
             reference_logprobs=self.reference_logprobs,
             max_response_tokens=max(self.sampler.max_new_tokens, self.max_length),
+            measured=measured,
         )
 
     def _value_model(self, place: Place, policy: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from alignkit.errors import ConfigError
 from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Made, Product, Stage
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
@@ -33,7 +34,11 @@ class ImportPolicy(Stage[PolicyHandle]):
         from alignkit.models import LoRA
 
         resolved = super().resolved(context)
-        return replace(resolved, lora=LoRA()) if self.lora == "default" else resolved
+        if self.lora == "default":
+            return replace(resolved, lora=LoRA())
+        if self.lora is not None and not isinstance(self.lora, LoRA):
+            raise ConfigError(f"lora={self.lora!r}", where=self.name, remedy="pass a LoRA, or None for all weights")
+        return resolved
 
     def derived(self) -> Mapping[str, Any]:
         from alignkit.models import model_digest

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from alignkit.errors import ConfigError
 from alignkit.groups import Groups
+from alignkit.optimizers import check_positive
 from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
 from alignkit.stages.groups import keep
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
@@ -36,6 +38,14 @@ class Sample(Stage[GroupsHandle]):
     sampler: Any = field(default="default", metadata=component("sampler"))
     temperature: float | Sequence[float] | None = None
     max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "n")
+        if isinstance(self.temperature, (list, tuple)) and not self.temperature:
+            raise ConfigError("temperature names none", where=self.name)
+        if not isinstance(self.policy, PolicyHandle) and not len(self.policy):
+            raise ConfigError("policy names none", where=self.name)
 
     def resolved(self, context: Context) -> Self:
         built = super().resolved(context)

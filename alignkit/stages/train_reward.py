@@ -35,6 +35,7 @@ class TrainReward(TrainingStage[RewardHandle]):
 
     verb: ClassVar[str] = "train_reward"
     makes: ClassVar[tuple[Product, ...]] = ("reward",)
+    sources: ClassVar[tuple[str, ...]] = ("score", "round")
 
     init: PolicyHandle | RewardHandle
     comparisons: Groups | GroupsHandle | Sequence[Groups | GroupsHandle]

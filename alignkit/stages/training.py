@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -38,13 +38,16 @@ class TrainingStage(Stage[H], Training):
         metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
     """
 
+    sources: ClassVar[tuple[str, ...]] = ("policy", "round")
+    """Who makes the tensors that a metric of its steps may name, see `alignkit.vocabulary.Source`."""
+
     learning_rate: float = 1e-4
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
     max_length: int = 1024
     drop_bad: bool = False
     checkpointing: bool = False
-    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+    metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric", many=True))
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
@@ -55,7 +58,7 @@ class TrainingStage(Stage[H], Training):
     def resolved(self, context: Context) -> Self:
         built = replace(self, metrics=named(context.host, self.metrics))
         built = super(TrainingStage, built).resolved(context)
-        check_steps(by_name(built.metrics))
+        check_steps(by_name(built.metrics), self.sources)
         return built
 
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:

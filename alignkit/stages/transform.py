@@ -69,7 +69,11 @@ class Transform(Stage[GroupsHandle]):
             return drawing.draw(prompts, n, seed=(*place.path, next(calls)), name=place.name)
 
         context = TransformContext(draw, derived_seed(*place.path), live)
-        return keep(place, self.transform(rows_of(self.groups), context))
+        changed = self.transform(rows_of(self.groups), context)
+        if not isinstance(changed, Groups):
+            what = f"the transform returned a {type(changed).__name__}"
+            raise DataError(what, where=place.name, effect="Nothing was kept.", remedy="return Groups")
+        return keep(place, changed)
 
     def handle(self, made: Made) -> GroupsHandle:
         return GroupsHandle(**made.common(), expected=len(self.groups), responses=1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from alignkit.errors import ConfigError, suggestion
 from alignkit.stages.base import Stage
 
 P = ParamSpec("P")
@@ -30,13 +31,26 @@ def verb(declaration: Callable[P, Stage[H]]) -> Callable[Concatenate[Any, P], H]
     """
 
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> H:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise _wrong_call(error, kind, kwargs) from None
         return self.make(declaration(*args, **kwargs))
 
     kind: Any = declaration
-    call.__name__ = call.__qualname__ = kind.verb
-    call.__doc__ = documentation(kind)
-    call.__signature__ = _signature(kind)  # type: ignore[attr-defined]
+    signature = _signature(kind)
+    call.__name__, call.__qualname__, call.__doc__ = kind.verb, f"Run.{kind.verb}", documentation(kind)
+    call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty}
+    call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _wrong_call(error: TypeError, kind: type, given: Mapping[str, Any]) -> ConfigError:
+    """An argument that is missing, or that there is none of, with the nearest name."""
+    names = [each.name for each in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    strange = [name for name in given if name not in names]
+    what = f"there is no argument {strange[0]!r}" if strange else str(error)
+    return ConfigError(what, where=f"run.{kind.verb}", remedy=suggestion(strange[0], names) if strange else "")  # type: ignore[attr-defined]
 
 
 def _signature(kind: type[Stage[Any]]) -> inspect.Signature:

@@ -14,7 +14,8 @@ from alignkit.groups import Groups
 from alignkit.models import LoRA, Policy
 from alignkit.models.tiny import tiny_model
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
-from alignkit.registry.host import PluginHost
+from alignkit.registry.grammar import Component
+from alignkit.registry.host import PluginHost, default_host
 from alignkit.registry.records import BoundLoss
 
 DEMOS = Groups.from_rows(
@@ -38,8 +39,9 @@ def isolated_host() -> PluginHost:
 
 
 def bound(loss: Any) -> BoundLoss:
-    """A loss with its hyper-parameters, as the engine calls it: a function, or a name that the core registers."""
-    built: BoundLoss = isolated_host().build("loss", loss)
+    """A loss with its hyper-parameters, as the engine calls it: a function, or a registered name."""
+    host = default_host() if isinstance(loss, (str, Component)) else isolated_host()
+    built: BoundLoss = host.build("loss", loss)
     return built
 
 
