@@ -550,15 +550,13 @@ def test_a_held_out_report_tells_the_calibration_error_beside_the_accuracy():
     assert sure["calibration_error"] == pytest.approx(0.25)
 
 
-def test_the_learner_keeps_its_means_in_a_checkpoint():
-    from alignkit.engine.learner import Learner
-
-    learner, other = (Learner.__new__(Learner) for _ in range(2))
-    for each in (learner, other):
-        torch.nn.Module.__init__(each)
-        each.round_means = RoundMeans()
-    learner.round_means.update({"loss": 2.0})
-    checkpoint: dict = {}
-    learner.on_save_checkpoint(checkpoint)
-    other.on_load_checkpoint(checkpoint)
-    assert other.round_means.read() == {"loss": 2.0}
+def test_what_a_stage_that_trains_has_counted_is_kept_and_taken_up_again(tmp_path):
+    """Over all steps: the same number as of all tokens at once, since the rate is nearly nothing."""
+    rows = Groups.from_rows({"prompt": f"{n}", "responses": [f"answer {n}" * (1 + n)]} for n in range(4))
+    with Run(tmp_path, quiet=True, max_tokens=64) as run:
+        v0 = run.policy("tiny", lora=LoRA(r=2))
+        tuned = run.sft(v0, rows, batch_size=2, learning_rate=1e-12, metrics=["perplexity"])
+        answers = run.evaluate(v0, rows, {}, answers="given", metrics=["perplexity"])
+    again = Perplexity()
+    states.restore({"perplexity": again}, states.load(tuned.path))
+    assert float(again.compute()) == pytest.approx(answers.metrics["perplexity"], rel=1e-5)

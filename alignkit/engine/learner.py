@@ -173,12 +173,6 @@ class Learner(L.LightningModule):
         if self.loop.send({**self.round_means.read(), **self.lesson.metrics}):
             self.trainer.should_stop = True
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["round_means"] = self.round_means.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.round_means.load(checkpoint["round_means"])
-
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def _accumulate(self, step: Step) -> dict[str, float]:

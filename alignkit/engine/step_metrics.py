@@ -34,7 +34,8 @@ class StepMetrics(nn.Module):
         self.idle = False  # while a process does another's micro-batch again, to take part in the backward pass
         self.names = list(metrics)
         self.metrics = nn.ModuleList(metric.clone() for metric in metrics.values())  # not the caller's
-        for metric in self.metrics:
+        self.whole = nn.ModuleList(metric.clone() for metric in metrics.values())  # over all steps, for who asks later
+        for metric in (*self.metrics, *self.whole):
             metric.reset()  # type: ignore[operator]
 
     @property
@@ -51,12 +52,14 @@ class StepMetrics(nn.Module):
         Raises:
             ConfigError: a metric names a tensor that this step does not have.
         """
-        for name, metric in () if self.idle else self._each().items():
+        for (name, metric), whole in () if self.idle else zip(self._each().items(), self.whole, strict=True):
             absent = sorted(set(metric.asks_for()) - set(tensors))
             if absent:
                 raise ConfigError(f"asks for {absent}, which this step does not have", where=f"metric {name}")
             optional = [key for key in metric.asks_for(optional=True) if key in tensors]
-            metric.update(**{key: tensors[key].detach() for key in (*metric.asks_for(), *optional)})
+            given = {key: tensors[key].detach() for key in (*metric.asks_for(), *optional)}
+            metric.update(**given)
+            whole.update(**given)  # type: ignore[operator]
 
     def read(self) -> dict[str, float]:
         """What the step's metrics say over all processes, each of which must ask; they start anew."""
@@ -65,6 +68,14 @@ class StepMetrics(nn.Module):
             found |= values_of(name, metric)
             metric.reset()
         return found
+
+    def states(self) -> dict[str, Tensor]:
+        """What was counted over all steps and processes, each of which must ask: tensors by name."""
+        out: dict[str, Tensor] = {}
+        for name, metric in zip(self.names, self.whole, strict=True):
+            with metric.sync_context(should_unsync=True):  # type: ignore[operator]
+                out |= states_of({name: metric})  # type: ignore[dict-item]
+        return out
 
     def _each(self) -> dict[str, Metric]:
         return dict(zip(self.names, self.metrics, strict=True))  # type: ignore[arg-type]

@@ -109,9 +109,13 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool)
     """Build the learner and fit it."""
     from alignkit.engine.fit import fit
     from alignkit.engine.learner import Learner
+    from alignkit.metrics import states
 
     learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, meter=place.meter)
     fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
+    counted = learner.step_metrics.states()
+    if place.writes:
+        states.save(place.folder, counted)
     return learner
 
 
