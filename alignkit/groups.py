@@ -297,7 +297,9 @@ class Groups:
     def without_responses(self) -> Groups:
         """The prompts alone, with tags and meta."""
         keep = ("prompt_id", "prompt", "tags", "meta", "iteration")
-        return self.with_columns({name: [None] * len(self) for name in FEATURES if name not in keep})
+        unknown: list[Any] = [None] * len(self)
+        empty = {name: unknown for name in FEATURES if name not in keep}
+        return Groups._of(self._columns.replaced({**empty, "responses": [[]] * len(self)}))
 
     def with_rewards(
         self, name: str, values: Sequence[Sequence[float | None]], reasons: Sequence[Sequence[str | None]] | None = None

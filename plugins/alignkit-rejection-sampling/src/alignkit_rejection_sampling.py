@@ -82,7 +82,7 @@ def compete(pool: Sequence[Groups], reward_name: str) -> Groups:
 
 def newest_first(history: Groups, only_last: bool) -> Groups:
     """Samples of earlier versions, newest first (-1, the oldest, where no version is written down)."""
-    versions = [-1 if v is None else int(v) for v in history.dataset["iteration"]]
+    versions = [-1 if v is None else int(v) for v in history.column("iteration")]
     order = sorted(range(len(versions)), key=lambda i: -versions[i])
     return history.select(i for i in order if not only_last or versions[i] == versions[order[0]])
 
@@ -167,7 +167,7 @@ class RejectionSampling(PolicyOptimizer):
         values, present = groups.rewards(reward_name)
         scores = [v for row, there in zip(values, present, strict=True) for v, ok in zip(row, there, strict=True) if ok]
         rivals = [sum(row) for row in eligible(groups, reward_name, self.require_finished)]
-        versions = list(targets.dataset["iteration"])
+        versions = targets.column("iteration")
         metrics = {f"targets_of_iteration_{v}": float(versions.count(v)) for v in set(versions) if v is not None}
         metrics |= {"targets": float(len(targets)), "dropped_prompts": float(len(groups) - len(now))}
         if scores:
