@@ -90,9 +90,11 @@ def _with_pairs(
 def _places(numbers: Tensor, wanted: Tensor) -> Tensor:
     """Where in `numbers` each of those wanted stands, on the device of `numbers`."""
     at_home = numbers.cpu()
-    place = torch.empty(int(at_home.max()) + 1, dtype=torch.long)
+    place = torch.full((int(at_home.max()) + 1,), -1)
     place[at_home] = torch.arange(len(at_home))
-    return place[wanted].to(numbers.device)
+    found = place[wanted]
+    assert bool((found >= 0).all()), "a pair joins responses of two micro-batches"
+    return found.to(numbers.device)
 
 
 def _by_response(tensors: Mapping[str, Tensor], scores: Tensor | None, mask: Tensor) -> dict[str, Tensor]:

@@ -290,8 +290,9 @@ class Learner(L.LightningModule):
         self.round_means.update(row)
         assert self.lesson is not None
         row |= self.lesson.metrics
-        self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
-        self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
+        if self.trainer.loggers or self.trainer.callbacks:  # a progress bar is a callback; nobody else reads it
+            self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
+            self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
         self._skip = self.lesson.skip_rest(row)

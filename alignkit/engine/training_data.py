@@ -229,8 +229,7 @@ class TrainingData:
             first = self.first_response
             few = [self.encoded[i] for i in numbers]
             found = collate(few, list(numbers), [first[i] for i in numbers], pad_id=self.pad_id, shared=self.shared)
-            kept = sum(batch.input_ids.numel() for batch in self._laid_out.values())
-            if again and kept + found.input_ids.numel() <= KEPT_CELLS:
+            if again and sum(each.input_ids.numel() for each in (*self._laid_out.values(), found)) <= KEPT_CELLS:
                 self._laid_out[tuple(numbers)] = found
         return found
 
