@@ -244,8 +244,12 @@ class Table:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.rows = dataset, dataset.num_rows
 
+    def kept(self, name: str) -> Iterator[Any]:
+        """The values of a column, one after another."""
+        return (value for (value,) in self.each([name]))
+
     def column(self, name: str) -> list[Any]:
-        return [value for (value,) in self.each([name])]
+        return list(self.kept(name))
 
     def row(self, index: int) -> dict[str, Any]:
         found: dict[str, Any] = self.dataset[index]

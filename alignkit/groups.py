@@ -307,13 +307,13 @@ class Groups:
         """Add (or replace) the reward `name`: values [groups][K], None where it is missing."""
         why = reasons or [[None] * len(v) for v in values]
         column = []
-        for rewards, row_values, row_reasons in zip(self.column("rewards"), values, why, strict=True):
+        for rewards, row_values, row_reasons in zip(self._columns.kept("rewards"), values, why, strict=True):
             others = [r for r in rewards or [] if r["name"] != name]
             column.append([*others, {"name": name, "values": list(row_values), "reasons": list(row_reasons)}])
         return self.with_columns({"rewards": column})
 
     def reward_names(self) -> list[str]:
-        return sorted({r["name"] for (rewards,) in self.each("rewards") for r in rewards or []})
+        return sorted({r["name"] for rewards in self._columns.kept("rewards") for r in rewards or []})
 
     def rewards(self, name: str) -> tuple[list[list[float]], list[list[bool]]]:
         """The reward `name` as (values, present), each [groups][K]; a value that is not present is 0.0 and means
@@ -322,10 +322,11 @@ class Groups:
         Raises:
             DataError: no row has a reward of that name.
         """
-        if name not in self.reward_names():
-            raise DataError(f"no reward {name!r}", where="Groups", remedy=f"known: {self.reward_names()}")
+        known = self.reward_names()
+        if name not in known:
+            raise DataError(f"no reward {name!r}", where="Groups", remedy=f"known: {known}")
         values, present = [], []
-        for (rewards,), size in zip(self.each("rewards"), self.sizes(), strict=True):
+        for rewards, size in zip(self._columns.kept("rewards"), self.sizes(), strict=True):
             found = next((r["values"] for r in rewards or [] if r["name"] == name), [None] * size)
             values.append([0.0 if v is None else float(v) for v in found])
             present.append([v is not None for v in found])

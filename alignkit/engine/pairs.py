@@ -57,12 +57,14 @@ def pairs_of(groups: Groups) -> Pairs:
                 "margin": float(known.get("margin") or 0.0),
                 "preference_prob": 1.0 if prob is None else prob,
             }
-            sides = {"chosen": first + better, "rejected": first + worse}
+            sides: dict[str, NDArray[Any]] = {"chosen": first + better, "rejected": first + worse}
             sides |= {"chosen_safe": safe[better], "rejected_safe": safe[worse]}
             parts.append(sides | {name: np.full(len(better), value) for name, value in told.items()})
         first += size
-    tensors = {name: torch.cat([_tensor(part[name], kind) for part in parts] or [torch.zeros(0, dtype=kind)])
-               for name, kind in _KINDS.items()}
+    tensors = {
+        name: torch.cat([_tensor(part[name], kind) for part in parts] or [torch.zeros(0, dtype=kind)])
+        for name, kind in _KINDS.items()
+    }
     chosen, rejected, group = (tensors.pop(name) for name in ("chosen", "rejected", "group"))
     return Pairs(chosen, rejected, group, tensors)
 

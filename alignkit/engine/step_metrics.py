@@ -81,7 +81,7 @@ class RoundMeans:
         """Count a step; names may come and go."""
         for name, value in row.items():
             if name not in self._means:
-                self._means[name] = self._idle.pop(name, None) or _mean()
+                self._means[name] = self._idle.pop(name) if name in self._idle else _mean()
             self._means[name].update(value)
 
     def read(self) -> dict[str, float]:

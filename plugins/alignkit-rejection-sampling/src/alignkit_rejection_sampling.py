@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from alignkit.plugin import (
     Batch,
     ConfigError,
-    DataError,
     Groups,
     MetricSpec,
+    NothingToLearnError,
     PolicyOptimizer,
     Register,
     Term,
@@ -147,14 +147,14 @@ class RejectionSampling(PolicyOptimizer):
             history: samples of earlier versions, scored by the current reward under the same name.
 
         Raises:
-            DataError: when no response may win.
+            NothingToLearnError: when no response may win.
         """
         now = winners(groups, reward_name, self.require_finished)
         older = Groups.from_rows([]) if history is None or self.pool == "none" else history
         old = winners(newest_first(older, self.pool == "last"), reward_name, self.require_finished)
         targets = compete([now, old], reward_name)
         if not len(targets):
-            raise DataError(
+            raise NothingToLearnError(
                 f"of {groups.num_responses} responses none has a reward" + " and an end" * self.require_finished,
                 where="rejection_sampling",
                 effect="Learning from nothing was refused.",

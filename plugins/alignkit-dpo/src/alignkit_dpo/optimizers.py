@@ -18,9 +18,9 @@ from alignkit.plugin import (
     Batch,
     Component,
     ConfigError,
-    DataError,
     Groups,
     MetricSpec,
+    NothingToLearnError,
     PolicyOptimizer,
     Term,
     parse,
@@ -184,7 +184,7 @@ class DPO(PreferenceOptimizer):
             state: unused.
 
         Raises:
-            DataError: none of them holds a pair.
+            NothingToLearnError: none of them holds a pair.
         """
         return pairs_only(groups, [list(range(size)) for size in groups.sizes()], "dpo")
 
@@ -239,7 +239,7 @@ class OnlineDPO(PreferenceOptimizer):
             reward_name: the reward that ranks them otherwise.
 
         Raises:
-            DataError: every prompt's samples tie.
+            NothingToLearnError: every prompt's samples tie.
         """
         ranked = groups if annotated or reward_name is None else rank_by_reward(groups, reward_name)
         batch = pairs_only(ranked, [best_and_worst(ranks) for ranks in ranked.column("ranks")], "online_dpo")
@@ -269,7 +269,7 @@ def pairs_only(groups: Groups, kept: list[list[int]], where: str) -> Batch:
         a batch; `pairs` is logged. Of groups that stay whole it is the same object, whose tensors the engine has.
 
     Raises:
-        DataError: nothing is left.
+        NothingToLearnError: nothing is left.
     """
     said = groups.column("ranks")
     ranks = [[own[k] for k in places] if own else [] for own, places in zip(said, kept, strict=True)]
@@ -277,7 +277,7 @@ def pairs_only(groups: Groups, kept: list[list[int]], where: str) -> Batch:
     pairs = sum(a < b for r in ranks for a in r for b in r)
     if not pairs:
         unranked = sum(not own for own in said)
-        raise DataError(
+        raise NothingToLearnError(
             f"{len(groups)} prompts and no comparison: {unranked} without ranks, the others' responses all tie",
             where=where,
             effect="There is nothing to learn from.",
