@@ -14,7 +14,7 @@ from alignkit.engine.judging import Judging
 from alignkit.engine.known import Known
 from alignkit.engine.setting import Setting
 from alignkit.engine.training_data import TrainingData
-from alignkit.errors import DataError, NumericError, PluginError, did_you_mean
+from alignkit.errors import NothingToLearnError, NumericError, PluginError, did_you_mean
 from alignkit.groups import Groups
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.randomness import stream_key
@@ -56,7 +56,7 @@ class Prepare:
             state: of the method.
 
         Raises:
-            PluginError, DataError, NumericError: see `checked`.
+            PluginError, NothingToLearnError, NumericError: see `checked`.
         """
         where = f"{type(self.method).__name__}, round {index}"
         offers = Offers(self, groups, data)
@@ -84,13 +84,13 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
     Raises:
         PluginError: no `Batch`, a tensor that no loss can ask for, one that is not aligned with the responses, or a
             metric that is no number.
-        DataError: nothing is left to learn from.
+        NothingToLearnError: nothing is left to learn from.
         NumericError: a metric that is not finite.
     """
     if not isinstance(batch, Batch):
         raise PluginError(f"prepare returned a {type(batch).__name__}", where=where, remedy="return a Batch")
     if not len(batch.groups):
-        raise DataError("prepare kept nothing to learn from", where=where)
+        raise NothingToLearnError("prepare kept nothing to learn from", where=where)
     known = {*VOCABULARY, *provides}
     for name, tensor in batch.tensors.items():
         if name not in known:
