@@ -42,8 +42,10 @@ class Choosy(PolicyOptimizer):
     def prepare(self, groups, state, *, rewards, response_mask):
         count = state.get("prepared", 0)
         if self.prepared and not self.prepared[count]:
-            return Batch(groups.select([]), state={"prepared": count + 1})
-        return Batch(groups, {"advantages": rewards.unsqueeze(1) * response_mask}, state={"prepared": count + 1})
+            return Batch(groups.select([]), state={**state, "prepared": count + 1})
+        return Batch(
+            groups, {"advantages": rewards.unsqueeze(1) * response_mask}, state={**state, "prepared": count + 1}
+        )
 
     def update(self, state, metrics):
         return {**state, "updated": state.get("updated", 0) + 1}
