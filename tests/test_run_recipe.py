@@ -98,7 +98,7 @@ def test_versions_are_evaluated_under_their_labels_and_paired_with_the_first(tmp
     with Run(tmp_path / "run", quiet=True) as run:
         v0 = run.policy("tiny", lora=LoRA(r=2))
         other = run.policy("tiny", lora=LoRA(r=3), name="other")
-        versions, scores = {"V0": v0, "The Other": other}, {"length": lambda response: float(len(response))}
+        versions, scores = {"V0": v0, "The Other": other}, {"size": lambda response: float(len(response))}
         first = evaluate_versions(run, versions, heldout, scores, max_new_tokens=4)
         named = evaluate_versions(run, versions, heldout, scores, names=["a", "b"], max_new_tokens=4, reference=v0)
         with pytest.raises(ValueError, match="shorter"):
