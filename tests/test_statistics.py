@@ -201,11 +201,11 @@ def test_best_of_n_of_thousands_of_samples_stays_finite():
 
 
 def test_best_of_n_ends_at_the_smallest_number_of_samples():
-    """Of 1, 2, 3 and of 4, 6, each prompt weighing the same: the maximum of two is 8/3 or 6."""
-    curve = best_of_n_curve([[1.0, 2.0, 3.0], [6.0, 4.0]])
+    """Of 1, 2, 3 twice and of 4, 6, each prompt weighing the same: the maximum of two is 8/3 or 6."""
+    curve = best_of_n_curve([[1.0, 2.0, 3.0], [6.0, 4.0], [3.0, 2.0, 1.0]])
     assert list(curve) == [1, 2]
-    assert curve[1] == {"max": pytest.approx(3.5), "median": pytest.approx(3.5)}
-    assert curve[2] == {"max": pytest.approx((8 / 3 + 6) / 2), "median": pytest.approx((2 + 5) / 2)}
+    assert curve[1] == {"max": pytest.approx(3), "median": pytest.approx(3)}
+    assert curve[2] == {"max": pytest.approx((2 * 8 / 3 + 6) / 3), "median": pytest.approx(3)}
 
 
 def test_accuracy_by_level_tells_ties_apart_and_keeps_the_levels_in_order():

@@ -157,12 +157,14 @@ class Learner(L.LightningModule):
 
     def _say_what_is_not_read(self, lesson: Lesson) -> None:
         """Once a stage: soft labels that no loss with a weight reads."""
+        if self._said:
+            return
         main, *extras = self.objectives
         weighted = [each.loss for each in extras if (term := self.terms.get(each.name)) and term.weight]
         unread = unread_soft_labels(lesson.data.groups, [main.loss, *weighted])
-        if unread and not self._said and self.global_rank == 0:
+        self._said = bool(unread)
+        if unread and self.global_rank == 0:
             log.warning("%s", unread)
-        self._said = self._said or bool(unread)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch
