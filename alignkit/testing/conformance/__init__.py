@@ -15,11 +15,11 @@ from typing import Any
 
 from alignkit.groups import Groups
 from alignkit.registry.host import PluginHost, default_host
-from alignkit.testing.conformance import loss_form, loss_values
+from alignkit.testing.conformance import annotators, loss_form, loss_values, optimizers, rewards, samplers, settings
 from alignkit.testing.conformance.outcome import CHECKS, Check, Outcome, checks_of, examine
 from alignkit.testing.conformance.subject import Given, Subject, find
 
-PARTS = (loss_form, loss_values)
+PARTS = (settings, loss_form, loss_values, samplers, optimizers, rewards, annotators)
 """The modules whose checks are in `CHECKS`."""
 
 
@@ -44,8 +44,8 @@ def conformance(
     host: PluginHost | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     groups: Mapping[str, Groups] | None = None,
-    rewards: Mapping[str, Any] | None = None,
-    annotators: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    annotator: Mapping[str, Any] | None = None,
 ) -> Callable[..., None]:
     """A pytest test of a plugin: one case for each of its components and checks.
 
@@ -54,15 +54,15 @@ def conformance(
         host: the plugins; default those that are installed.
         settings: hyper-parameters to try components with, by "kind:name".
         groups: rows to try components on, by "kind:name".
-        rewards: the reward to improve a method by, by "optimizer:name".
-        annotators: the annotator to improve a method by, likewise.
+        reward: the reward to improve a method by, by "optimizer:name".
+        annotator: the annotator to improve a method by, likewise.
 
     Raises:
         PluginError: nothing is called so, or it could not be loaded.
     """
     import pytest
 
-    given = Given(settings or {}, groups or {}, rewards or {}, annotators or {})
+    given = Given(settings or {}, groups or {}, reward or {}, annotator or {})
     subjects = find(name, host or default_host(), given)
     cases = [
         pytest.param(subject, one, id=f"{subject.label}-{one.name}")
