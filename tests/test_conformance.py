@@ -50,7 +50,10 @@ def verdicts(kind: str, name: str, target: Any) -> dict[str, tuple[str, str]]:
     return {one.check: (one.verdict, one.text) for one in found}
 
 
-FAULTS = [("loss", name, check, loss) for name, (check, loss) in planted("losses").LOSSES.items()]
+FAULTS = [
+    *[("loss", name, check, loss) for name, (check, loss) in planted("losses").LOSSES.items()],
+    *planted("others").PLANTED,
+]
 
 
 @pytest.mark.parametrize(("kind", "name", "check", "target"), FAULTS, ids=lambda value: str(value)[:60])

@@ -15,11 +15,22 @@ from typing import Any
 
 from alignkit.groups import Groups
 from alignkit.registry.host import PluginHost, default_host
-from alignkit.testing.conformance import annotators, loss_form, loss_values, optimizers, rewards, samplers, settings
+from alignkit.testing.conformance import (
+    annotators,
+    imports,
+    loss_form,
+    loss_values,
+    metrics,
+    optimizers,
+    others,
+    rewards,
+    samplers,
+    settings,
+)
 from alignkit.testing.conformance.outcome import CHECKS, Check, Outcome, checks_of, examine
 from alignkit.testing.conformance.subject import Given, Subject, find
 
-PARTS = (settings, loss_form, loss_values, samplers, optimizers, rewards, annotators)
+PARTS = (imports, settings, loss_form, loss_values, samplers, optimizers, rewards, annotators, metrics, others)
 """The modules whose checks are in `CHECKS`."""
 
 

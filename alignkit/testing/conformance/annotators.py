@@ -25,6 +25,8 @@ def annotator_of(subject: Subject) -> Annotator:
     """The annotator."""
 
     def built() -> Annotator:
+        if subject.loads:
+            skip(subject.loads)
         try:
             made = subject.build()
         except Exception as error:

@@ -27,7 +27,14 @@ GIVEN = Groups.from_rows(
 )
 """What a method learns from that samples nothing: comparisons with labels, of unequal length."""
 
-QUICK = {"rounds": 1, "epochs": 1, "samples_per_prompt": 4, "prompts_per_round": 5, "learning_rate": 1e-2, "warmup_ratio": 0.0}
+QUICK = {
+    "rounds": 1,
+    "epochs": 1,
+    "samples_per_prompt": 4,
+    "prompts_per_round": 5,
+    "learning_rate": 1e-2,
+    "warmup_ratio": 0.0,
+}
 """Settings of a try, those that a method has: small, so that it is over in a moment."""
 
 

@@ -301,9 +301,7 @@ def learns(subject: Subject) -> str:
     seen: list[float] = []
     rows = Groups.from_prompts(["first", "second"]) if method.samples_per_prompt else _letters_and_digits()
     try:
-        improved(
-            subject, method, data=rows, reward=letter, length=1, look=lambda h: seen.append(expected(h, method))
-        )
+        improved(subject, method, data=rows, reward=letter, length=1, look=lambda h: seen.append(expected(h, method)))
     except AlignkitError as error:
         skip(f"it cannot be tried on answers of one letter ({error})")
     if seen[1] <= seen[0]:

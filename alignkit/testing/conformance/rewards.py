@@ -30,6 +30,8 @@ def reward_of(subject: Subject) -> Reward:
 
 
 def _built(subject: Subject) -> object:
+    if subject.loads:
+        skip(subject.loads)
     try:
         return subject.build()
     except Exception as error:
@@ -102,8 +104,12 @@ def finite_or_missing(subject: Subject) -> str:
 def empty_and_no_responses(subject: Subject) -> str:
     """An empty response, a prompt without responses and no prompts at all are scored or said to be missing, and
     nothing is raised: verl#6310."""
-    none = Groups.from_prompts(["Nobody answered."])
-    for rows, what in ((EMPTY, "an empty response"), (none, "a prompt without responses"), (Groups.from_rows([]), "no prompts")):
+    cases = {
+        "an empty response": EMPTY,
+        "a prompt without responses": Groups.from_prompts(["Nobody answered."]),
+        "no prompts": Groups.from_rows([]),
+    }
+    for what, rows in cases.items():
         scores = scored(subject, rows)
         if [len(v) for v in scores.values] != [len(row["responses"]) for row in rows]:
             refuse(f"{what}: as many scores as responses are wanted", "values")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,8 +61,9 @@ def as_many_as_asked(subject: Subject) -> str:
         for k, tokens in enumerate(row["response_ids"]):
             if not 1 <= len(tokens) <= limit:
                 refuse(f"{len(tokens)} tokens with a limit of {limit}", f"prompt {number}, response {k}")
-            if len(row["logprobs"][k]) != len(tokens):
-                refuse(f"{len(row['logprobs'][k])} log-probs for {len(tokens)} tokens", f"prompt {number}, response {k}")
+            known = len(row["logprobs"][k])
+            if known != len(tokens):
+                refuse(f"{known} log-probs for {len(tokens)} tokens", f"prompt {number}, response {k}")
     return "3 responses a prompt"
 
 

@@ -151,6 +151,8 @@ def key_sees_settings(subject: Subject) -> str:
     leaves out gives "done already" with the old result, the worst that a durable run can do; findings A1, p03, p40."""
     if subject.kind not in ("optimizer", "reward", "annotator", "transform", "sampler", "metric", "loss"):
         skip("the run's own arguments are seen as they are")
+    if subject.loads:
+        skip(subject.loads)
     known = hyperparameters(subject)
     before, twice = _key(subject), _key(subject)
     if before != twice:

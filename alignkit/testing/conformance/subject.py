@@ -85,6 +85,15 @@ class Subject:
         assert self.record is not None
         return self.host.build(self.kind, Component(self.record.qualified, {**self.settings, **changes}))
 
+    @property
+    def loads(self) -> str:
+        """Why it is not tried as it is: a model of its own, which nobody asked for; empty where there is none."""
+        known = self.record.hyperparameters if self.record else {}
+        model = known.get("model")
+        if model is None or "model" in self.settings or model.default in (None, "tiny") or model.required:
+            return ""
+        return f"it would load a model (model={model.default}); settings= names a small one, such as 'tiny'"
+
     def once(self, name: str, work: Any) -> Any:
         """What `work()` gives or raises, worked out once."""
         if name not in self.kept:
