@@ -21,7 +21,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
   `bad_text`; `strict_json`, `write_json`.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
-- Errors: `AlignkitError`, `ConfigError`, `DataError`, `NumericError`, `PluginError`, `did_you_mean`.
+- Errors: `AlignkitError`, `ConfigError`, `DataError`, `NothingToLearnError`, `NumericError`, `PluginError`,
+  `did_you_mean`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from alignkit._lazy import face
 
 _HOMES = {
-    "alignkit.errors": "AlignkitError ConfigError DataError NumericError PluginError did_you_mean",
+    "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
     "alignkit.files": "write_json",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.errors import AlignkitError as AlignkitError
     from alignkit.errors import ConfigError as ConfigError
     from alignkit.errors import DataError as DataError
+    from alignkit.errors import NothingToLearnError as NothingToLearnError
     from alignkit.errors import NumericError as NumericError
     from alignkit.errors import PluginError as PluginError
     from alignkit.errors import did_you_mean as did_you_mean

@@ -191,8 +191,8 @@ class CritiqueRevise:
 
     def chains(self, groups: Groups, ctx: Any) -> list[Chain]:
         """As `__call__`, before anything is left out: one chain per prompt, in order."""
-        prompts: list[list[Turn]] = groups.dataset["prompt"]
-        times = list(zip(groups.dataset["prompt_id"], occurrences(groups), strict=True))
+        prompts: list[list[Turn]] = groups.column("prompt")
+        times = list(zip(groups.column("prompt_id"), occurrences(groups), strict=True))
         replies = self._ask(ctx, prompts, self.max_new_tokens, "prompt")
         chains = [Chain(r.text, r.refused or (None if r.text else "empty response")) for r in replies]
         for number in range(1, self.rounds + 1):

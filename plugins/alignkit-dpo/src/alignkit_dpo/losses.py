@@ -431,6 +431,10 @@ def simpo(
 ) -> Tensor:
     """-log s(beta (log pi_w / |y_w| - log pi_l / |y_l|) - gamma) (Meng et al. 2024, SimPO, arXiv 2405.14734, eq. 6).
 
+    A soft label p is the mean of the two hard ones, so the margin is asked of whichever response won: p of the above
+    plus 1 - p of the same with the two exchanged. (The paper has hard labels alone. Its authors' `label_smoothing` does
+    not move the margin: -(1 - e) log s(d) - e log s(-d), d the argument above.)
+
     Args:
         chosen_logprobs: [pairs].
         rejected_logprobs: [pairs].
@@ -442,7 +446,9 @@ def simpo(
     """
     positive("simpo", beta=beta)
     gap = per_token(chosen_logprobs, chosen_lengths) - per_token(rejected_logprobs, rejected_lengths)
-    return preference_cross_entropy(beta * gap - gamma, preference_prob)
+    check_shapes(gap=gap, preference_prob=preference_prob)
+    won, lost = logsigmoid(beta * gap - gamma), logsigmoid(-beta * gap - gamma)
+    return -preference_prob * won - (1 - preference_prob) * lost
 
 
 def orpo(
