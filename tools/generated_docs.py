@@ -196,7 +196,16 @@ def verbs() -> str:
     return "\n".join(lines).rstrip()
 
 
+def checks() -> str:
+    """The checks of the conformance kit."""
+    from alignkit.testing.conformance import CHECKS
+
+    rows = [f"| {', '.join(one.kinds)} | `{one.name}` | {one.doc} |" for one in CHECKS]
+    return "\n".join(["| kind | check | what must hold, and where it did not |", "|---|---|---|", *rows])
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "checks": checks,
     "vocabulary": vocabulary,
     "prepare": prepare,
     "offers": offers,

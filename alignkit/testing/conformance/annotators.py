@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from alignkit.annotators import Annotator
+from alignkit.errors import AlignkitError
 from alignkit.groups import RATINGS, Groups
 from alignkit.selection import take_responses
 from alignkit.testing.conformance.outcome import check, refuse, skip
@@ -144,7 +145,10 @@ def same_judgement_twice(subject: Subject) -> str:
 def nothing_to_judge(subject: Subject) -> str:
     """A group of one response, or of none, is left out and not made up; no groups give none."""
     for rows in (Groups.from_rows([{"prompt": "Alone.", "responses": ["one"]}]), Groups.from_rows([])):
-        found = annotator_of(subject).annotate(rows, seed=0)
+        try:
+            found = annotator_of(subject).annotate(rows, seed=0)
+        except AlignkitError as error:
+            return f"refused: {error}"
         made_up = [name for name, groups in found.items() for row in groups if len(set(row["ranks"] or [1])) > 1]
         if made_up:
             refuse("it ranks a response that is alone", made_up[0])

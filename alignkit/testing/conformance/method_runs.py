@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignkit.engine.prepare import Prepare
 from alignkit.groups import Groups
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.run import Run
@@ -171,18 +171,37 @@ def improved(
 
 @contextmanager
 def watched_prepare(method: PolicyOptimizer, calls: list[Call]) -> Iterator[None]:
-    """Inside, each call of `prepare` of this one object is kept in `calls`."""
-    own = method.prepare
+    """Inside, each call of this one object's `prepare` by the engine is kept in `calls`."""
+    original = Prepare.__call__
 
-    @wraps(own)
-    def prepare(groups: Groups, state: Mapping[str, Any], **given: Any) -> Batch:
-        before = {n: v.clone() for n, v in given.items() if isinstance(v, Tensor)}
-        batch = own(groups, state, **given)
-        calls.append(Call(method, groups, state, given, before, batch))
-        return batch
+    def call(self: Prepare, *args: Any) -> Batch:
+        named = type(type(method).__name__, (_Watched,), {})  # errors name the method by its class
+        watched = replace(self, method=named(method, calls)) if self.method is method else self
+        try:
+            return original(watched, *args)
+        finally:
+            self.scored_history = watched.scored_history
 
-    object.__setattr__(method, "prepare", prepare)  # it is frozen
+    Prepare.__call__ = call  # type: ignore[method-assign]
     try:
         yield
     finally:
-        object.__delattr__(method, "prepare")
+        Prepare.__call__ = original  # type: ignore[method-assign]
+
+
+@dataclass
+class _Watched:
+    """A method as the engine's `Prepare` uses it. The method itself stays as it is: what is put on it would count in
+    the stage's key."""
+
+    method: Any
+    calls: list[Call]
+
+    def prepare_arguments(self) -> tuple[str, ...]:
+        return tuple(self.method.prepare_arguments())
+
+    def prepare(self, groups: Groups, state: Mapping[str, Any], **given: Any) -> Batch:
+        before = {n: v.clone() for n, v in given.items() if isinstance(v, Tensor)}
+        batch: Batch = self.method.prepare(groups, state, **given)
+        self.calls.append(Call(self.method, groups, state, given, before, batch))
+        return batch

@@ -122,7 +122,7 @@ def state_can_be_saved(subject: Subject) -> str:
     given = updates(subject)
     metric, other = metric_of(subject), metric_of(subject)
     fed(metric, given[:2])
-    saved = states_of({"m": metric})
+    saved = {name: value.clone() for name, value in states_of({"m": metric}).items()}  # as a file would
     if not saved and any(isinstance(v, (Tensor, list)) for n, v in vars(metric).items() if not n.startswith("_")):
         refuse("it keeps tensors outside of `add_state`", "state")
     restore({"m": other}, saved)

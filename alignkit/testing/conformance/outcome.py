@@ -55,12 +55,12 @@ class Check:
 
     Args:
         name: within its kind.
-        kind: of component, "plugin" for a distribution as a whole, "any" for every kind.
+        kinds: of component; "plugin" for a distribution as a whole, "any" for every component.
         run: looks; says what it saw, or raises `Failed` or `DoesNotApplyError`.
     """
 
     name: str
-    kind: str
+    kinds: tuple[str, ...]
     run: Run
 
     @property
@@ -73,15 +73,15 @@ CHECKS: list[Check] = []
 """Every check, in the order in which it is run."""
 
 
-def check(kind: str) -> Callable[[Run], Run]:
-    """Register the function below as a check of this kind; its name, with dashes, is the check's.
+def check(*kinds: str) -> Callable[[Run], Run]:
+    """Register the function below as a check of these kinds; its name, with dashes, is the check's.
 
     Args:
-        kind: as in `Check`.
+        kinds: as in `Check`.
     """
 
     def register(run: Run) -> Run:
-        CHECKS.append(Check(run.__name__.replace("_", "-"), kind, run))
+        CHECKS.append(Check(run.__name__.replace("_", "-"), kinds, run))
         return run
 
     return register
@@ -123,4 +123,4 @@ def examine(subject: Subject, one: Check) -> Outcome:
 
 def checks_of(kind: str) -> list[Check]:
     """The checks that a component of this kind is put through; those of a "plugin" are its own."""
-    return [one for one in CHECKS if one.kind == kind or (one.kind == "any" and kind != "plugin")]
+    return [one for one in CHECKS if kind in one.kinds or ("any" in one.kinds and kind != "plugin")]
