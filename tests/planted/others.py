@@ -188,15 +188,6 @@ class SaysNothingOfASetting(Base):
     secret: float = 0.5
 
 
-@plant("optimizer", "refuses-nan")
-@dataclass(frozen=True)
-class ComparesWithNan(Base):
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale <= 0:
-            raise ValueError("scale must be positive")
-
-
 # -- losses' settings --------------------------------------------------------------------------------------------------
 
 

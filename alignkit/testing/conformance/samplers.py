@@ -23,6 +23,9 @@ PROMPTS = Groups.from_prompts(["one", "a somewhat longer prompt", "3"])
 DRAWS = 1500
 """How often one token is drawn."""
 
+SHARP = 0.1
+"""At this temperature the tiny model, whose weights are random, has favourites."""
+
 
 def policy_of(subject: Subject) -> Policy:
     """The tiny model."""
@@ -143,10 +146,10 @@ def _logprobs(policy: Policy, prompt: list[int], tokens: list[int], temperature:
 def frequencies_are_probabilities(subject: Subject) -> str:
     """Tokens come as often as their probabilities say: softmax(logits / T) after `warp`, by a chi-squared test over
     1500 draws. trl#6789: at top-p 0.8 half of the ratios between sampler and trainer left [0.9, 1.1]."""
-    sampler = sampler_of(subject, max_new_tokens=1)
+    sampler = sampler_of(subject, max_new_tokens=1, temperature=SHARP)
     if sampler.greedy:
         skip("it is greedy")
-    row = sampled(subject, n=DRAWS, rows=PROMPTS.select([0]), max_new_tokens=1)[0]
+    row = sampled(subject, n=DRAWS, rows=PROMPTS.select([0]), max_new_tokens=1, temperature=SHARP)[0]
     probs = _probabilities(subject, sampler)
     counts = Counter(tokens[0] for tokens in row["response_ids"])
     never = [token for token in counts if probs[token] == 0]
@@ -195,7 +198,8 @@ def warp_only_excludes(subject: Subject) -> str:
     if not sampler.truncates:
         skip("it truncates nothing")
     generator = torch.Generator().manual_seed(0)
-    logprobs = (3 * torch.randn(5, 30, generator=generator)).log_softmax(-1)
+    sharpness = torch.linspace(0.2, 3, 5).unsqueeze(1)
+    logprobs = (sharpness * torch.randn(5, 30, generator=generator)).log_softmax(-1)
     given = logprobs.clone()
     out = sampler.warp(given)
     if not torch.equal(given, logprobs):

@@ -64,30 +64,20 @@ def _described(text: str) -> set[str]:
 
 
 @check(*CONSTRUCTED)
-def refuses_nan(subject: Subject) -> str:
-    """NaN as a hyper-parameter is refused in words, before anything is spent. Comparisons with NaN are false, so
-    `if beta <= 0: raise` lets it through; findings r11, b18 (arguments that nobody checks)."""
-    return _refused(subject, math.nan, "NaN")
-
-
-@check(*CONSTRUCTED)
 def refuses_negative(subject: Subject) -> str:
     """A negative number is refused where the default is not negative, unless the hyper-parameter's text speaks of
-    negative ones: a sign that turns a loss round learns the opposite in silence; findings r11, b18."""
-    return _refused(subject, -1.0, "a negative number")
-
-
-def _refused(subject: Subject, bad: float, what: str) -> str:
+    negative ones: a sign that turns a loss round learns the opposite in silence; findings r11, b18. (No component can be
+    configured with NaN: the grammar refuses it.)"""
     needs_settings(subject)
-    numbers = {n: d for n, d in _numbers(subject) if isinstance(d, float) or math.isfinite(bad)}
+    numbers = dict(_numbers(subject))
     if not numbers:
-        skip("it has no hyper-parameter that is a number of this sort")
+        skip("it has no hyper-parameter that is a number")
     for name, default in numbers.items():
-        value = bad if isinstance(default, float) else int(bad)
-        if math.isfinite(bad) and (default < 0 or _may_be_negative(subject, name)):
+        if default < 0 or _may_be_negative(subject, name):
             continue
+        value = type(default)(-1)
         if (said := _accepts(subject, name, value)) is not None:
-            refuse(f"{what} is {said}", f"{name}={value}")
+            refuse(f"a negative number is {said}", f"{name}={value}")
     return ", ".join(numbers)
 
 
