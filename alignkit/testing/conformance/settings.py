@@ -66,8 +66,8 @@ def _described(text: str) -> set[str]:
 @check(*CONSTRUCTED)
 def refuses_negative(subject: Subject) -> str:
     """A negative number is refused where the default is not negative, unless the hyper-parameter's text speaks of
-    negative ones: a sign that turns a loss round learns the opposite in silence; findings r11, b18. (No component can be
-    configured with NaN: the grammar refuses it.)"""
+    negative ones: a sign that turns a loss round learns the opposite in silence; findings r11, b18. (No component can
+    be configured with NaN: the grammar refuses it.)"""
     needs_settings(subject)
     numbers = dict(_numbers(subject))
     if not numbers:
