@@ -121,11 +121,12 @@ def grpo(loss_type: str, name: str = "per_token_loss") -> Callable[..., Tensor]:
     def loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
         from trl import GRPOTrainer
 
+        high = 5.0 if loss_type == "cispo" else 0.2  # there it is the largest ratio itself
         made = trainer(
             GRPOTrainer, stand_in(),
             args=Settings(steps_per_generation=1, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05),
             loss_type=loss_type, beta=0.0,
-            epsilon_low=0.2, epsilon_high=0.2, max_completion_length=8, importance_sampling_level="token",
+            epsilon_low=0.2, epsilon_high=high, max_completion_length=8, importance_sampling_level="token",
             top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False, _entropy_bonus_enabled=False,
             current_gradient_accumulation_steps=1,
             _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),

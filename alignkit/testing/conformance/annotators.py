@@ -111,7 +111,7 @@ def order_does_not_matter(subject: Subject) -> str:
 
 
 @check("annotator")
-def neighbours_do_not_matter(subject: Subject) -> str:
+def other_groups_do_not_matter(subject: Subject) -> str:
     """A group is judged as it is alone, whatever groups stand beside it."""
     rows = rows_of(subject)
     whole = judged(subject, rows)

@@ -182,7 +182,7 @@ def watched_prepare(method: PolicyOptimizer, calls: list[Call]) -> Iterator[None
         finally:
             self.scored_history = watched.scored_history
 
-    Prepare.__call__ = call  # type: ignore[method-assign]
+    Prepare.__call__ = call  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
