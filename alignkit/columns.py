@@ -256,6 +256,9 @@ class Table:
         return found
 
     def each(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        if not names:
+            yield from [()] * self.rows
+            return
         chosen = self.dataset.select_columns(list(names))
         for start in range(0, self.rows, _AT_ONCE):
             part = chosen[start : start + _AT_ONCE]
@@ -283,7 +286,8 @@ class Table:
         return ours if ours.features == FEATURES else ours.cast(FEATURES)
 
     def take(self, places: Sequence[int]) -> Memory | Table:
-        return opened(self.typed.select(places))
+        there = range(self.rows)
+        return opened(self.typed.select([there[i] for i in places]))
 
     def replaced(self, columns: Mapping[str, Sequence[Any]]) -> Memory | Table:
         others = self.typed.remove_columns(list(columns)).flatten_indices()

@@ -90,7 +90,7 @@ def _with_pairs(
 def _places(numbers: Tensor, wanted: Tensor) -> Tensor:
     """Where in `numbers` each of those wanted stands, on the device of `numbers`."""
     at_home = numbers.cpu()
-    place = torch.full((int(at_home.max()) + 1,), -1)
+    place = torch.full((int(torch.cat([at_home, wanted]).max()) + 1,), -1)
     place[at_home] = torch.arange(len(at_home))
     found = place[wanted]
     assert bool((found >= 0).all()), "a pair joins responses of two micro-batches"
