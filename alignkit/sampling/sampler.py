@@ -47,8 +47,8 @@ class Sampler:
             raise ConfigError(
                 f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true"
             )
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ConfigError("max_new_tokens and batch_size must be at least 1", where="Sampler")
+        if min(self.max_new_tokens, self.max_prompt_tokens, self.batch_size) < 1:
+            raise ConfigError("max_new_tokens, max_prompt_tokens and batch_size start at 1", where="Sampler")
 
     def warp(self, logprobs: Tensor) -> Tensor:
         """Truncate: log-probs [N, V] (tempered) in, the same with the excluded tokens at -inf out."""

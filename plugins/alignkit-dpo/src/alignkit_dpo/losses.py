@@ -11,17 +11,18 @@ finite h, and none drops a pair that it has already won.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignkit.plugin import ConfigError, check_shapes, logistic_ranking, preference_cross_entropy
+from alignkit.plugin import ConfigError, check_range, check_shapes, logistic_ranking, preference_cross_entropy
 
 
 def positive(where: str, **values: float) -> None:
-    """Refuse a hyper-parameter that must be positive and is not.
+    """Refuse a hyper-parameter that must be positive and finite and is not.
 
     Args:
         where: the loss.
@@ -31,8 +32,8 @@ def positive(where: str, **values: float) -> None:
         ConfigError: naming the first.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name}={value} must be positive", where=where)
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name}={value} must be positive and finite", where=where)
 
 
 def noise(where: str, label_smoothing: float, least: float = 0.0) -> None:
@@ -445,6 +446,7 @@ def simpo(
         gamma: target margin in units of the reward, 0.3 to 1.6 in the paper; gamma/beta of about 0.5.
     """
     positive("simpo", beta=beta)
+    check_range("simpo", gamma=gamma)
     gap = per_token(chosen_logprobs, chosen_lengths) - per_token(rejected_logprobs, rejected_lengths)
     check_shapes(gap=gap, preference_prob=preference_prob)
     won, lost = logsigmoid(beta * gap - gamma), logsigmoid(-beta * gap - gamma)
@@ -531,6 +533,7 @@ def preference_statistics(
         per_token: the loss compares means over tokens: so do the rewards.
         referenced: the loss looks at the reference; otherwise the rewards do not either.
     """
+    positive("preference_statistics", beta=beta)
     ref_chosen, ref_rejected = ref_chosen_logprobs, ref_rejected_logprobs
     if ref_chosen is None or ref_rejected is None or not referenced:
         ref_chosen, ref_rejected = torch.zeros_like(chosen_logprobs), torch.zeros_like(rejected_logprobs)
