@@ -11,6 +11,7 @@ import keyword
 import re
 import sys
 import tempfile
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -96,10 +97,11 @@ def new_plugin(name: str, kind: str, parent: Path | str = ".") -> Path:
         raise ConfigError(f"no kind of component is called {kind!r}", where=WHERE, remedy=suggestion(kind, KINDS))
     names = Names(name, kind)
     check_name(names)
+    check_free(names)
     folder = Path(parent) / name
     if folder.exists():
         raise PluginError(f"{folder} exists", where=WHERE, effect="Nothing was written.", remedy="remove it first")
-    check_free(names)
+    check_component(names)
     Path(parent).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=parent) as temporary:
         written = Path(temporary) / name
@@ -137,6 +139,15 @@ def check_name(names: Names) -> None:
             raise ConfigError(f"{name!r} gives the {what} {word!r}, which is no name", where=WHERE, remedy=remedy)
 
 
+def identifiers(kind: str) -> set[str]:
+    """The names that the code of a template uses for something else."""
+    found = set()
+    for path in (TEMPLATES / kind).rglob("*.py"):
+        with path.open("rb") as text:
+            found |= {token.string for token in tokenize.tokenize(text.readline) if token.type == tokenize.NAME}
+    return found
+
+
 def check_free(names: Names) -> None:
     """Refuse a name that something else has: it could not be installed beside it, or would hide it.
 
@@ -150,10 +161,23 @@ def check_free(names: Names) -> None:
         taken = "is installed already"
     elif importlib.util.find_spec(names.module) is not None:
         taken = f"would hide the module {names.module} that is installed"
-    elif owner := component_owner(names.kind, names.component):
-        taken = f"would bring a second {names.kind} {names.component!r} beside {owner}'s, and make the name ambiguous"
     if taken:
         raise PluginError(f"{names.distribution!r} {taken}", where=WHERE, remedy="choose another name")
+
+
+def check_component(names: Names) -> None:
+    """Refuse a component's name that its own text uses for something else, or that another distribution has brought.
+
+    Raises:
+        PluginError: saying which.
+    """
+    taken = next(iter({names.component, names.class_name} & identifiers(names.kind)), "")
+    effect = "its text uses it for something else"
+    if not taken and (owner := component_owner(names.kind, names.component)):
+        taken, effect = names.component, f"the {names.kind} of {owner} has it, and the name alone would say neither"
+    if taken:
+        what = f"{names.distribution!r} gives the name {taken!r}: {effect}"
+        raise PluginError(what, where=WHERE, remedy="choose another name")
 
 
 def _installed(name: str) -> bool:

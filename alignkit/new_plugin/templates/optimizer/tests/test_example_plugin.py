@@ -59,7 +59,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 def test_one_step_makes_the_better_of_its_own_samples_likelier(tmp_path) -> None:
     method = use("example_component", rounds=1, kl_coef=0.0, learning_rate=1e-4)
     with Run(tmp_path / "run", quiet=True) as run:
-        v0 = run.policy("tiny")
+        v0 = run.policy("tiny", lora=None)
         v1 = run.improve(v0, PROMPTS, optimizer=method, reward=letters, max_new_tokens=8)
         groups = v1.rollouts.groups
     rewards = torch.tensor(groups.rewards("letters")[0])  # [prompts, samples]

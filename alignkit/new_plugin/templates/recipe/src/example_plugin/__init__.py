@@ -13,7 +13,7 @@ LEARNED = ("a door", "a lamp", "a river", "a spoon", "a tower", "a wheel", "a gl
 MEASURED = ("a ladder", "a shell", "a coat", "a bell")
 
 
-def main(run: Run, policy: str = "tiny", answer: str = "aeiou", epochs: int = 16, learning_rate: float = 5e-3) -> None:
+def main(run: Run, policy: str = "tiny", answer: str = "aeiou", epochs: int = 8, learning_rate: float = 5e-3) -> None:
     """Fine-tune on one answer to everything, and measure on other prompts what that changed.
 
     Args:
@@ -27,7 +27,7 @@ def main(run: Run, policy: str = "tiny", answer: str = "aeiou", epochs: int = 16
 
     demonstrations = Groups.from_rows({"prompt": f"Say something about {t}.", "responses": [answer]} for t in LEARNED)
     heldout = Groups.from_prompts([f"Say something about {thing}." for thing in MEASURED])
-    v0 = run.policy(policy)
+    v0 = run.policy(policy, lora=None)  # all weights learn
     v1 = run.sft(v0, demonstrations, epochs=epochs, batch_size=4, learning_rate=learning_rate, name="v1")
     for label, version in (("V0", v0), ("V1", v1)):
         run.evaluate(version, heldout, {"vowels": vowels}, n=4, max_new_tokens=8, label=label, name=f"{label}/heldout")
