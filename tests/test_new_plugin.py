@@ -71,6 +71,7 @@ def listed(site: Path, written: Path) -> dict[str, dict[str, object]]:
 
 
 @EVERY_KIND
+@pytest.mark.timeout(900)  # of the first, which waits for ten builds
 def test_it_is_listed_with_its_component(kind: str, listed: dict[str, dict[str, object]]) -> None:
     entry = listed[f"strangers-{kind}"]
     assert (entry["state"], entry["requires"]) == ("enabled", "<0.2,>=0.1")
@@ -95,6 +96,7 @@ def ran(site: Path, written: Path) -> dict[str, list[str]]:
 
 
 @EVERY_KIND
+@pytest.mark.timeout(900)
 def test_its_own_tests_and_its_page_hold(kind: str, ran: dict[str, list[str]]) -> None:
     """Ten seconds for all kinds: runs on the tiny model, in one process."""
     names = ran[f"strangers-{kind}"]

@@ -1,4 +1,4 @@
-"""One version for the core and all distributions of `plugins/`, the range in which they ask for one another, the extras.
+"""One version for the core and all distributions of `plugins/`: theirs, the range that they ask for, and the extras.
 
 python tools/version.py 0.2.0     sets it everywhere
 python tools/version.py           writes ranges and extras anew, after a plugin was added

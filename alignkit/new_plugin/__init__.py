@@ -171,7 +171,7 @@ def check_component(names: Names) -> None:
     Raises:
         PluginError: saying which.
     """
-    taken = next(iter({names.component, names.class_name} & identifiers(names.kind)), "")
+    taken = next(iter(sorted({names.component, names.class_name} & identifiers(names.kind))), "")
     effect = "its text uses it for something else"
     if not taken and (owner := component_owner(names.kind, names.component)):
         taken, effect = names.component, f"the {names.kind} of {owner} has it, and the name alone would say neither"
