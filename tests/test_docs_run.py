@@ -127,13 +127,12 @@ def typed(line: str, folder: Path) -> None:
 
 
 def installed(arguments: list[str], folder: Path) -> None:
-    """What `pip install` does for the reader, in a folder of the reader's own, from what is here. An editable install is
-    one whose sources are found first."""
-    for path in arguments:
-        if (folder / path / "src").is_dir() and "-e" in arguments:
-            sys.path.insert(0, str(folder / path / "src"))  # the fixture puts `sys.path` back
+    """What `pip install` does for the reader, in the reader's own folder, from what is here. An editable install is one
+    whose sources are found first."""
+    sources = [folder / path / "src" for path in arguments if "-e" in arguments and (folder / path / "src").is_dir()]
+    sys.path[:0] = map(str, sources)  # the fixture puts it back
     flags = ["--no-index", "--no-deps", "--no-build-isolation", "-q", "--disable-pip-version-check"]
-    wanted = [argument for argument in arguments if argument != "-e"]
+    wanted = [str(path.parent) for path in sources] or arguments
     command = [sys.executable, "-m", "pip", "install", *wanted, *flags, "--target", str(folder / "site-packages")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -179,8 +178,9 @@ def with_its_plugin_in_ten_lines(folder: Path) -> None:
 
     [block] = [block for block in blocks("README.md") if block.file]
     assert lines_of_code(block.text) <= 10
+    (folder / block.file).unlink()
     typed("alignkit new-plugin alignkit-hinge --kind loss", folder)
-    (folder / block.file).replace(folder / "alignkit-hinge/src/alignkit_hinge/__init__.py")
+    (folder / "alignkit-hinge/src/alignkit_hinge/__init__.py").write_text(block.text, encoding="utf-8")
     typed("pip install -e alignkit-hinge", folder)
 
     rows = [{"prompt": f"Name {n}.", "responses": [f"{n}", "no"], "ranks": [1, 2]} for n in range(4)]
