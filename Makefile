@@ -1,4 +1,4 @@
-# setup · demo · test · lint · docs · bench. Each is enough on its own: whatever is not installed yet is installed first.
+# setup · demo · test · test-full · lint · docs · bench · wheels. Each is enough on its own: whatever is not installed yet is installed first.
 
 PYTHON ?= python3
 SEED ?= 0
@@ -12,15 +12,17 @@ PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench constraints
+.PHONY: help setup demo test test-full lint format docs bench constraints wheels
 
 help:
 	@echo "make setup   install everything, pinned, into .venv (a second time: nothing to do)"
 	@echo "make demo    align a small model with Llama 2's loop and show what changed (SEED=1, ARGS='--plan')"
 	@echo "make test    run the tests (ARGS='-k name')"
+	@echo "make test-full  those and what is too long for every time: all distributions from their files"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    run the code in README.md and docs/"
 	@echo "make bench   run the scripts in benchmarks/"
+	@echo "make wheels  build every distribution into dist/, wheel and sdist, and check them"
 
 setup: $(STAMP)
 
@@ -44,6 +46,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -ra --durations=15 $(ARGS)
 
+test-full: setup
+	$(BIN)/python -m pytest -q -ra --durations=15 -m "" $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +64,14 @@ docs: setup
 bench: setup
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 	@test -n '$(wildcard benchmarks/*.py)' || echo "benchmarks/ has no scripts yet"
+
+# The sdist is made of the tree and the wheel of the sdist, so that nothing is in one that is not in the other.
+wheels: setup
+	rm -rf dist
+	@set -e; for folder in . $(patsubst %/,%,$(dir $(PLUGINS))); do \
+		echo "== $$folder"; $(BIN)/pyproject-build --no-isolation --outdir dist $$folder >dist.tmp 2>&1 || { cat dist.tmp; exit 1; }; done
+	@rm -f dist.tmp
+	$(BIN)/twine check --strict dist/*
 
 constraints: setup
 	@head -2 constraints.txt > constraints.new

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
+from alignkit.registry.hookspecs import KINDS
 
 if TYPE_CHECKING:
     from alignkit.registry.host import PluginHost
@@ -76,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         "--check", metavar="NAME", help="check a distribution's components, or one as kind:name; 1 if a check fails"
     )
     plugins.set_defaults(verb=_plugins)
+
+    new = verbs.add_parser("new-plugin", help="write a plugin that works: a distribution with its test, to make yours")
+    new.add_argument("name", metavar="NAME", help="of the distribution, such as alignkit-mine")
+    new.add_argument("--kind", required=True, choices=KINDS, metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    new.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="where its folder is made")
+    new.set_defaults(verb=_new_plugin)
 
     # For the list of commands only: `main` hands the verb to `_run` before this parser is asked.
     verbs.add_parser("run", help="run a recipe, or a Python file with a main(run, …)", add_help=False)
@@ -185,6 +193,19 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         # Text, not str: rich would read markup in what others wrote.
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _new_plugin(options: argparse.Namespace) -> int:
+    from alignkit.new_plugin import new_plugin
+
+    folder = new_plugin(options.name, options.kind, options.into)
+    source = next((folder / "src").glob("*/__init__.py"))
+    print(f"wrote {folder}: a {options.kind} that works, its test, its page. Try it:\n")
+    where = shlex.quote(str(folder))
+    for command in (f"pip install -e {where}", "alignkit plugins --components", f"pytest {where}"):
+        print(f"  {command}")
+    print(f"\nThen make {source} yours.")
+    return 0
 
 
 # run

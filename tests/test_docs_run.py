@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import runpy
 import shlex
@@ -88,12 +89,17 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    modules = set(sys.modules)
     default_host.cache_clear()
     yield tmp_path
+    forget(tmp_path)
+
+
+def forget(folder: Path) -> None:
+    """Import anew, when it is next asked for, what the reader wrote or installed."""
     default_host.cache_clear()
-    for name in set(sys.modules) - modules:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+    importlib.invalidate_caches()
+    for name, module in list(sys.modules.items()):
+        if str(folder) in str(getattr(module, "__file__", "")):
             del sys.modules[name]
 
 
@@ -109,14 +115,28 @@ def typed(line: str, folder: Path) -> None:
             code = end.code
         assert code in (0, None), f"`{line}` ended with {code}"
     elif (program, arguments[0]) == ("pip", "install"):
-        target = ["--target", str(folder / "site-packages"), "--no-index", "-q", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", *arguments, *target]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        importlib.invalidate_caches()
-        default_host.cache_clear()
+        installed(arguments[1:], folder)
+    elif program == "pytest":
+        paths = [str(folder / "site-packages"), *map(str, folder.glob("*/src"))]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     else:
         pytest.fail(f"do not know how to type `{line}`: teach the test, or list it in NOT_TYPED")
+
+
+def installed(arguments: list[str], folder: Path) -> None:
+    """What `pip install` does for the reader, in the reader's own folder, from what is here. An editable install is one
+    whose sources are found first."""
+    sources = [folder / path / "src" for path in arguments if "-e" in arguments and (folder / path / "src").is_dir()]
+    sys.path[:0] = map(str, sources)  # the fixture puts it back
+    flags = ["--no-index", "--no-deps", "--no-build-isolation", "-q", "--disable-pip-version-check"]
+    wanted = [str(path.parent) for path in sources] or arguments
+    command = [sys.executable, "-m", "pip", "install", *wanted, *flags, "--target", str(folder / "site-packages")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    forget(folder)
 
 
 def run_block(block: Block, page: str, folder: Path) -> None:
@@ -124,6 +144,7 @@ def run_block(block: Block, page: str, folder: Path) -> None:
         path = folder / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
+        forget(folder)
     elif block.language == "python":
         script = folder / f"{Path(page).stem.replace('-', '_')}_line_{block.line}.py"
         script.write_text(block.text, encoding="utf-8")
@@ -157,12 +178,10 @@ def with_its_plugin_in_ten_lines(folder: Path) -> None:
 
     [block] = [block for block in blocks("README.md") if block.file]
     assert lines_of_code(block.text) <= 10
-    [project] = [block for block in blocks("docs/write-a-plugin.md") if block.file.endswith("pyproject.toml")]
-    (folder / "hinge").mkdir()
-    (folder / block.file).rename(folder / "hinge" / block.file)
-    text = project.text.replace('awr = "alignkit_awr"', 'hinge = "alignkit_hinge"').replace("awr", "hinge")
-    (folder / "hinge" / "pyproject.toml").write_text(text, encoding="utf-8")
-    typed("pip install --no-deps --no-build-isolation ./hinge", folder)
+    (folder / block.file).unlink()
+    typed("alignkit new-plugin alignkit-hinge --kind loss", folder)
+    (folder / "alignkit-hinge/src/alignkit_hinge/__init__.py").write_text(block.text, encoding="utf-8")
+    typed("pip install -e alignkit-hinge", folder)
 
     rows = [{"prompt": f"Name {n}.", "responses": [f"{n}", "no"], "ranks": [1, 2]} for n in range(4)]
     with Run(folder / "runs/hinge", quiet=True) as run:
@@ -179,8 +198,8 @@ def test_the_pipeline_of_the_readme_takes_twenty_lines() -> None:
 
 
 def test_make_targets_that_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"setup", "demo", "test", "lint", "docs", "bench"} <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"setup", "demo", "test", "test-full", "lint", "docs", "bench", "wheels"} <= targets
     named = [
         line.split()[1] for page in PAGES for b in blocks(page) for line in commands(b) if line.startswith("make ")
     ]

@@ -1,0 +1,23 @@
+"""A loss of comparisons for reward models: the squared hinge of how far apart the two scores are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from alignkit.plugin import Register, hookimpl
+
+
+def example_component(chosen_rewards: Tensor, rejected_rewards: Tensor, *, width: float = 1.0) -> Tensor:
+    """max(0, width - (r_chosen - r_rejected))^2, one value per comparison.
+
+    Args:
+        chosen_rewards: [pairs] raw scores of the preferred responses.
+        rejected_rewards: [pairs] of the others.
+        width: how far apart the scores should be, in units of the reward; above 0.
+    """
+    return (width - (chosen_rewards - rejected_rewards)).clamp(min=0) ** 2
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    register("example_component", example_component)

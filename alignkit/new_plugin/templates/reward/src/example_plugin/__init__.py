@@ -1,0 +1,21 @@
+"""A reward that a program can give: short answers."""
+
+from __future__ import annotations
+
+from alignkit.plugin import Register, hookimpl
+
+
+def example_component(response: str, *, words: int = 12) -> float | None:
+    """1 for an answer of at most `words` words, then words / length; missing for an empty one.
+
+    Args:
+        response: the answer's text; `prompt`, `messages`, `finished`, `tags`, `meta`, `prompt_id` may be named too.
+        words: above 0.
+    """
+    length = len(response.split())
+    return min(1.0, words / length) if length else None
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    register("example_component", example_component)
