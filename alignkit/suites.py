@@ -42,7 +42,7 @@ class Suite:
     doc: str = ""
     policy: Any = None
     budget: Mapping[str, float] = field(default_factory=dict)
-    hidden: tuple[str, ...] = ()
+    hidden: str = ""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     annotator: Any = None
     data: Callable[..., Any] | None = None

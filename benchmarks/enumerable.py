@@ -20,7 +20,7 @@ from alignkit import PolicyOptimizer, Run
 from alignkit.plugin import Component, build, parse
 
 VARIANTS = {
-    "dr_grpo": "grpo(scale=false, reduction=constant, constant=2.0)",
+    "dr_grpo": "grpo(scale=False, reduction='constant', constant=2.0)",
     "ipo": "dpo(loss=ipo(beta=0.5))",
     "simpo": "dpo(loss=simpo)",
     "orpo": "dpo(loss=orpo)",

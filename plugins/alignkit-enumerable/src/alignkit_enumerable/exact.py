@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit.plugin import Policy
-from alignkit_enumerable.problem import PROMPTS, WORDS, Problem, Tree
+from alignkit_enumerable.problem import PROMPTS, Problem, Tree
 
 
 @torch.no_grad()
@@ -52,21 +52,6 @@ def tokens_of(logprobs: Tensor, tree: Tree) -> Tensor:
 def responses_of(logprobs: Tensor, tree: Tree) -> Tensor:
     """[prompts, responses]: the log-prob of each response."""
     return tokens_of(logprobs, tree).sum(-1)
-
-
-def as_table(probs: Tensor, tree: Tree) -> Tensor:
-    """The table of a distribution over responses; a state that is never reached is uniform.
-
-    Args:
-        probs: [prompts, responses], summing to 1.
-        tree: of the responses.
-    """
-    mass = probs.new_zeros(len(probs), len(tree.states), len(WORDS))
-    for r, response in enumerate(tree.responses):
-        for t in range(len(response)):
-            mass[:, tree.state[r, t], tree.token[r, t]] += probs[:, r]
-    total = mass.sum(-1, keepdim=True)
-    return torch.log(torch.where(total > 0, mass / total, torch.full_like(mass, 1 / mass.shape[-1])))
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

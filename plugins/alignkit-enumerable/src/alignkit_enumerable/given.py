@@ -16,7 +16,7 @@ from alignkit.plugin import Groups
 from alignkit_enumerable.exact import tokens_of
 from alignkit_enumerable.problem import Tree, listed
 
-STEPS = 3000
+STEPS = 1500
 """Of Adam on the table."""
 
 
@@ -91,17 +91,28 @@ class Given:
         }
 
     def least(self) -> Tensor:
-        """[prompts, states, tokens] log-probs of the table with the least loss that Adam finds from the reference."""
+        """[prompts, states, tokens] log-probs of the table with the least loss that is found from the reference: by
+        L-BFGS; of labels, whose baseline is held fixed while it is differentiated, by Adam."""
         logits = self.reference.clone().requires_grad_(True)
-        steps = torch.optim.Adam([logits], lr=0.1)
         best, value = self.reference, float("inf")
+
+        def closure() -> float:
+            nonlocal best, value
+            logits.grad = None
+            loss = self._loss(torch.log_softmax(logits, -1))
+            if loss.item() < value:
+                best, value = torch.log_softmax(logits.detach(), -1), loss.item()
+            torch.autograd.backward(loss)
+            return loss.item()
+
+        if not self.by_labels:
+            options = {"max_iter": 1000, "tolerance_grad": 1e-10, "tolerance_change": 1e-14}
+            torch.optim.LBFGS([logits], line_search_fn="strong_wolfe", **options).step(closure)
+            return best
+        steps = torch.optim.Adam([logits], lr=0.1)
         for step in range(STEPS):
             steps.param_groups[0]["lr"] = 0.1 * (1 - step / STEPS) + 1e-4
-            steps.zero_grad()
-            loss = self._loss(torch.log_softmax(logits, -1))
-            if float(loss) < value:
-                best, value = torch.log_softmax(logits.detach(), -1), float(loss)
-            loss.backward()
+            closure()
             steps.step()
         return best
 

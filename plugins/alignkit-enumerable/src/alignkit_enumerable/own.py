@@ -28,6 +28,8 @@ from alignkit_enumerable.problem import END, Tree
 
 STILL = 1e-16
 """Squared length of the expected step at which a fixed point counts as found."""
+ADAM, NEWTON = 600, 20
+"""Steps on the way to it."""
 
 
 @dataclass(frozen=True)
@@ -117,23 +119,42 @@ def normalised(case: Case) -> Own:
 def fixed_point(scape: Landscape, tree: Tree, reference: Tensor, method: Mapping[str, Any]) -> Tensor:
     """[prompts, responses]: where E[-A grad log pi + beta grad k3], reduced as the method reduces, is 0.
 
+    Adam first, then Newton's method with a Jacobian by differences, since the step is the gradient of nothing.
+
     Args:
         scape: the problem.
         tree: of the responses.
         reference: [prompts, states, tokens] log-probs.
         method: `scale`, `reduction`, `kl_coef`, `samples_per_prompt`.
     """
-    logits = reference.clone().requires_grad_(True)
+
+    def step_at(logits: Tensor) -> Tensor:
+        moved = logits.view_as(reference).clone().requires_grad_(True)
+        total = expected_step(scape, tree, reference, torch.log_softmax(moved, -1), method)
+        return torch.autograd.grad(total, moved)[0].flatten()
+
+    logits = reference.flatten().clone()
     steps = torch.optim.Adam([logits], lr=0.05)
-    for step in range(6000):
-        steps.param_groups[0]["lr"] = 0.05 * 0.5 ** (step // 600)
-        steps.zero_grad()
-        expected_step(scape, tree, reference, torch.log_softmax(logits, -1), method).backward()
-        assert logits.grad is not None
-        if float(logits.grad.square().sum()) < STILL:
-            break
+    for _ in range(ADAM):
+        logits.grad = step_at(logits)
         steps.step()
-    return responses_of(torch.log_softmax(logits.detach(), -1), tree)
+    for _ in range(NEWTON):
+        here = step_at(logits)
+        if float(here.square().sum()) < STILL:
+            break
+        logits = _newton(step_at, logits, here)
+    return responses_of(torch.log_softmax(logits.view_as(reference), -1), tree)
+
+
+def _newton(step_at: Callable[[Tensor], Tensor], logits: Tensor, here: Tensor) -> Tensor:
+    """The next point: the whole step of Newton's method, or as much of it as makes the field shorter."""
+    apart = torch.eye(len(logits), dtype=logits.dtype) * 1e-6
+    jacobian = torch.stack([(step_at(logits + e) - step_at(logits - e)) / 2e-6 for e in apart], 1)
+    way = torch.linalg.lstsq(jacobian, -here.unsqueeze(1), driver="gelsd", rcond=1e-9).solution.squeeze(1)
+    scale = 1.0
+    while scale > 1e-4 and step_at(logits + scale * way).norm() >= here.norm():
+        scale /= 2
+    return logits + scale * way
 
 
 def expected_step(

@@ -117,7 +117,7 @@ def pairs(problem: Problem) -> Groups:
         order = row.argsort().tolist()
         apart = [2**k for k in range(NEIGHBOURS)]
         chosen = {tuple(sorted((order[i], order[(i + d) % len(order)]))) for i in range(len(order)) for d in apart}
-        for a, b in sorted(chosen):
+        for a, b in sorted(pair for pair in chosen if pair[0] != pair[1]):
             rows.append({**_answered(problem, prompt, (a, b)), **preference([float(row[a]), float(row[b])])})
     return Groups.from_rows(rows)
 

@@ -52,7 +52,7 @@ class Problem:
 
     beta: float = 0.5
     length: int = 2
-    seed: int = 9
+    seed: int = 7
 
     def __post_init__(self) -> None:
         if not self.beta > 0 or self.length not in (1, 2, 3):
