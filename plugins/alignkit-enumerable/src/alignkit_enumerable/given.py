@@ -106,8 +106,10 @@ class Given:
             return loss.item()
 
         if not self.by_labels:
-            options = {"max_iter": 1000, "tolerance_grad": 1e-10, "tolerance_change": 1e-14}
-            torch.optim.LBFGS([logits], line_search_fn="strong_wolfe", **options).step(closure)
+            search = torch.optim.LBFGS(
+                [logits], max_iter=1000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+            )
+            search.step(closure)
             return best
         steps = torch.optim.Adam([logits], lr=0.1)
         for step in range(STEPS):
