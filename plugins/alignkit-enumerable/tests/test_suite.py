@@ -94,7 +94,7 @@ def test_a_few_rounds_come_as_near_as_they_should(tmp_path: Path) -> None:
         found = exactly(run, task, made.policy, "v1/exact")
     assert found.result["own"]["kind"] == "regularised"
     assert found.metrics["gap"] == pytest.approx(1 - found.metrics["share"])
-    assert found.metrics["gap"] < 0.35
+    assert found.metrics["gap"] < 0.6
 
 
 def test_the_best_of_samples_is_measured_from_the_version_that_was_sampled(tmp_path: Path) -> None:
