@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from alignkit import EvaluationHandle, PolicyHandle
-from alignkit.plugin import Groups, Made, Place, Policy, Stage, Suite, build
+from alignkit.plugin import Groups, Made, Place, Policy, Stage, Suite
 from alignkit_enumerable.measure import Enumerate
 from alignkit_enumerable.parts import BradleyTerry, TableReward, data_of
 from alignkit_enumerable.problem import Problem, model, prompts, tokenizer
@@ -134,14 +134,8 @@ def start(problem: Problem, run: Any, *, name: str = "v0") -> PolicyHandle:
 
 def given(problem: Problem, run: Any, v0: PolicyHandle, method: Any, name: str) -> Groups:
     """What a method learns from: prompts where it samples, else what its loss takes."""
-    built = build("optimizer", method)
-    return data_of(problem, built, asked(built))
-
-
-def asked(method: Any) -> tuple[str, ...]:
-    """The tensors that a method's loss asks for."""
-    names: tuple[str, ...] = build("loss", method.loss).tensor_names
-    return names
+    built = run.host.build("optimizer", method)
+    return data_of(problem, built, run.host.build("loss", built.loss).tensor_names)
 
 
 def measured(
