@@ -35,6 +35,7 @@ from alignkit.identity.spaces import (
     cells_of,
     folder_of,
     function_owners,
+    is_evaluator,
     is_own,
     name_of,
     names_in,
@@ -47,6 +48,16 @@ PLAIN = (bool, int, float, str, type(None))
 
 class Walk(Reach):
     """Everything that some values stand on: `forms` and `code` note what is to be looked into, `entries` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[str, type] = {}
+
+    def more(self) -> bool:
+        if self.subclassed:
+            for label in [label for label in self._kinds if f"{label}.__subclasses__()" not in self._entries]:
+                self._entries[f"{label}.__subclasses__()"] = [*map(self.code, self._kinds[label].__subclasses__())]
+        return bool(self._code)
 
     def code(self, target: Any) -> Any:
         """The reference to a class, function or module; what it stands on is looked into later."""
@@ -65,7 +76,9 @@ class Walk(Reach):
 
     def _class(self, kind: type) -> Any:
         if is_own(kind):
-            return self.node(id(kind), name_of(kind), kind, lambda label: describe_class(self, label, kind))
+            label = self.node(id(kind), name_of(kind), kind, lambda label: describe_class(self, label, kind))
+            self._kinds[label] = kind
+            return label
         module = sys.modules.get(kind.__module__)
         return self.library(module_owners(module, kind.__module__), f"{kind.__module__}.{kind.__qualname__}")
 
@@ -83,6 +96,9 @@ class Walk(Reach):
 
     def _stranger(self, target: Any) -> Any:
         """A function that is not written in Python, by name; a module of the user's own counts by its file."""
+        if is_evaluator(target):
+            remedy = "call it by its name, or for a reward give it a version="
+            raise self.refusal(f"{target.__name__} is handed over, and may bring any name", self._now, remedy)
         home = getattr(target, "__module__", None) or getattr(getattr(target, "__objclass__", None), "__module__", None)
         name = str(home or "")
         module = sys.modules.get(name)
@@ -102,7 +118,8 @@ class Walk(Reach):
             remedy = "write it in a file, or for a reward give FunctionReward a version=, changed by hand"
             raise self.refusal(f"the source of {function.__qualname__} cannot be read", label, remedy) from None
         makes = makes_of(source, definition) if cells else (frozenset[str](), None)
-        scope = Scope(label, space, cells, names_in(function.__code__), makes, source)
+        closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        scope = Scope(label, space, cells, closure, names_in(function.__code__), makes, source)
         uses = uses_of(definition)
         node: dict[str, Any] = {"names": self.names(uses, scope), "doc": function.__doc__}
         node["defaults"] = self._defaults(
@@ -112,11 +129,12 @@ class Walk(Reach):
             node["class"] = self.code(cells["__class__"])
         if vars(function):
             loose, held = replace(scope, lenient=True), vars(function)
+            itself = closure.get(function.__code__.co_name)
             node["state"] = self.later(
                 (label, "state"),
                 f"{label}.__dict__",
                 function,
-                lambda at: self.put_made(at, function.__name__, held, loose, space),
+                lambda at: self.put_made(at, function.__name__, held, loose, space, itself),
             )
         return Written(source, [definition]), node
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextvars
 import copyreg
 import dataclasses
 import functools
 import hashlib
+import inspect
 import logging
 import math
 import os
 import re
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from alignkit.identity.first import Reference, first_seen, resolved
 from alignkit.identity.spaces import is_code
-from alignkit.identity.values import canonical_json
+from alignkit.identity.values import canonical_json, spelt
 
 SHOWN = (
     *("rich", "tqdm", "logging", "warnings", "loguru", "structlog", "wandb", "mlflow"),
@@ -26,11 +31,10 @@ SHOWN = (
 )
 """Packages that show something and compute nothing: what they are set to changes no result."""
 
-HANDLES = (
-    *("lock", "RLock", "_local", "local", "ContextVar", "ThreadPoolExecutor", "ProcessPoolExecutor"),
-    *("WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ReferenceType"),
-)
-"""Classes, not the user's own, of which nothing but the name counts: locks, pools, and caches that forget."""
+HANDLES = ("lock", "RLock", "ThreadPoolExecutor", "ProcessPoolExecutor")
+"""Classes, not the user's own, of which nothing but the name counts: locks and pools."""
+
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 VOLATILE = frozenset(("_original_object_hash",))
 """Attributes that differ from process to process: transformers keeps Python's hash of a configuration."""
@@ -70,6 +74,7 @@ class Forms:
         self._code, self._own = code, own
         self._known: dict[tuple[int, bool], tuple[Any, Any]] = {}  # the value too, so that its id stays its own
         self._open: list[int] = []
+        self._folder = ""
 
     def form(self, value: Any, lenient: bool = False, folder: str = "") -> Any:
         """A value as plain JSON; a container within itself refers to its place.
@@ -84,12 +89,13 @@ class Forms:
         """
         if value is None or type(value) in (bool, int):
             return value
-        if type(value) is str or isinstance(value, PurePath):
+        if type(value) is str or (isinstance(value, PurePath) and not self._own(type(value))):
             return _text(value, folder)
         if id(value) in self._open:
             return {"again": len(self._open) - self._open.index(id(value))}
         if (id(value), lenient) not in self._known:
             self._open.append(id(value))
+            self._folder = folder
             try:
                 made = self._form(value, functools.partial(self.form, lenient=lenient, folder=folder), lenient)
             finally:
@@ -109,7 +115,7 @@ class Forms:
         return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
 
     def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
-        for way in (_number, _container, self._code_form, _descriptor, _array, self._still_form):
+        for way in (_number, _container, self._code_form, _descriptor, _array, self._loose, self._still_form):
             found = way(value, form)
             if found is not None:  # a subclass of the user's own may do otherwise than what it is made from
                 return {"of": self._code(type(value)), "is": found} if self._own(type(value)) else found
@@ -119,6 +125,29 @@ class Forms:
         if said is not None:
             return {"of": self._code(type(value)), "key": form(said), "holds": self.held(value)}
         return self._object(value, form, lenient)
+
+    def _loose(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        """What holds something loosely, by that: variables of a thread or a context, weak references and caches."""
+        if isinstance(value, contextvars.ContextVar):
+            return {"context": value.name, "value": self._as_first_seen(value, lambda: value.get(None))}
+        if isinstance(value, threading.local):
+            return {"local": self._as_first_seen(value, lambda: dict(vars(value)))}
+        if isinstance(value, weakref.ReferenceType):
+            return {"weak": self._as_first_seen(value, value)}
+        if isinstance(value, WEAK):
+            content = set if isinstance(value, weakref.WeakSet) else dict
+            return {"weak": self._as_first_seen(value, lambda: content(value)), "by": type(value).__name__}
+        return None
+
+    def _as_first_seen(self, value: Any, look: Callable[[], Any]) -> Any:
+        """What an object changes in itself as it is used, as it was when the object was first asked for."""
+
+        def make() -> Any:
+            forms = Forms(Reference.to, self._own)
+            forms._open = [*self._open]
+            return forms.form(look(), True, self._folder)
+
+        return resolved(first_seen(("object", id(value)), value, (), make), self._code)
 
     def _may_speak(self, kind: type) -> bool:
         """Whether `key` and `to_json` of a class are those that this library asks for."""
@@ -161,8 +190,9 @@ class Forms:
         """An object by its class and its state, as pickle would take it apart."""
         own, core = self._own(type(value)), type(value).__module__.partition(".")[0] == "alignkit"
         if dataclasses.is_dataclass(value) and (own or core):
-            fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-            return {"of": self._code(type(value)), "state": _state(value, {**fields, **vars_of(value)}, form)}
+            state, memos = fields_of(value)
+            made = {"of": self._code(type(value)), "state": _state(value, state, form)}
+            return made | ({"memos": self._as_first_seen(value, lambda: memos)} if memos is not None else {})
         try:
             if core:  # a run, a host: they are at work, and say what counts of them if anything does
                 raise UnknownError(value)
@@ -177,9 +207,10 @@ class Forms:
 
 def _text(value: Any, folder: str) -> Any:
     """A string or a path; what lies in the folder of the code is told relative to it, so that both may be moved."""
-    text = str(value)
+    text: Any = str(value)
     if folder and (text == folder or text.startswith(folder + os.sep)):
         text = "." + text[len(folder) :]
+    text = spelt(text)
     return text if type(value) is str else {"path": text}
 
 
@@ -263,7 +294,7 @@ def _said(value: Any) -> Any:
     kind = type(value)
     for name in ("key", "to_json"):
         method = getattr(kind, name, None)
-        if isinstance(method, types.FunctionType) and method.__code__.co_argcount == 1 and name not in vars_of(value):
+        if isinstance(method, types.FunctionType) and name not in vars_of(value) and asks_nothing(getattr(value, name)):
             try:
                 return getattr(value, name)()
             except NotImplementedError:  # inherited, and left to say
@@ -271,6 +302,17 @@ def _said(value: Any) -> Any:
     if kind.__module__.partition(".")[0] == "alignkit" and callable(getattr(kind, "digest", None)):
         return value.digest()
     return None
+
+
+def asks_nothing(method: Callable[..., Any]) -> bool:
+    """Whether a method can be called without arguments."""
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return False
+    except ValueError:  # written in C: nothing is known of it
+        return True
+    return True
 
 
 def _parts(value: Any) -> list[Any]:
@@ -299,6 +341,17 @@ def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
     if not isinstance(state, Mapping):
         return form(state)
     return {str(name): form(part) for name, part in lasting(value, state).items()}
+
+
+def fields_of(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The state of a dataclass, and what a frozen one notes in itself as it is used: attributes beside its fields, and
+    fields that are not compared. None of one that is not frozen, whose attributes are anybody's to set."""
+    fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    further = {k: v for k, v in lasting(value, vars_of(value)).items() if k not in fields}
+    if not value.__dataclass_params__.frozen:
+        return {**fields, **further}, None
+    loose = {f.name: fields.pop(f.name) for f in dataclasses.fields(value) if not f.compare}
+    return fields, {**loose, **further}
 
 
 def lasting(value: Any, state: Mapping[str, Any]) -> dict[str, Any]:

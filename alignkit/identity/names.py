@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 CHANGES = frozenset(
@@ -29,9 +29,25 @@ CHANGES = frozenset(
 """Methods that change what they are called on."""
 
 EVALUATES = frozenset(("eval", "exec", "globals", "builtins"))
+REACHES = frozenset(
+    (
+        *("__globals__", "__builtins__", "_getframe", "currentframe", "f_globals"),
+        *("get_objects", "get_referrers", "getmodule"),
+    )
+)
+"""Attributes, by their names or in a text, through which any name of a module is reached."""
+
 IMPORTS = frozenset(("import_module", "__import__"))
 LOADS = frozenset(("spec_from_file_location", "SourceFileLoader", "run_path", "run_module"))
 DOCUMENTS = frozenset(("__doc__", "getdoc"))
+BELOW = "__subclasses__"
+SEEDED = frozenset(
+    (
+        *("Random", "SystemRandom", "RandomState", "default_rng", "SeedSequence"),
+        *("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"),
+    )
+)
+"""What makes a generator of random numbers, each time another one where no seed is given."""
 
 Chain = tuple[str, ...]
 
@@ -62,16 +78,20 @@ class Uses:
     Args:
         chains: name -> the attributes taken of it, each as a path; () where the thing itself is used.
         written: paths (name, attributes …) to what the definition changes, other than its own variables.
+        rebound: those of them that are made to stand for something else.
         imports: made inside.
         evaluates: it may use any name of its module.
+        subclassed: it may use any class that is derived from one that it uses.
         loads: why the code it loads cannot be known; empty where it can.
         documented: it reads docstrings.
     """
 
     chains: dict[str, set[Chain]] = field(default_factory=lambda: defaultdict(set))
     written: set[Chain] = field(default_factory=set)
+    rebound: set[Chain] = field(default_factory=set)
     imports: list[Import] = field(default_factory=list)
     evaluates: bool = False
+    subclassed: bool = False
     loads: str = ""
     documented: bool = False
 
@@ -100,6 +120,20 @@ def fresh_defaults(definition: ast.AST) -> set[str]:
     return {arg.arg for arg, default in pairs if not set(uses_of(default).chains) - {"dict", "list", "set"}}
 
 
+def unseeded(nodes: Sequence[ast.AST], everywhere: ast.AST, name: str) -> bool:
+    """Whether statements make a generator of random numbers without a seed, and none is given to it later.
+
+    Args:
+        nodes: the statements.
+        everywhere: that the name is known.
+        name: of the generator.
+    """
+    calls = [call for node in nodes for call in ast.walk(node) if isinstance(call, ast.Call)]
+    made = [(_path(call.func) or ("",))[-1] for call in calls if not call.args and not call.keywords]
+    later = {chain[:1] for chain in uses_of(everywhere).chains.get(name, ())}
+    return bool(SEEDED & set(made)) and not later & {("seed",), ("setstate",), ("bit_generator",)}
+
+
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that are not compound; of those that are, their parts."""
     for node in body:
@@ -121,14 +155,16 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Global(self, node: ast.Global) -> None:
         self.uses.written |= {(name,) for name in node.names}
+        self.uses.rebound |= {(name,) for name in node.names}
 
     def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
         self.uses.written |= {(name,) for name in node.names}
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if not isinstance(node.ctx, ast.Load):
-            self._write(node.value)
         path = _path(node)
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node)
+            self.uses.rebound |= {path} if path else set()
         if path is None:
             self._note(node.attr)
             self.generic_visit(node)
@@ -150,12 +186,18 @@ class _Reader(ast.NodeVisitor):
             self._module_named(node.args[0] if node.args else node)
         self.generic_visit(node)
 
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and node.value in (*REACHES, BELOW):
+            self._note(node.value)
+
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
+            self.uses.evaluates |= alias.name == "builtins"
             top = alias.name.partition(".")[0]
             self.uses.imports.append(Import(alias.name, bound=alias.asname or top, inner=not alias.asname))
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.uses.evaluates |= node.module == "builtins"
         for alias in node.names:
             bound = alias.asname or alias.name
             self.uses.imports.append(Import(node.module or "", node.level, alias.name, bound))
@@ -173,6 +215,8 @@ class _Reader(ast.NodeVisitor):
 
     def _note(self, word: str) -> None:
         self.uses.documented |= word in DOCUMENTS
+        self.uses.evaluates |= word in REACHES
+        self.uses.subclassed |= word == BELOW
         if word in LOADS:
             self.uses.loads = f"loads code by {word}"
 

@@ -60,6 +60,11 @@ def is_code(value: Any) -> bool:
     return isinstance(value, (type, types.FunctionType))
 
 
+def is_evaluator(value: Any) -> bool:
+    """Whether a value is one of the built-in functions that lead to any name of the module that calls them."""
+    return any(value is each for each in (eval, exec, globals, sys._getframe))
+
+
 def name_of(target: Any) -> str:
     """The name of a function or class in a key: module and qualified name, the same for a script and its import."""
     return f"{space_name(space_of(target))}.{target.__qualname__}".lstrip(".")
