@@ -129,7 +129,7 @@ class Forms:
     def _loose(self, value: Any, form: Callable[[Any], Any]) -> Any:
         """What holds something loosely, by that: variables of a thread or a context, weak references and caches."""
         if isinstance(value, contextvars.ContextVar):
-            return {"context": value.name, "value": self._as_first_seen(value, lambda: value.get(None))}
+            return {"context": value.name, "value": self._as_first_seen(value, lambda: _in_context(value))}
         if isinstance(value, threading.local):
             return {"local": self._as_first_seen(value, lambda: dict(vars(value)))}
         if isinstance(value, weakref.ReferenceType):
@@ -270,6 +270,13 @@ def _tensor(value: Any, torch: Any) -> Any:
     dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
     raw = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return {**shape, "bytes": hashlib.sha256(raw).hexdigest()}
+
+
+def _in_context(variable: contextvars.ContextVar[Any]) -> Any:
+    try:
+        return variable.get()  # given an argument, it would not say its own default
+    except LookupError:
+        return None
 
 
 def _still(value: Any, own: bool) -> Any:
