@@ -767,6 +767,14 @@ REFUSED = {
     "open file": ("F = open(__file__)\ndef reward(r): return F.read()", "script.F"),
     "generator": ("G = (x for x in 'abc')\ndef reward(r): return next(G)", "script.G"),
     "computed import": ("import importlib\ndef reward(r): return importlib.import_module(r).f()", "import it by name"),
+    "import under another name": (
+        "import importlib\nload = importlib.import_module\ndef reward(r): return load('utils').f()",
+        "import it by name",
+    ),
+    "lazy import under another name": (
+        "def reward(r):\n    from importlib import import_module as load\n    return load('utils').f()",
+        "import it by name",
+    ),
     "code by path": ("import runpy\ndef reward(r): return runpy.run_path(r)['f']()", "import it by name"),
     "open file in a closure": ("def make(f):\n    return lambda r: f.read()\nreward = make(open(__file__))", "key()"),
     "no source": ("exec('def h(): return 1')\ndef reward(r): return h()", "version="),
@@ -1320,6 +1328,19 @@ def test_a_module_loaded_again_counts_by_what_it_fills_now(folder: Folder) -> No
     folder.write({"script.py": text.replace("W = 1", "W = 2")})
     importlib.reload(module)
     assert digest(function_key(module.reward)) != first
+
+
+def test_a_registry_filled_by_another_module_counts(folder: Folder) -> None:
+    files = {
+        "script.py": "import more\nfrom base import RULES\ndef reward(r): return RULES.setdefault('polite', None)(r)",
+        "base.py": "RULES = {}\n",
+        "more.py": "from base import RULES\ndef polite(r): return 1\nRULES['polite'] = polite\n",
+    }
+    folder.write(files)
+    first = folder.key()
+    assert folder.key() == first
+    folder.write({"more.py": files["more.py"].replace("return 1", "return 2")})
+    assert folder.key() != first
 
 
 def test_a_subclass_in_another_module_counts_where_subclasses_are_asked_for(folder: Folder) -> None:

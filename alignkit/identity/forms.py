@@ -6,13 +6,7 @@ import contextvars
 import copyreg
 import dataclasses
 import functools
-import hashlib
-import inspect
-import logging
-import math
 import os
-import re
-import sys
 import threading
 import types
 import weakref
@@ -21,25 +15,12 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from alignkit.identity.atoms import array, asks_nothing, fields_of, in_context, lasting, number, still, vars_of
 from alignkit.identity.first import Reference, first_seen, resolved
 from alignkit.identity.spaces import is_code
 from alignkit.identity.values import canonical_json, spelt
 
-SHOWN = (
-    *("rich", "tqdm", "logging", "warnings", "loguru", "structlog", "wandb", "mlflow"),
-    *("tensorboard", "tensorboardX", "IPython", "ipywidgets"),
-)
-"""Packages that show something and compute nothing: what they are set to changes no result."""
-
-HANDLES = ("lock", "RLock", "ThreadPoolExecutor", "ProcessPoolExecutor")
-"""Classes, not the user's own, of which nothing but the name counts: locks and pools."""
-
 WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
-
-VOLATILE = frozenset(("_original_object_hash",))
-"""Attributes that differ from process to process: transformers keeps Python's hash of a configuration."""
-
-STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 
 CODE = (
     types.ModuleType,
@@ -115,7 +96,7 @@ class Forms:
         return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
 
     def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
-        for way in (_number, _container, self._code_form, _descriptor, _array, self._loose, self._still_form):
+        for way in (number, _container, self._code_form, _descriptor, array, self._loose, self._still_form):
             found = way(value, form)
             if found is not None:  # a subclass of the user's own may do otherwise than what it is made from
                 return {"of": self._code(type(value)), "is": found} if self._own(type(value)) else found
@@ -129,7 +110,7 @@ class Forms:
     def _loose(self, value: Any, form: Callable[[Any], Any]) -> Any:
         """What holds something loosely, by that: variables of a thread or a context, weak references and caches."""
         if isinstance(value, contextvars.ContextVar):
-            return {"context": value.name, "value": self._as_first_seen(value, lambda: _in_context(value))}
+            return {"context": value.name, "value": self._as_first_seen(value, lambda: in_context(value))}
         if isinstance(value, threading.local):
             return {"local": self._as_first_seen(value, lambda: dict(vars(value)))}
         if isinstance(value, weakref.ReferenceType):
@@ -175,7 +156,7 @@ class Forms:
         return found
 
     def _still_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
-        return _still(value, self._own(type(value)))
+        return still(value, self._own(type(value)))
 
     def _code_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
         if is_code(value) or isinstance(value, CODE):
@@ -192,7 +173,8 @@ class Forms:
         if dataclasses.is_dataclass(value) and (own or core):
             state, memos = fields_of(value)
             made = {"of": self._code(type(value)), "state": _state(value, state, form)}
-            return made | ({"memos": self._as_first_seen(value, lambda: memos)} if memos is not None else {})
+            kept = None if memos is None else self._as_first_seen(value, lambda: memos or None)
+            return made | ({"memos": kept} if kept is not None else {})
         try:
             if core:  # a run, a host: they are at work, and say what counts of them if anything does
                 raise UnknownError(value)
@@ -212,16 +194,6 @@ def _text(value: Any, folder: str) -> Any:
         text = "." + text[len(folder) :]
     text = spelt(text)
     return text if type(value) is str else {"path": text}
-
-
-def _number(value: Any, form: Callable[[Any], Any]) -> Any:
-    if type(value) is float:
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if type(value) is complex:
-        return {"complex": repr(value)}
-    if type(value) in (bytes, bytearray):
-        return {"bytes": hashlib.sha256(value).hexdigest()}
-    return {"name": repr(value)} if value is Ellipsis or value is NotImplemented else None
 
 
 def _container(value: Any, form: Callable[[Any], Any]) -> Any:
@@ -250,52 +222,6 @@ def _descriptor(value: Any, form: Callable[[Any], Any]) -> Any:
     return None
 
 
-def _array(value: Any, form: Callable[[Any], Any]) -> Any:
-    """A NumPy array or a tensor by type, shape and content."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and type(value) is numpy.ndarray:
-        if value.dtype.hasobject:
-            return {"array": form(value.tolist())}
-        content = hashlib.sha256(numpy.ascontiguousarray(value).tobytes()).hexdigest()
-        return {"array": str(value.dtype), "shape": list(value.shape), "bytes": content}
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _tensor(value, torch)
-    return None
-
-
-def _tensor(value: Any, torch: Any) -> Any:
-    shape = {"tensor": str(value.dtype), "shape": list(value.shape)}
-    if value.is_meta:
-        return shape
-    dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-    raw = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return {**shape, "bytes": hashlib.sha256(raw).hexdigest()}
-
-
-def _in_context(variable: contextvars.ContextVar[Any]) -> Any:
-    try:
-        return variable.get()  # given an argument, it would not say its own default
-    except LookupError:
-        return None
-
-
-def _still(value: Any, own: bool) -> Any:
-    """What counts by name alone: loggers, locks, the standard streams, the environment, typing's constructs."""
-    kind = type(value)
-    if isinstance(value, logging.Logger):
-        return {"logger": value.name}
-    if value is os.environ:
-        return {"name": "os.environ"}
-    stream = next((name for name in STREAMS if value is getattr(sys, name)), None)
-    if stream:
-        return {"name": f"sys.{stream.strip('_')}"}
-    if kind.__module__ in ("typing", "types") and kind.__name__ not in ("SimpleNamespace", "GeneratorType"):
-        return {"type": shown(value)}
-    if not own and (kind.__module__.partition(".")[0] in SHOWN or kind.__name__ in HANDLES):
-        return {"name": f"{kind.__module__}.{kind.__qualname__}"}
-    return None
-
-
 def _said(value: Any) -> Any:
     """What an object of the core or of a user says of itself: `key()`, `to_json()`, or the digest of groups."""
     kind = type(value)
@@ -311,17 +237,6 @@ def _said(value: Any) -> Any:
     return None
 
 
-def asks_nothing(method: Callable[..., Any]) -> bool:
-    """Whether a method can be called without arguments."""
-    try:
-        inspect.signature(method).bind()
-    except TypeError:
-        return False
-    except ValueError:  # written in C: nothing is known of it
-        return True
-    return True
-
-
 def _parts(value: Any) -> list[Any]:
     """What a container, a partial or a bound method is made of."""
     if isinstance(value, types.MethodType):
@@ -333,36 +248,8 @@ def _parts(value: Any) -> list[Any]:
     return [*value] if type(value) in (list, tuple) else []
 
 
-def shown(value: Any) -> str:
-    """The `repr` of a construct, the same in every process and for a script and its import."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("__main__.", "")
-
-
-def vars_of(value: Any) -> Mapping[str, Any]:
-    """The attributes of an object that are its own rather than its class's."""
-    return getattr(value, "__dict__", {})
-
-
 def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
     """The state of an object, by attribute where it has attributes."""
     if not isinstance(state, Mapping):
         return form(state)
     return {str(name): form(part) for name, part in lasting(value, state).items()}
-
-
-def fields_of(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The state of a dataclass, and what a frozen one notes in itself as it is used: attributes beside its fields, and
-    fields that are not compared. None of one that is not frozen, whose attributes are anybody's to set."""
-    fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-    further = {k: v for k, v in lasting(value, vars_of(value)).items() if k not in fields}
-    if not value.__dataclass_params__.frozen:
-        return {**fields, **further}, None
-    loose = {f.name: fields.pop(f.name) for f in dataclasses.fields(value) if not f.compare}
-    return fields, {**loose, **further}
-
-
-def lasting(value: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an object that are its own doing: no cached property, no hash of the process."""
-    cached = functools.cached_property
-    kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
-    return {k: v for k, v in kept.items() if k not in VOLATILE}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError
+from alignkit.identity.atoms import asks_nothing, fields_of
 from alignkit.identity.code import Walk
 from alignkit.identity.first import first_seen
-from alignkit.identity.forms import UnknownError, asks_nothing, fields_of
+from alignkit.identity.forms import UnknownError
 from alignkit.identity.spaces import function_owners, is_own, name_of
 from alignkit.identity.values import digest, spelt
 

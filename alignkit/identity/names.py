@@ -199,6 +199,8 @@ class _Reader(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         self.uses.evaluates |= node.module == "builtins"
         for alias in node.names:
+            if alias.name in IMPORTS and alias.asname not in (None, alias.name):
+                self.uses.loads = f"imports by {alias.name} under another name"
             bound = alias.asname or alias.name
             self.uses.imports.append(Import(node.module or "", node.level, alias.name, bound))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from alignkit.identity.distributions import Owners, module_owners, owners
 from alignkit.identity.ledger import Ledger, Written
-from alignkit.identity.names import Chain, Import, Uses, makers, unseeded, uses_of
+from alignkit.identity.names import IMPORTS, Chain, Import, Uses, makers, unseeded, uses_of
 from alignkit.identity.source import Source, module_source
 from alignkit.identity.spaces import (
     PRIVATE,
@@ -32,6 +32,10 @@ from alignkit.identity.spaces import (
 
 DRAWN = frozenset(("Random", "Generator", "RandomState", "count", "cycle"))
 """Classes, not the user's own, whose instances change as they are used: they count by how they are made."""
+
+
+LOADING = "import it by name, or for a reward use FunctionReward(…, version=…)"
+"""The remedy for code that is loaded in a way that cannot be followed."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,7 @@ class Reach(Ledger):
         if uses.evaluates or (uses.subclassed and module_source(scope.space) is not None):
             found["*"] = self.whole(scope.space)
         if uses.loads:
-            remedy = "import it by name, or for a reward use FunctionReward(…, version=…)"
-            raise self.refusal(f"it {uses.loads}", scope.label, remedy)
+            raise self.refusal(f"it {uses.loads}", scope.label, LOADING)
         return {name: reference for name, reference in found.items() if reference is not None}
 
     def _note_changes(self, uses: Uses, scope: Scope) -> None:
@@ -149,6 +152,8 @@ class Reach(Ledger):
             return self.attribute(value, path[1:], scope)
         if is_evaluator(value):  # under another name
             return self.whole(scope.space)
+        if (value is importlib.import_module or value is builtins.__import__) and name not in IMPORTS:
+            raise self.refusal("it imports under another name", scope.label, LOADING)
         if is_code(value):
             return self.code(value)
         label = f"{space_name(space)}.{name}".lstrip(".")

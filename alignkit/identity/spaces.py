@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import linecache
 import sys
 import types
@@ -61,8 +62,8 @@ def is_code(value: Any) -> bool:
 
 
 def is_evaluator(value: Any) -> bool:
-    """Whether a value is one of the built-in functions that lead to any name of the module that calls them."""
-    return any(value is each for each in (eval, exec, globals, sys._getframe))
+    """Whether a value is one of the functions that lead to any name of the module that calls them."""
+    return any(value is each for each in (eval, exec, globals, sys._getframe, inspect.currentframe))
 
 
 def name_of(target: Any) -> str:
