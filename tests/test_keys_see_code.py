@@ -479,7 +479,7 @@ REWARDS = {
     ),
     "registry filled by a call, and by the reward": (
         "RULES = {}\ndef rule(name, f): RULES[name] = f\ndef polite(r): return 1\nrule('polite', polite)\n"
-        "def reward(r):\n    RULES.setdefault(r, polite)\n    return RULES['polite'](r)",
+        "def reward(r):\n    RULES[r] = None\n    return RULES['polite'](r)",
         "return 1",
         "return 2",
     ),
@@ -564,11 +564,6 @@ REWARDS = {
     "path's subclass": (
         "from pathlib import PurePosixPath\nclass P(PurePosixPath):\n    def m(self): return 1\np = P('a')\n"
         "def reward(r): return p.m()",
-        "return 1",
-        "return 2",
-    ),
-    "key that takes an argument": (
-        "class S:\n    def key(self, row): return row\n    def m(self): return 1\ns = S()\ndef reward(r): return s.m()",
         "return 1",
         "return 2",
     ),
@@ -733,7 +728,10 @@ def test_what_the_code_itself_changes_keeps_its_key(folder: Folder) -> None:
                         return len(seen)
                     return inner
                 inner = make()
-                def noted(r, memo={}, *, more=[]):
+                START = [1]
+                def start(): return {"a": START}
+                def noted(r, memo={}, *, more=[], made=start(), draws=random.Random(1), fresh=random.Random()):
+                    made[r] = draws.random() + fresh.random()
                     more.append(r)
                     noted.calls += 1
                     return memo.setdefault(r, noted.calls)
@@ -1288,11 +1286,14 @@ def test_what_a_value_notes_in_itself_as_it_is_used_keeps_its_key(folder: Folder
                 def make():
                     rng, count, total = random.Random(1), itertools.count(), 0
                     draws, fresh, table = numpy.random.default_rng(1), random.Random(), {"a": [1]}
+                    noted = set()
+                    def note(r): noted.add(r)
                     def inner(r):
                         nonlocal total
                         total += 1
                         table["a"].append(r)
-                        return rng.random() + next(count) + draws.random() + fresh.random()
+                        note(r)
+                        return rng.random() + next(count) + draws.random() + fresh.random() + len(noted)
                     return inner
                 inner = make()
                 def reward(r):

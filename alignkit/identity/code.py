@@ -20,14 +20,15 @@ import hashlib
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignkit.identity.classes import describe_class
 from alignkit.identity.distributions import module_owners
 from alignkit.identity.ledger import Written
-from alignkit.identity.names import fresh_defaults, uses_of
-from alignkit.identity.reach import Reach, Scope, makes_of
+from alignkit.identity.names import defaults_in, is_fresh, unseeded, uses_of
+from alignkit.identity.reach import Reach, Scope, drawn, makes_of
 from alignkit.identity.source import NoSourceError, module_source, source_of
 from alignkit.identity.spaces import (
     PRIVATE,
@@ -122,9 +123,7 @@ class Walk(Reach):
         scope = Scope(label, space, cells, closure, names_in(function.__code__), makes, source)
         uses = uses_of(definition)
         node: dict[str, Any] = {"names": self.names(uses, scope), "doc": function.__doc__}
-        node["defaults"] = self._defaults(
-            label, function, {path[0] for path in uses.written} & fresh_defaults(definition)
-        )
+        node["defaults"] = self._defaults(label, function, {path[0] for path in uses.written}, definition)
         if "__class__" in cells:  # it calls super()
             node["class"] = self.code(cells["__class__"])
         if vars(function):
@@ -138,15 +137,27 @@ class Walk(Reach):
             )
         return Written(source, [definition]), node
 
-    def _defaults(self, label: str, function: types.FunctionType, memos: set[str]) -> dict[str, str]:
-        """The values of defaults; one that the function itself fills, such as a memo, counts by its text."""
+    def _defaults(self, label: str, function: types.FunctionType, written: set[str], definition: Any) -> dict[str, str]:
+        """The values of defaults; one that the function itself fills, such as a memo, counts by its text if that says
+        all, else as first seen."""
         last = function.__defaults__ or ()
         count = function.__code__.co_argcount
         names = function.__code__.co_varnames[count - len(last) : count]
         found = {**dict(zip(names, last, strict=True)), **(function.__kwdefaults__ or {})}
-        space = function.__globals__
+        space, texts = function.__globals__, defaults_in(definition)
+        memos = {k for k in written & set(texts) if is_fresh(texts[k])}
+        memos |= {k for k, v in found.items() if drawn(v) and k in texts and unseeded(k, definition, [texts[k]])}
         counted = {k: v for k, v in found.items() if k not in memos}
-        return {k: self.value((label, k), f"{label}({k})", v, space=space) for k, v in counted.items()}
+
+        def put(at: str, name: str, value: Any) -> None:
+            if name in written or drawn(value):
+                self.put_first(at, value, space)
+            else:
+                self.put(at, value, space=space)
+
+        return {
+            k: self.later((label, k), f"{label}({k})", v, partial(put, name=k, value=v)) for k, v in counted.items()
+        }
 
     def _wrapper(self, label: str, function: types.FunctionType) -> Described:
         """A library's function that holds something of the user's, as a decorator does."""

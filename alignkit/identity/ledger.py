@@ -137,6 +137,18 @@ class Ledger:
         kept = first_seen(at, marks[0], marks, lambda: self._kept(value, folder_of(space)))
         return resolved(kept[0], self.code), kept[1]
 
+    def put_first(self, label: str, value: Any, space: Space) -> None:
+        """Enter a value as it was when it was first asked for.
+
+        Raises:
+            ConfigError: it has no plain form.
+        """
+        form, complete = self.first(("value", id(value)), (value,), value, space)
+        if complete:
+            self.put_form(label, form)
+        else:
+            self.put(label, value, space=space)
+
     def _kept(self, value: Any, folder: str) -> tuple[Any, bool]:
         for lenient in (False, True):
             try:

@@ -109,29 +109,51 @@ def makers(tree: ast.Module, name: str) -> list[ast.stmt]:
     return [node for node in _statements(tree.body) if name in uses_of(node).chains]
 
 
-def fresh_defaults(definition: ast.AST) -> set[str]:
-    """The parameters of a function whose default is made where it is written, out of no other name: `memo={}`."""
+def defaults_in(definition: ast.AST) -> dict[str, ast.expr]:
+    """The defaults of a function by parameter, as written."""
     arguments = getattr(definition, "args", None) or ast.arguments([], [], None, [], [], None, [])
     named = [*arguments.posonlyargs, *arguments.args]
     pairs = [*zip(named[len(named) - len(arguments.defaults) :], arguments.defaults, strict=True)]
     pairs += [
         (arg, default) for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
     ]
-    return {arg.arg for arg, default in pairs if not set(uses_of(default).chains) - {"dict", "list", "set"}}
+    return {arg.arg: default for arg, default in pairs}
 
 
-def unseeded(nodes: Sequence[ast.AST], everywhere: ast.AST, name: str) -> bool:
-    """Whether statements make a generator of random numbers without a seed, and none is given to it later.
+def is_fresh(default: ast.expr) -> bool:
+    """Whether a value is made where it is written, out of no other name: `memo={}`."""
+    return not set(uses_of(default).chains) - {"dict", "list", "set"}
+
+
+def unseeded(name: str, everywhere: ast.AST, made: Sequence[ast.AST] = ()) -> bool:
+    """Whether a generator of random numbers is made without a seed, and none is given to it later.
 
     Args:
-        nodes: the statements.
-        everywhere: that the name is known.
         name: of the generator.
+        everywhere: that the name is known.
+        made: the values that it is given; default those that it is assigned there.
     """
-    calls = [call for node in nodes for call in ast.walk(node) if isinstance(call, ast.Call)]
-    made = [(_path(call.func) or ("",))[-1] for call in calls if not call.args and not call.keywords]
+    values = made or [value for node in ast.walk(everywhere) for value in _assigned(node, name)]
+    calls = [call for value in values for call in ast.walk(value) if isinstance(call, ast.Call)]
+    makers = {(_path(call.func) or ("",))[-1] for call in calls if not call.args and not call.keywords}
     later = {chain[:1] for chain in uses_of(everywhere).chains.get(name, ())}
-    return bool(SEEDED & set(made)) and not later & {("seed",), ("setstate",), ("bit_generator",)}
+    return bool(SEEDED & makers) and not later & {("seed",), ("setstate",), ("bit_generator",)}
+
+
+def _assigned(node: ast.AST, name: str) -> Iterator[ast.AST]:
+    """The values that a statement gives to a name."""
+    if isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+        yield from _given(node.target, node.value, name)
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+        yield from _given(target, node.value, name)
+
+
+def _given(target: ast.AST, value: ast.AST, name: str) -> Iterator[ast.AST]:
+    if isinstance(target, ast.Name) and target.id == name:
+        yield value
+    elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
+        for one, other in zip(target.elts, value.elts, strict=False):
+            yield from _given(one, other, name)
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

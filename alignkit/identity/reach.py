@@ -132,11 +132,11 @@ class Reach(Ledger):
         """Enter what a closure holds; a variable that code changes as it was first seen. Where that does not say all of
         it, the function around counts besides, with what that uses."""
         cell, (made, around) = scope.closure[name], scope.makes
-        changes = _drawn(value) or (id(cell), "") in self._written
+        changes = drawn(value) or (id(cell), "") in self._written
         if not changes or name not in made or around is None or scope.source is None:
             self.put(label, value, scope.lenient, scope.space)
             return
-        fresh = _drawn(value) and unseeded([around], around, name)
+        fresh = drawn(value) and unseeded(name, around)
         first, complete = (None, False) if fresh else self.first(("cell", id(cell)), (cell,), value, scope.space)
         if complete:
             self.put_form(label, first)
@@ -178,7 +178,7 @@ class Reach(Ledger):
             cell: through which code reaches the same.
         """
         source, place = module_source(space), (id(space), name)
-        changes = place in self._written or (id(cell), "") in self._written or _drawn(value)
+        changes = place in self._written or (id(cell), "") in self._written or drawn(value)
         if source is None or not changes:
             self.put(label, value, scope.lenient, space)
             return
@@ -186,7 +186,7 @@ class Reach(Ledger):
         uses = uses_of(*statements)
         uses.chains.pop(name, None)
         node = {"names": self.names(uses, Scope(label, space, lenient=True))}
-        if not (_drawn(value) and unseeded(statements, source.tree, name)):
+        if not (drawn(value) and unseeded(name, source.tree)):
             same = () if place in self._rebound else (value,)
             at = ("global", *place, *map(id, same))
             node["first"], _ = self.first(at, (space, space.get("__spec__"), *same), value, space)
@@ -260,7 +260,8 @@ def _module_owners(name: str) -> Owners:
     return owners(top, spec.origin if spec.origin and spec.has_location else "")
 
 
-def _drawn(value: Any) -> bool:
+def drawn(value: Any) -> bool:
+    """Whether a value is a generator of random numbers or the like, another one each time that it is used."""
     return type(value).__name__ in DRAWN and not is_own(type(value))
 
 

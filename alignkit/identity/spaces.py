@@ -106,9 +106,13 @@ def cells_of(function: types.FunctionType) -> dict[str, Any]:
 
 
 def names_in(code: types.CodeType) -> frozenset[str]:
-    """The names in code, and in the functions defined in it, that are no local variables."""
-    inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return frozenset(code.co_names) | frozenset(code.co_freevars) | frozenset().union(*inner)
+    """The names in code, and in the functions defined in it, that are no variables of its own."""
+    return _globals_in(code) | frozenset(code.co_freevars)
+
+
+def _globals_in(code: types.CodeType) -> frozenset[str]:
+    inner = [_globals_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
 
 
 def spellings(name: str, names: frozenset[str] | None) -> list[str]:
