@@ -144,8 +144,9 @@ def _assigned(node: ast.AST, name: str) -> Iterator[ast.AST]:
     """The values that a statement gives to a name."""
     if isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
         yield from _given(node.target, node.value, name)
-    for target in node.targets if isinstance(node, ast.Assign) else ():
-        yield from _given(target, node.value, name)
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield from _given(target, node.value, name)
 
 
 def _given(target: ast.AST, value: ast.AST, name: str) -> Iterator[ast.AST]:
