@@ -1244,6 +1244,8 @@ def test_what_cannot_be_plain_is_refused_with_the_remedy() -> None:
     for value in (Silent(), itself, object()):
         with pytest.raises(ConfigError, match=r"key\(\) method"):
             plain(value)
+    with pytest.raises(ConfigError, match="holds itself"):
+        object_key(itself)
 
 
 def test_a_handed_over_globals_is_refused(folder: Folder) -> None:
@@ -1317,6 +1319,25 @@ def test_what_a_value_notes_in_itself_as_it_is_used_keeps_its_key(folder: Folder
     assert module.utils.COUNT == 6
     assert module.frozen.memo
     assert digest(function_key(folder.load().reward)) == digest(function_key(folder.load().reward))
+
+
+def test_what_the_pipeline_sets_between_two_stages_counts(folder: Folder) -> None:
+    text = """
+        import threading
+        from contextvars import ContextVar
+        VAR, LOCAL = ContextVar("V", default=0), threading.local()
+        LOCAL.w = 0
+        def reward(r): return VAR.get() + LOCAL.w
+    """
+    folder.write({"script.py": text})
+    module = folder.load()
+    keys = [digest(function_key(module.reward))]
+    token = module.VAR.set(1)
+    keys.append(digest(function_key(module.reward)))
+    module.VAR.reset(token)
+    module.LOCAL.w = 1
+    keys.append(digest(function_key(module.reward)))
+    assert len(set(keys)) == 3
 
 
 def test_a_module_loaded_again_counts_by_what_it_fills_now(folder: Folder) -> None:

@@ -110,14 +110,14 @@ class Forms:
     def _loose(self, value: Any, form: Callable[[Any], Any]) -> Any:
         """What holds something loosely, by that: variables of a thread or a context, weak references and caches."""
         if isinstance(value, contextvars.ContextVar):
-            return {"context": value.name, "value": self._as_first_seen(value, lambda: in_context(value))}
+            return {"context": value.name, "value": self.form(in_context(value), True, self._folder)}
         if isinstance(value, threading.local):
-            return {"local": self._as_first_seen(value, lambda: dict(vars(value)))}
+            return {"local": self.form(dict(vars(value)), True, self._folder)}
         if isinstance(value, weakref.ReferenceType):
-            return {"weak": self._as_first_seen(value, value)}
+            return {"weak": self.form(value(), True, self._folder)}
         if isinstance(value, WEAK):
-            content = set if isinstance(value, weakref.WeakSet) else dict
-            return {"weak": self._as_first_seen(value, lambda: content(value)), "by": type(value).__name__}
+            content = set(value) if isinstance(value, weakref.WeakSet) else dict(value)
+            return {"weak": self.form(content, True, self._folder), "by": type(value).__name__}
         return None
 
     def _as_first_seen(self, value: Any, look: Callable[[], Any]) -> Any:

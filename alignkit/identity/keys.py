@@ -29,8 +29,12 @@ def plain(value: Any) -> Any:
     Raises:
         ConfigError: something that has no plain form; give it a `key()`.
     """
+    return _of_some_depth(_plain, value)
+
+
+def _of_some_depth(look: Callable[[Any], Any], value: Any) -> Any:
     try:
-        return _plain(value)
+        return look(value)
     except RecursionError:
         raise ConfigError(
             f"a {type(value).__name__} that holds itself, or is nested too deep, cannot be part of a stage's key",
@@ -170,10 +174,14 @@ def object_key(value: Any) -> Any:
     Raises:
         ConfigError: an object of the user's own that cannot be identified.
     """
+    return _of_some_depth(_object, value)
+
+
+def _object(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return spelt(value) if type(value) is str else value
     if type(value) in (list, tuple):
-        return [object_key(item) for item in value]
+        return [_object(item) for item in value]
     walk = Walk()
     label = walk.value("it", type(value).__qualname__, value, lenient=True)
     found = walk.entries()

@@ -21,6 +21,7 @@ CHANGES = frozenset(
         "popleft",
         "remove",
         "reverse",
+        "set",
         "setdefault",
         "sort",
         "update",
