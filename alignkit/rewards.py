@@ -157,7 +157,8 @@ class WeightedSum(Reward):
         return self.combine(groups, [reward.score(groups) for reward in self.rewards])
 
     def key(self) -> Any:
-        return {"sum": [[plain(reward), weight] for reward, weight in zip(self.rewards, self.weights, strict=True)]}
+        parts = zip(self.rewards, self.weights, strict=True)
+        return {"sum": [[plain(reward), weight] for reward, weight in parts], "name": self.name}
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ class Piecewise(Reward):
             "piecewise": plain([self.safety, self.helpfulness]),
             "threshold": self.threshold,
             "tags": list(self.tags),
+            "name": self.name,
         }
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -440,6 +441,132 @@ REWARDS = {
         "return 1",
         "return 2",
     ),
+    "generator that a closure draws from": (
+        "import random\ndef make(seed):\n    rng = random.Random(seed)\n    return lambda r: rng.random()\n"
+        "reward = make(1)",
+        "make(1)",
+        "make(2)",
+    ),
+    "variable of a closure that it fills": (
+        "def make(bonus):\n    seen = {'bonus': bonus}\n    def f(r):\n        seen[r] = 1\n"
+        "        return seen['bonus']\n    return f\nreward = make(1)",
+        "make(1)",
+        "make(2)",
+    ),
+    "helper that makes the memo of a closure": (
+        "W = 1\ndef table(): return {'w': W}\ndef make():\n    memo = table()\n    def f(r):\n"
+        "        return memo.setdefault(r, memo['w'])\n    return f\nreward = make()",
+        "W = 1",
+        "W = 2",
+    ),
+    "function in the memo of a closure": (
+        "def h(): return 1\ndef make():\n    memo = {'h': h}\n    def f(r):\n        memo[r] = 1\n"
+        "        return memo['h']()\n    return f\nreward = make()",
+        "return 1",
+        "return 2",
+    ),
+    "helper that makes what a closure holds and no key can": (
+        "W = 1\ndef table(): return W\ndef make():\n    memo = [table(), (x for x in 'ab')]\n    def f(r):\n"
+        "        memo.append(r)\n        return memo[0]\n    return f\nreward = make()",
+        "W = 1",
+        "W = 2",
+    ),
+    "closure that another function fills": (
+        "def make(w):\n    seen = {}\n    seen['w'] = w\n    def note(r): seen[r] = 1\n"
+        "    def f(r):\n        note(r)\n        return seen['w']\n    return f\nreward = make(1)",
+        "make(1)",
+        "make(2)",
+    ),
+    "registry filled by a call, and by the reward": (
+        "RULES = {}\ndef rule(name, f): RULES[name] = f\ndef polite(r): return 1\nrule('polite', polite)\n"
+        "def reward(r):\n    RULES[r] = None\n    return RULES['polite'](r)",
+        "return 1",
+        "return 2",
+    ),
+    "registry filled by a decorator, and by the reward": (
+        "RULES = {}\ndef rule(f):\n    RULES[f.__name__] = f\n    return f\n@rule\ndef polite(r): return 1\n"
+        "def other(r): return 0\ndef reward(r):\n    rule(other)\n    return RULES['polite'](r)",
+        "return 1",
+        "return 2",
+    ),
+    "generator seeded by a call": (
+        "import random\nrng = random.Random()\ndef seed(n): rng.seed(n)\nseed(1)\ndef reward(r): return rng.random()",
+        "seed(1)",
+        "seed(2)",
+    ),
+    "subclasses": (
+        "class Base: pass\nclass Polite(Base):\n    def m(self): return 1\n"
+        "def reward(r): return [k().m() for k in Base.__subclasses__()]",
+        "return 1",
+        "return 2",
+    ),
+    "globals of a function": (
+        "def h(): return 1\ndef g(): pass\ndef reward(r): return g.__globals__['h']()",
+        "return 1",
+        "return 2",
+    ),
+    "globals of a function by getattr": (
+        "def h(): return 1\ndef g(): pass\ndef reward(r): return getattr(g, '__globals__')['h']()",
+        "return 1",
+        "return 2",
+    ),
+    "globals of a frame": (
+        "import sys\ndef h(): return 1\ndef reward(r): return sys._getframe().f_globals['h']()",
+        "return 1",
+        "return 2",
+    ),
+    "globals() under another name": (
+        "def h(): return 1\ng = globals\ndef reward(r): return g()['h']()",
+        "return 1",
+        "return 2",
+    ),
+    "eval in a closure": (
+        "def h(): return 1\ndef make(e):\n    return lambda r: e('h')()\nreward = make(eval)",
+        "return 1",
+        "return 2",
+    ),
+    "builtins under another name": (
+        "import builtins as b\ndef h(): return 1\ndef reward(r): return b.eval('h')()",
+        "return 1",
+        "return 2",
+    ),
+    "builtins imported inside": (
+        "def h(): return 1\ndef reward(r):\n    from builtins import eval as e\n    return e('h')()",
+        "return 1",
+        "return 2",
+    ),
+    "default of a variable of the context": (
+        "from contextvars import ContextVar\ndef h(): return 1\nV = ContextVar('V', default=h)\n"
+        "def reward(r): return V.get()()",
+        "return 1",
+        "return 2",
+    ),
+    "value of a variable of the context": (
+        "from contextvars import ContextVar\nV = ContextVar('V')\nV.set(1)\ndef reward(r): return V.get()",
+        "set(1)",
+        "set(2)",
+    ),
+    "variable of a thread": (
+        "import threading\nT = threading.local()\nT.w = 1\ndef reward(r): return T.w",
+        "w = 1",
+        "w = 2",
+    ),
+    "behind a weak reference": (
+        "import weakref\ndef h(): return 1\nW = weakref.ref(h)\ndef reward(r): return W()()",
+        "return 1",
+        "return 2",
+    ),
+    "in a weak registry": (
+        "import weakref\ndef h(): return 1\nW = weakref.WeakValueDictionary(h=h)\ndef reward(r): return W['h']()",
+        "return 1",
+        "return 2",
+    ),
+    "path's subclass": (
+        "from pathlib import PurePosixPath\nclass P(PurePosixPath):\n    def m(self): return 1\np = P('a')\n"
+        "def reward(r): return p.m()",
+        "return 1",
+        "return 2",
+    ),
     "coroutine": (
         "import asyncio\nasync def h(): return 1\ndef reward(r): return asyncio.run(h())",
         "return 1",
@@ -601,7 +728,10 @@ def test_what_the_code_itself_changes_keeps_its_key(folder: Folder) -> None:
                         return len(seen)
                     return inner
                 inner = make()
-                def noted(r, memo={}, *, more=[]):
+                START = [1]
+                def start(): return {"a": START}
+                def noted(r, memo={}, *, more=[], made=start(), draws=random.Random(1), fresh=random.Random()):
+                    made[r] = draws.random() + fresh.random()
                     more.append(r)
                     noted.calls += 1
                     return memo.setdefault(r, noted.calls)
@@ -635,6 +765,14 @@ REFUSED = {
     "open file": ("F = open(__file__)\ndef reward(r): return F.read()", "script.F"),
     "generator": ("G = (x for x in 'abc')\ndef reward(r): return next(G)", "script.G"),
     "computed import": ("import importlib\ndef reward(r): return importlib.import_module(r).f()", "import it by name"),
+    "import under another name": (
+        "import importlib\nload = importlib.import_module\ndef reward(r): return load('utils').f()",
+        "import it by name",
+    ),
+    "lazy import under another name": (
+        "def reward(r):\n    from importlib import import_module as load\n    return load('utils').f()",
+        "import it by name",
+    ),
     "code by path": ("import runpy\ndef reward(r): return runpy.run_path(r)['f']()", "import it by name"),
     "open file in a closure": ("def make(f):\n    return lambda r: f.read()\nreward = make(open(__file__))", "key()"),
     "no source": ("exec('def h(): return 1')\ndef reward(r): return h()", "version="),
@@ -1005,3 +1143,237 @@ def test_ordinary_classes_of_libraries_are_the_same_in_every_process(folder: Fol
     here = folder.key()
     done = subprocess.run([sys.executable, folder.path / "script.py"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == here
+
+
+ARGUMENTS = {
+    "enumeration of texts": (
+        "from enum import Enum\nclass Mode(str, Enum):\n    A = 'a'\n    def m(self): return 1\nreward = Mode.A",
+        "return 1",
+        "return 2",
+    ),
+    "which of an enumeration": (
+        "from enum import Enum\nclass Mode(str, Enum):\n    A = 'a'\n    B = 'b'\nreward = Mode.A",
+        "reward = Mode.A",
+        "reward = Mode.B",
+    ),
+    "number": ("class N(int):\n    def m(self): return 1\nreward = N(3)", "return 1", "return 2"),
+    "value of a number": ("class N(float): pass\nreward = N(3)", "(3)", "(4)"),
+    "named tuple": (
+        "from typing import NamedTuple\nclass N(NamedTuple):\n    w: int = 1\n    def m(self): return 1\n"
+        "reward = [N()]",
+        "return 1",
+        "return 2",
+    ),
+    "dict": (
+        "class D(dict):\n    def __missing__(self, key): return 1\nreward = {'d': D(a=1)}",
+        "return 1",
+        "return 2",
+    ),
+    "what a dict holds": ("class D(dict): pass\nreward = D(a=1)", "a=1", "a=2"),
+    "text or number as a name": ("reward = {1: 2}", "1:", "'1':"),
+    "order of a field": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass C:\n    words: dict\n"
+        "reward = C({'a': 1, 'b': 3})",
+        "'a': 1, 'b': 3",
+        "'b': 3, 'a': 1",
+    ),
+    "key that takes an argument": (
+        "class S:\n    def key(self, row): return row\n    def m(self): return 1\nreward = S()",
+        "return 1",
+        "return 2",
+    ),
+    "half a character": ("reward = ['\\ud800']", "ud800", "ud801"),
+    "name of a sum": (
+        "from alignkit.rewards import FunctionReward, WeightedSum\ndef f(response): return 1\n"
+        "reward = WeightedSum((FunctionReward(f),), (1.0,), name='a')",
+        "'a'",
+        "'b'",
+    ),
+    "name of a combination": (
+        "from alignkit.rewards import FunctionReward, Piecewise\ndef f(response): return 1\n"
+        "reward = Piecewise(FunctionReward(f, 's'), FunctionReward(f, 'h'), name='a')",
+        "'a'",
+        "'b'",
+    ),
+    "memo of a frozen dataclass": (
+        "from dataclasses import dataclass\ndef h(): return 1\n@dataclass(frozen=True)\nclass C:\n"
+        "    def __post_init__(self): object.__setattr__(self, 'h', h)\nreward = C()",
+        "return 1",
+        "return 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [plain, object_key])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_counts_with_its_class(folder: Folder, name: str, make: Callable[[Any], Any]) -> None:
+    text, old, new = ARGUMENTS[name]
+    folder.write({"script.py": text})
+    first = folder.key(make)
+    assert folder.key(make) == first
+    json.dumps(make(folder.load().reward), ensure_ascii=False).encode()
+    folder.write({"script.py": text.replace(old, new, 1)})
+    assert folder.key(make) != first
+
+
+def test_ordinary_arguments_are_plain_as_they_are() -> None:
+    value = {"b": (1, 2.5), "a": [None, "x", {3, 1, 20}], "p": Path("x/y")}
+    assert plain(value) == {"b": [1, 2.5], "a": [None, "x", [1, 3, 20]], "p": "x/y"}
+    assert digest(plain({"b": 1, "a": 2})) == digest(plain({"a": 2, "b": 1}))
+    assert digest(plain({2: 1, 1: 2})) == digest(plain({1: 2, 2: 1}))
+
+
+def test_a_set_of_anything_is_in_an_order_of_its_own() -> None:
+    @dataclass(frozen=True)
+    class Pair:
+        a: int
+
+    texts = {digest(plain(frozenset(items))) for items in ([1, "a", Pair(2)], [Pair(2), "a", 1])}
+    assert len(texts) == 1
+    assert [item["a"] for item in plain({Pair(2), Pair(1)})] == [1, 2]
+
+
+def test_what_cannot_be_plain_is_refused_with_the_remedy() -> None:
+    from alignkit.rewards import Reward
+
+    class Silent(Reward):
+        pass
+
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in (Silent(), itself, object()):
+        with pytest.raises(ConfigError, match=r"key\(\) method"):
+            plain(value)
+    with pytest.raises(ConfigError, match="holds itself"):
+        object_key(itself)
+
+
+def test_a_handed_over_globals_is_refused(folder: Folder) -> None:
+    folder.write({"script.py": "def h(): return 1\ndef reward(r, g=globals): return g()['h']()"})
+    with pytest.raises(ConfigError, match="may bring any name"):
+        folder.key()
+
+
+def test_what_a_value_notes_in_itself_as_it_is_used_keeps_its_key(folder: Folder) -> None:
+    """A memo of a frozen dataclass, of a thread, a context or a weak cache; and what closures fill and draw from."""
+    folder.write(
+        {
+            "script.py": """
+                import functools, itertools, random, threading, weakref
+                from contextvars import ContextVar
+                from dataclasses import dataclass, field
+                import numpy, utils
+                LOCAL, VAR, WEAK = threading.local(), ContextVar("V", default=0), weakref.WeakValueDictionary()
+                RULES = {}
+                def rule(f):
+                    RULES[f.__name__] = f
+                    return f
+                @dataclass(frozen=True)
+                class Frozen:
+                    w: int = 1
+                    memo: dict = field(default_factory=dict, compare=False)
+                    def __call__(self, r):
+                        object.__setattr__(self, "last", r)
+                        self.memo[r] = VAR.get()
+                        return self.w
+                frozen = Frozen()
+                def counted(f):
+                    @functools.wraps(f)
+                    def inner(*args):
+                        inner.calls += 1
+                        return f(*args)
+                    inner.calls = 0
+                    return inner
+                @counted
+                def make():
+                    rng, count, total = random.Random(1), itertools.count(), 0
+                    draws, fresh, table = numpy.random.default_rng(1), random.Random(), {"a": [1]}
+                    noted = set()
+                    def note(r): noted.add(r)
+                    def inner(r):
+                        nonlocal total
+                        total += 1
+                        table["a"].append(r)
+                        note(r)
+                        return rng.random() + next(count) + draws.random() + fresh.random() + len(noted)
+                    return inner
+                inner = make()
+                def reward(r):
+                    LOCAL.x = r
+                    VAR.set(r)
+                    WEAK[r] = reward
+                    RULES[r] = RULES.get(r)
+                    utils.COUNT += 1
+                    utils.MEMO[r] = 1
+                    return make() and frozen(r) + inner(r)
+            """,
+            "utils.py": "COUNT, MEMO = 0, {}\n",
+        }
+    )
+    module = folder.load()
+    for make, value in ((function_key, module.reward), (plain, module.frozen), (plain, module.inner)):
+        first = digest(make(value))
+        module.reward("a")
+        module.reward("b")
+        assert digest(make(value)) == first
+    assert module.utils.COUNT == 6
+    assert module.frozen.memo
+    assert digest(function_key(folder.load().reward)) == digest(function_key(folder.load().reward))
+
+
+def test_what_the_pipeline_sets_between_two_stages_counts(folder: Folder) -> None:
+    text = """
+        import threading
+        from contextvars import ContextVar
+        VAR, LOCAL = ContextVar("V", default=0), threading.local()
+        LOCAL.w = 0
+        def reward(r): return VAR.get() + LOCAL.w
+    """
+    folder.write({"script.py": text})
+    module = folder.load()
+    keys = [digest(function_key(module.reward))]
+    token = module.VAR.set(1)
+    keys.append(digest(function_key(module.reward)))
+    module.VAR.reset(token)
+    module.LOCAL.w = 1
+    keys.append(digest(function_key(module.reward)))
+    assert len(set(keys)) == 3
+
+
+def test_a_module_loaded_again_counts_by_what_it_fills_now(folder: Folder) -> None:
+    text = "W = 1\nTABLE, COUNT = {'w': W}, W\ndef reward(r):\n    global COUNT\n    COUNT += 1\n    TABLE[r] = 1\n"
+    folder.write({"script.py": text})
+    module = folder.load()
+    first = digest(function_key(module.reward))
+    module.reward("a")
+    assert digest(function_key(module.reward)) == first
+    folder.write({"script.py": text.replace("W = 1", "W = 2")})
+    importlib.reload(module)
+    assert digest(function_key(module.reward)) != first
+
+
+def test_a_registry_filled_by_another_module_counts(folder: Folder) -> None:
+    files = {
+        "script.py": "import more\nfrom base import RULES\ndef reward(r): return RULES.setdefault('polite', None)(r)",
+        "base.py": "RULES = {}\n",
+        "more.py": "from base import RULES\ndef polite(r): return 1\nRULES['polite'] = polite\n",
+    }
+    folder.write(files)
+    first = folder.key()
+    assert folder.key() == first
+    folder.write({"more.py": files["more.py"].replace("return 1", "return 2")})
+    assert folder.key() != first
+
+
+def test_a_subclass_in_another_module_counts_where_subclasses_are_asked_for(folder: Folder) -> None:
+    files = {
+        "script.py": "import more\nfrom base import Base\ndef reward(r): return [k.w for k in Base.__subclasses__()]",
+        "base.py": "class Base: pass\n",
+        "more.py": "import deep\n",
+        "deep.py": "from base import Base\nclass More(Base):\n    def w(self): return h()\ndef h(): return 1\n",
+    }
+    folder.write(files)
+    first = folder.key()
+    assert folder.key() == first
+    folder.write({"deep.py": files["deep.py"].replace("return 1", "return 2")})
+    assert folder.key() != first

@@ -12,7 +12,7 @@ import types
 from enum import Enum
 from typing import Any
 
-from alignkit.identity.forms import shown
+from alignkit.identity.atoms import shown
 from alignkit.identity.ledger import Ledger, Written
 from alignkit.identity.spaces import Space, space_of
 

@@ -20,14 +20,15 @@ import hashlib
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignkit.identity.classes import describe_class
 from alignkit.identity.distributions import module_owners
 from alignkit.identity.ledger import Written
-from alignkit.identity.names import fresh_defaults, uses_of
-from alignkit.identity.reach import Reach, Scope, makes_of
+from alignkit.identity.names import defaults_in, is_fresh, unseeded, uses_of
+from alignkit.identity.reach import Reach, Scope, drawn, makes_of
 from alignkit.identity.source import NoSourceError, module_source, source_of
 from alignkit.identity.spaces import (
     PRIVATE,
@@ -35,6 +36,7 @@ from alignkit.identity.spaces import (
     cells_of,
     folder_of,
     function_owners,
+    is_evaluator,
     is_own,
     name_of,
     names_in,
@@ -47,6 +49,16 @@ PLAIN = (bool, int, float, str, type(None))
 
 class Walk(Reach):
     """Everything that some values stand on: `forms` and `code` note what is to be looked into, `entries` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[str, type] = {}
+
+    def more(self) -> bool:
+        if self.subclassed:
+            for label in [label for label in self._kinds if f"{label}.__subclasses__()" not in self._entries]:
+                self._entries[f"{label}.__subclasses__()"] = [*map(self.code, self._kinds[label].__subclasses__())]
+        return bool(self._code)
 
     def code(self, target: Any) -> Any:
         """The reference to a class, function or module; what it stands on is looked into later."""
@@ -65,7 +77,9 @@ class Walk(Reach):
 
     def _class(self, kind: type) -> Any:
         if is_own(kind):
-            return self.node(id(kind), name_of(kind), kind, lambda label: describe_class(self, label, kind))
+            label = self.node(id(kind), name_of(kind), kind, lambda label: describe_class(self, label, kind))
+            self._kinds[label] = kind
+            return label
         module = sys.modules.get(kind.__module__)
         return self.library(module_owners(module, kind.__module__), f"{kind.__module__}.{kind.__qualname__}")
 
@@ -83,6 +97,9 @@ class Walk(Reach):
 
     def _stranger(self, target: Any) -> Any:
         """A function that is not written in Python, by name; a module of the user's own counts by its file."""
+        if is_evaluator(target):
+            remedy = "call it by its name, or for a reward give it a version="
+            raise self.refusal(f"{target.__name__} is handed over, and may bring any name", self._now, remedy)
         home = getattr(target, "__module__", None) or getattr(getattr(target, "__objclass__", None), "__module__", None)
         name = str(home or "")
         module = sys.modules.get(name)
@@ -102,33 +119,45 @@ class Walk(Reach):
             remedy = "write it in a file, or for a reward give FunctionReward a version=, changed by hand"
             raise self.refusal(f"the source of {function.__qualname__} cannot be read", label, remedy) from None
         makes = makes_of(source, definition) if cells else (frozenset[str](), None)
-        scope = Scope(label, space, cells, names_in(function.__code__), makes, source)
+        closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        scope = Scope(label, space, cells, closure, names_in(function.__code__), makes, source)
         uses = uses_of(definition)
         node: dict[str, Any] = {"names": self.names(uses, scope), "doc": function.__doc__}
-        node["defaults"] = self._defaults(
-            label, function, {path[0] for path in uses.written} & fresh_defaults(definition)
-        )
+        node["defaults"] = self._defaults(label, function, {path[0] for path in uses.written}, definition)
         if "__class__" in cells:  # it calls super()
             node["class"] = self.code(cells["__class__"])
         if vars(function):
             loose, held = replace(scope, lenient=True), vars(function)
+            itself = closure.get(function.__code__.co_name)
             node["state"] = self.later(
                 (label, "state"),
                 f"{label}.__dict__",
                 function,
-                lambda at: self.put_made(at, function.__name__, held, loose, space),
+                lambda at: self.put_made(at, function.__name__, held, loose, space, itself),
             )
         return Written(source, [definition]), node
 
-    def _defaults(self, label: str, function: types.FunctionType, memos: set[str]) -> dict[str, str]:
-        """The values of defaults; one that the function itself fills, such as a memo, counts by its text."""
+    def _defaults(self, label: str, function: types.FunctionType, written: set[str], definition: Any) -> dict[str, str]:
+        """The values of defaults; one that the function itself fills, such as a memo, counts by its text if that says
+        all, else as first seen."""
         last = function.__defaults__ or ()
         count = function.__code__.co_argcount
         names = function.__code__.co_varnames[count - len(last) : count]
         found = {**dict(zip(names, last, strict=True)), **(function.__kwdefaults__ or {})}
-        space = function.__globals__
+        space, texts = function.__globals__, defaults_in(definition)
+        memos = {k for k in written & set(texts) if is_fresh(texts[k])}
+        memos |= {k for k, v in found.items() if drawn(v) and k in texts and unseeded(k, definition, [texts[k]])}
         counted = {k: v for k, v in found.items() if k not in memos}
-        return {k: self.value((label, k), f"{label}({k})", v, space=space) for k, v in counted.items()}
+
+        def put(at: str, name: str, value: Any) -> None:
+            if name in written or drawn(value):
+                self.put_first(at, value, space)
+            else:
+                self.put(at, value, space=space)
+
+        return {
+            k: self.later((label, k), f"{label}({k})", v, partial(put, name=k, value=v)) for k, v in counted.items()
+        }
 
     def _wrapper(self, label: str, function: types.FunctionType) -> Described:
         """A library's function that holds something of the user's, as a decorator does."""

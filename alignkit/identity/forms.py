@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
 import copyreg
 import dataclasses
 import functools
-import hashlib
-import logging
-import math
 import os
-import re
-import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from alignkit.identity.atoms import array, asks_nothing, fields_of, in_context, lasting, number, still, vars_of
+from alignkit.identity.first import Reference, first_seen, resolved
 from alignkit.identity.spaces import is_code
-from alignkit.identity.values import canonical_json
+from alignkit.identity.values import canonical_json, spelt
 
-SHOWN = (
-    *("rich", "tqdm", "logging", "warnings", "loguru", "structlog", "wandb", "mlflow"),
-    *("tensorboard", "tensorboardX", "IPython", "ipywidgets"),
-)
-"""Packages that show something and compute nothing: what they are set to changes no result."""
-
-HANDLES = (
-    *("lock", "RLock", "_local", "local", "ContextVar", "ThreadPoolExecutor", "ProcessPoolExecutor"),
-    *("WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ReferenceType"),
-)
-"""Classes, not the user's own, of which nothing but the name counts: locks, pools, and caches that forget."""
-
-VOLATILE = frozenset(("_original_object_hash",))
-"""Attributes that differ from process to process: transformers keeps Python's hash of a configuration."""
-
-STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 CODE = (
     types.ModuleType,
@@ -70,6 +55,7 @@ class Forms:
         self._code, self._own = code, own
         self._known: dict[tuple[int, bool], tuple[Any, Any]] = {}  # the value too, so that its id stays its own
         self._open: list[int] = []
+        self._folder = ""
 
     def form(self, value: Any, lenient: bool = False, folder: str = "") -> Any:
         """A value as plain JSON; a container within itself refers to its place.
@@ -84,12 +70,13 @@ class Forms:
         """
         if value is None or type(value) in (bool, int):
             return value
-        if type(value) is str or isinstance(value, PurePath):
+        if type(value) is str or (isinstance(value, PurePath) and not self._own(type(value))):
             return _text(value, folder)
         if id(value) in self._open:
             return {"again": len(self._open) - self._open.index(id(value))}
         if (id(value), lenient) not in self._known:
             self._open.append(id(value))
+            self._folder = folder
             try:
                 made = self._form(value, functools.partial(self.form, lenient=lenient, folder=folder), lenient)
             finally:
@@ -109,7 +96,7 @@ class Forms:
         return made | ({"pairs": [[form(k), form(v)] for k, v in pairs]} if pairs is not None else {})
 
     def _form(self, value: Any, form: Callable[[Any], Any], lenient: bool) -> Any:
-        for way in (_number, _container, self._code_form, _descriptor, _array, self._still_form):
+        for way in (number, _container, self._code_form, _descriptor, array, self._loose, self._still_form):
             found = way(value, form)
             if found is not None:  # a subclass of the user's own may do otherwise than what it is made from
                 return {"of": self._code(type(value)), "is": found} if self._own(type(value)) else found
@@ -119,6 +106,29 @@ class Forms:
         if said is not None:
             return {"of": self._code(type(value)), "key": form(said), "holds": self.held(value)}
         return self._object(value, form, lenient)
+
+    def _loose(self, value: Any, form: Callable[[Any], Any]) -> Any:
+        """What holds something loosely, by that: variables of a thread or a context, weak references and caches."""
+        if isinstance(value, contextvars.ContextVar):
+            return {"context": value.name, "value": self.form(in_context(value), True, self._folder)}
+        if isinstance(value, threading.local):
+            return {"local": self.form(dict(vars(value)), True, self._folder)}
+        if isinstance(value, weakref.ReferenceType):
+            return {"weak": self.form(value(), True, self._folder)}
+        if isinstance(value, WEAK):
+            content = set(value) if isinstance(value, weakref.WeakSet) else dict(value)
+            return {"weak": self.form(content, True, self._folder), "by": type(value).__name__}
+        return None
+
+    def _as_first_seen(self, value: Any, look: Callable[[], Any]) -> Any:
+        """What an object changes in itself as it is used, as it was when the object was first asked for."""
+
+        def make() -> Any:
+            forms = Forms(Reference.to, self._own)
+            forms._open = [*self._open]
+            return forms.form(look(), True, self._folder)
+
+        return resolved(first_seen(("object", id(value)), value, (), make), self._code)
 
     def _may_speak(self, kind: type) -> bool:
         """Whether `key` and `to_json` of a class are those that this library asks for."""
@@ -146,7 +156,7 @@ class Forms:
         return found
 
     def _still_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
-        return _still(value, self._own(type(value)))
+        return still(value, self._own(type(value)))
 
     def _code_form(self, value: Any, form: Callable[[Any], Any]) -> Any:
         if is_code(value) or isinstance(value, CODE):
@@ -161,8 +171,10 @@ class Forms:
         """An object by its class and its state, as pickle would take it apart."""
         own, core = self._own(type(value)), type(value).__module__.partition(".")[0] == "alignkit"
         if dataclasses.is_dataclass(value) and (own or core):
-            fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-            return {"of": self._code(type(value)), "state": _state(value, {**fields, **vars_of(value)}, form)}
+            state, memos = fields_of(value)
+            made = {"of": self._code(type(value)), "state": _state(value, state, form)}
+            kept = None if memos is None else self._as_first_seen(value, lambda: memos or None)
+            return made | ({"memos": kept} if kept is not None else {})
         try:
             if core:  # a run, a host: they are at work, and say what counts of them if anything does
                 raise UnknownError(value)
@@ -177,20 +189,11 @@ class Forms:
 
 def _text(value: Any, folder: str) -> Any:
     """A string or a path; what lies in the folder of the code is told relative to it, so that both may be moved."""
-    text = str(value)
+    text: Any = str(value)
     if folder and (text == folder or text.startswith(folder + os.sep)):
         text = "." + text[len(folder) :]
+    text = spelt(text)
     return text if type(value) is str else {"path": text}
-
-
-def _number(value: Any, form: Callable[[Any], Any]) -> Any:
-    if type(value) is float:
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if type(value) is complex:
-        return {"complex": repr(value)}
-    if type(value) in (bytes, bytearray):
-        return {"bytes": hashlib.sha256(value).hexdigest()}
-    return {"name": repr(value)} if value is Ellipsis or value is NotImplemented else None
 
 
 def _container(value: Any, form: Callable[[Any], Any]) -> Any:
@@ -219,51 +222,12 @@ def _descriptor(value: Any, form: Callable[[Any], Any]) -> Any:
     return None
 
 
-def _array(value: Any, form: Callable[[Any], Any]) -> Any:
-    """A NumPy array or a tensor by type, shape and content."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and type(value) is numpy.ndarray:
-        if value.dtype.hasobject:
-            return {"array": form(value.tolist())}
-        content = hashlib.sha256(numpy.ascontiguousarray(value).tobytes()).hexdigest()
-        return {"array": str(value.dtype), "shape": list(value.shape), "bytes": content}
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _tensor(value, torch)
-    return None
-
-
-def _tensor(value: Any, torch: Any) -> Any:
-    shape = {"tensor": str(value.dtype), "shape": list(value.shape)}
-    if value.is_meta:
-        return shape
-    dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-    raw = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return {**shape, "bytes": hashlib.sha256(raw).hexdigest()}
-
-
-def _still(value: Any, own: bool) -> Any:
-    """What counts by name alone: loggers, locks, the standard streams, the environment, typing's constructs."""
-    kind = type(value)
-    if isinstance(value, logging.Logger):
-        return {"logger": value.name}
-    if value is os.environ:
-        return {"name": "os.environ"}
-    stream = next((name for name in STREAMS if value is getattr(sys, name)), None)
-    if stream:
-        return {"name": f"sys.{stream.strip('_')}"}
-    if kind.__module__ in ("typing", "types") and kind.__name__ not in ("SimpleNamespace", "GeneratorType"):
-        return {"type": shown(value)}
-    if not own and (kind.__module__.partition(".")[0] in SHOWN or kind.__name__ in HANDLES):
-        return {"name": f"{kind.__module__}.{kind.__qualname__}"}
-    return None
-
-
 def _said(value: Any) -> Any:
     """What an object of the core or of a user says of itself: `key()`, `to_json()`, or the digest of groups."""
     kind = type(value)
     for name in ("key", "to_json"):
         method = getattr(kind, name, None)
-        if isinstance(method, types.FunctionType) and method.__code__.co_argcount == 1 and name not in vars_of(value):
+        if isinstance(method, types.FunctionType) and name not in vars_of(value) and asks_nothing(getattr(value, name)):
             try:
                 return getattr(value, name)()
             except NotImplementedError:  # inherited, and left to say
@@ -284,25 +248,8 @@ def _parts(value: Any) -> list[Any]:
     return [*value] if type(value) in (list, tuple) else []
 
 
-def shown(value: Any) -> str:
-    """The `repr` of a construct, the same in every process and for a script and its import."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("__main__.", "")
-
-
-def vars_of(value: Any) -> Mapping[str, Any]:
-    """The attributes of an object that are its own rather than its class's."""
-    return getattr(value, "__dict__", {})
-
-
 def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
     """The state of an object, by attribute where it has attributes."""
     if not isinstance(state, Mapping):
         return form(state)
     return {str(name): form(part) for name, part in lasting(value, state).items()}
-
-
-def lasting(value: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an object that are its own doing: no cached property, no hash of the process."""
-    cached = functools.cached_property
-    kept = {k: v for k, v in state.items() if not isinstance(getattr(type(value), str(k), None), cached)}
-    return {k: v for k, v in kept.items() if k not in VOLATILE}

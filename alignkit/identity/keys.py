@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -11,41 +13,107 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError
+from alignkit.identity.atoms import asks_nothing, fields_of
 from alignkit.identity.code import Walk
-from alignkit.identity.forms import UnknownError, lasting, vars_of
+from alignkit.identity.first import first_seen
+from alignkit.identity.forms import UnknownError
 from alignkit.identity.spaces import function_owners, is_own, name_of
-from alignkit.identity.values import digest
+from alignkit.identity.values import digest, spelt
 
 
 def plain(value: Any) -> Any:
     """A value as plain JSON: dataclasses, components, tuples and paths included, each with the code it stands on.
 
+    The order of a mapping does not count, but in the fields of the user's own dataclasses, whose code may go by it.
+
     Raises:
         ConfigError: something that has no plain form; give it a `key()`.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(v) for v in value)
+    return _of_some_depth(_plain, value)
+
+
+def _of_some_depth(look: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return look(value)
+    except RecursionError:
+        raise ConfigError(
+            f"a {type(value).__name__} that holds itself, or is nested too deep, cannot be part of a stage's key",
+            where="Run",
+            remedy="pass plain values, or give its class a key() method",
+        ) from None
+
+
+def _plain(value: Any, ordered: bool = False) -> Any:
+    """See `plain`; `ordered`: the order of mappings counts."""
+    if not is_own(type(value)):  # a class of the user's own may do otherwise than what it is made from
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, (str, Path)):
+            return spelt(value if isinstance(value, str) else str(value))
+        if isinstance(value, Mapping):
+            return _mapping(value, ordered)
+        if isinstance(value, (list, tuple)):
+            return [_plain(item, ordered) for item in value]
+        if isinstance(value, (set, frozenset)):
+            return _sorted([_plain(item) for item in value])
+    said = _said(value)
+    if said is not None:
+        return _with_code(_plain(said()), value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _dataclass(value, ordered)
+    return function_key(value) if callable(value) else _formed(value)
+
+
+def _mapping(value: Mapping[Any, Any], ordered: bool) -> Any:
+    """A mapping from text as it is, with the order of the names if it counts and is not that of the alphabet; of any
+    other, whose keys JSON would make text of, the pairs."""
+    if all(type(key) is str and spelt(key) is key for key in value):
+        found = {key: _plain(item, ordered) for key, item in value.items()}
+        return {"dict": found, "order": [*found]} if ordered and [*found] != sorted(found) else found
+    pairs = [[_plain(key, ordered), _plain(item, ordered)] for key, item in value.items()]
+    return {"dict": pairs if ordered else _sorted(pairs)}
+
+
+def _sorted(items: list[Any]) -> list[Any]:
+    """Plain values in an order of their own: numbers, and texts, as such."""
+    alike = all(type(item) is str for item in items) or all(type(item) in (int, float) for item in items)
+    return sorted(items, key=None if alike else lambda item: json.dumps(item, sort_keys=True))
+
+
+def _said(value: Any) -> Callable[[], Any] | None:
+    """How a value says itself what it is: `key()` or `to_json()`, where it can be called just so."""
     fields = getattr(value, "__dataclass_fields__", {})
     for name in ("key", "to_json"):
         said = None if isinstance(value, type) or name in fields else getattr(value, name, None)
-        if callable(said):
-            return _with_code(plain(said()), value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        known = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        more = {k: v for k, v in lasting(value, vars_of(value)).items() if k not in known}
-        further = {"further": _formed(more, lenient=True)} if more and is_own(type(value)) else {}
-        return {"class": name_of(type(value)), **class_code(type(value)), **further, **known}
-    if callable(value):
-        return function_key(value)
-    return _formed(value)
+        if callable(said) and asks_nothing(said):
+            return functools.partial(_asked, value, said)
+    return None
+
+
+def _asked(value: Any, said: Callable[[], Any]) -> Any:
+    try:
+        return said()
+    except NotImplementedError:
+        raise ConfigError(
+            f"a {type(value).__name__} does not say what identifies it",
+            where="Run",
+            effect="A change of it would go unseen, and the stage be taken for done.",
+            remedy="give its class a key() method that returns plain values, different whenever a result could be",
+        ) from None
+
+
+def _dataclass(value: Any, ordered: bool) -> dict[str, Any]:
+    """A dataclass by its fields; of the user's own, what else it holds, which of a frozen one counts as first seen."""
+    kind, own = type(value), is_own(type(value))
+    named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    state, memos = fields_of(value) if own else (named, None)
+    more = {k: v for k, v in state.items() if k not in named}
+    if memos is not None:
+        further = first_seen(("plain", id(value)), value, (), lambda: _formed(memos, lenient=True) if memos else None)
+    else:
+        further = _formed(more, lenient=True) if more else None
+    known = {name: _plain(item, ordered or own) for name, item in named.items() if name in state}
+    return {"class": name_of(kind), **class_code(kind), **({"further": further} if further else {}), **known}
 
 
 def _with_code(said: Any, value: Any) -> Any:
@@ -106,10 +174,14 @@ def object_key(value: Any) -> Any:
     Raises:
         ConfigError: an object of the user's own that cannot be identified.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [object_key(item) for item in value]
+    return _of_some_depth(_object, value)
+
+
+def _object(value: Any) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return spelt(value) if type(value) is str else value
+    if type(value) in (list, tuple):
+        return [_object(item) for item in value]
     walk = Walk()
     label = walk.value("it", type(value).__qualname__, value, lenient=True)
     found = walk.entries()

@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.identity.distributions import Owners, version_of
+from alignkit.identity.first import Reference, first_seen, resolved
 from alignkit.identity.forms import Forms, UnknownError
 from alignkit.identity.source import Source
 from alignkit.identity.spaces import Space, folder_of, is_own
@@ -59,13 +60,17 @@ class Ledger:
         Raises:
             ConfigError: something in it cannot be identified.
         """
-        while self._code or self._values:
+        while self._code or self.more() or self._values:
             self._now, look = (self._code or self._values).popleft()
             look()
         for label, (written, node) in self._nodes.items():
             texts = [written.source.written(part, self.documented) for part in written.parts] if written else []
             self._entries[label] = digest({**node, "texts": texts, "doc": self.documented and node.get("doc")})
         return self._entries
+
+    def more(self) -> bool:
+        """Whether what was read says that other code is to be read too; notes it."""
+        return False
 
     def node(
         self, at: Hashable, name: str, target: Any, describe: Callable[[str], tuple[Written | None, dict[str, Any]]]
@@ -98,22 +103,59 @@ class Ledger:
         return self._labels[at][0]
 
     def put(self, label: str, value: Any, lenient: bool = False, space: Space | None = None) -> None:
-        """Enter a value: itself if it is short, else a digest.
+        """Enter a value.
 
         Raises:
             ConfigError: it has no plain form.
         """
         try:
-            form = self.forms.form(value, lenient, folder_of(space or {}))
+            self.put_form(label, self.forms.form(value, lenient, folder_of(space or {})))
         except UnknownError as unknown:
             raise self.refusal(f"a {unknown} has no form that a key could hold", label, REMEDY) from None
+        except RecursionError:
+            raise self.refusal("it is nested too deep for a key", label, REMEDY) from None
+
+    def put_form(self, label: str, form: Any) -> None:
+        """Enter the plain form of a value: itself if it is short, else a digest."""
         text = canonical_json(form)
         long = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         self._entries[label] = form if len(text) <= SHORT else long
 
-    def put_node(self, label: str, written: Written, names: dict[str, Any]) -> None:
-        """Enter statements under a name that was given out before."""
-        self._nodes[label] = (written, {"names": names})
+    def put_node(self, label: str, written: Written, node: dict[str, Any]) -> None:
+        """Enter statements, with what else counts of them, under a name that was given out before."""
+        self._nodes[label] = (written, node)
+
+    def first(self, at: Hashable, marks: tuple[Any, ...], value: Any, space: Space) -> tuple[Any, bool]:
+        """A value as it was when this place was first asked for, and whether that is all of it.
+
+        Args:
+            at: the place, with the `id` of the first of the marks.
+            marks: see `first_seen`.
+            value: that it holds now.
+            space: the globals that it is one of.
+        """
+        kept = first_seen(at, marks[0], marks, lambda: self._kept(value, folder_of(space)))
+        return resolved(kept[0], self.code), kept[1]
+
+    def put_first(self, label: str, value: Any, space: Space) -> None:
+        """Enter a value as it was when it was first asked for.
+
+        Raises:
+            ConfigError: it has no plain form.
+        """
+        form, complete = self.first(("value", id(value)), (value,), value, space)
+        if complete:
+            self.put_form(label, form)
+        else:
+            self.put(label, value, space=space)
+
+    def _kept(self, value: Any, folder: str) -> tuple[Any, bool]:
+        for lenient in (False, True):
+            try:
+                return Forms(Reference.to, is_own).form(value, lenient, folder), not lenient
+            except UnknownError:
+                continue
+        return None, False
 
     def library(self, found: Owners, name: str) -> dict[str, str]:
         """The reference to what is not the user's own; its distributions are entered with their versions."""

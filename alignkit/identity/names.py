@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 CHANGES = frozenset(
@@ -21,6 +21,7 @@ CHANGES = frozenset(
         "popleft",
         "remove",
         "reverse",
+        "set",
         "setdefault",
         "sort",
         "update",
@@ -29,9 +30,25 @@ CHANGES = frozenset(
 """Methods that change what they are called on."""
 
 EVALUATES = frozenset(("eval", "exec", "globals", "builtins"))
+REACHES = frozenset(
+    (
+        *("__globals__", "__builtins__", "_getframe", "currentframe", "f_globals"),
+        *("get_objects", "get_referrers", "getmodule"),
+    )
+)
+"""Attributes, by their names or in a text, through which any name of a module is reached."""
+
 IMPORTS = frozenset(("import_module", "__import__"))
 LOADS = frozenset(("spec_from_file_location", "SourceFileLoader", "run_path", "run_module"))
 DOCUMENTS = frozenset(("__doc__", "getdoc"))
+BELOW = "__subclasses__"
+SEEDED = frozenset(
+    (
+        *("Random", "SystemRandom", "RandomState", "default_rng", "SeedSequence"),
+        *("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"),
+    )
+)
+"""What makes a generator of random numbers, each time another one where no seed is given."""
 
 Chain = tuple[str, ...]
 
@@ -62,16 +79,20 @@ class Uses:
     Args:
         chains: name -> the attributes taken of it, each as a path; () where the thing itself is used.
         written: paths (name, attributes …) to what the definition changes, other than its own variables.
+        rebound: those of them that are made to stand for something else.
         imports: made inside.
         evaluates: it may use any name of its module.
+        subclassed: it may use any class that is derived from one that it uses.
         loads: why the code it loads cannot be known; empty where it can.
         documented: it reads docstrings.
     """
 
     chains: dict[str, set[Chain]] = field(default_factory=lambda: defaultdict(set))
     written: set[Chain] = field(default_factory=set)
+    rebound: set[Chain] = field(default_factory=set)
     imports: list[Import] = field(default_factory=list)
     evaluates: bool = False
+    subclassed: bool = False
     loads: str = ""
     documented: bool = False
 
@@ -89,15 +110,52 @@ def makers(tree: ast.Module, name: str) -> list[ast.stmt]:
     return [node for node in _statements(tree.body) if name in uses_of(node).chains]
 
 
-def fresh_defaults(definition: ast.AST) -> set[str]:
-    """The parameters of a function whose default is made where it is written, out of no other name: `memo={}`."""
+def defaults_in(definition: ast.AST) -> dict[str, ast.expr]:
+    """The defaults of a function by parameter, as written."""
     arguments = getattr(definition, "args", None) or ast.arguments([], [], None, [], [], None, [])
     named = [*arguments.posonlyargs, *arguments.args]
     pairs = [*zip(named[len(named) - len(arguments.defaults) :], arguments.defaults, strict=True)]
     pairs += [
         (arg, default) for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
     ]
-    return {arg.arg for arg, default in pairs if not set(uses_of(default).chains) - {"dict", "list", "set"}}
+    return {arg.arg: default for arg, default in pairs}
+
+
+def is_fresh(default: ast.expr) -> bool:
+    """Whether a value is made where it is written, out of no other name: `memo={}`."""
+    return not set(uses_of(default).chains) - {"dict", "list", "set"}
+
+
+def unseeded(name: str, everywhere: ast.AST, made: Sequence[ast.AST] = ()) -> bool:
+    """Whether a generator of random numbers is made without a seed, and none is given to it later.
+
+    Args:
+        name: of the generator.
+        everywhere: that the name is known.
+        made: the values that it is given; default those that it is assigned there.
+    """
+    values = made or [value for node in ast.walk(everywhere) for value in _assigned(node, name)]
+    calls = [call for value in values for call in ast.walk(value) if isinstance(call, ast.Call)]
+    makers = {(_path(call.func) or ("",))[-1] for call in calls if not call.args and not call.keywords}
+    later = {chain[:1] for chain in uses_of(everywhere).chains.get(name, ())}
+    return bool(SEEDED & makers) and not later & {("seed",), ("setstate",), ("bit_generator",)}
+
+
+def _assigned(node: ast.AST, name: str) -> Iterator[ast.AST]:
+    """The values that a statement gives to a name."""
+    if isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+        yield from _given(node.target, node.value, name)
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield from _given(target, node.value, name)
+
+
+def _given(target: ast.AST, value: ast.AST, name: str) -> Iterator[ast.AST]:
+    if isinstance(target, ast.Name) and target.id == name:
+        yield value
+    elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
+        for one, other in zip(target.elts, value.elts, strict=False):
+            yield from _given(one, other, name)
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -121,14 +179,16 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Global(self, node: ast.Global) -> None:
         self.uses.written |= {(name,) for name in node.names}
+        self.uses.rebound |= {(name,) for name in node.names}
 
     def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
         self.uses.written |= {(name,) for name in node.names}
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if not isinstance(node.ctx, ast.Load):
-            self._write(node.value)
         path = _path(node)
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node)
+            self.uses.rebound |= {path} if path else set()
         if path is None:
             self._note(node.attr)
             self.generic_visit(node)
@@ -150,13 +210,21 @@ class _Reader(ast.NodeVisitor):
             self._module_named(node.args[0] if node.args else node)
         self.generic_visit(node)
 
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and node.value in (*REACHES, BELOW):
+            self._note(node.value)
+
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
+            self.uses.evaluates |= alias.name == "builtins"
             top = alias.name.partition(".")[0]
             self.uses.imports.append(Import(alias.name, bound=alias.asname or top, inner=not alias.asname))
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.uses.evaluates |= node.module == "builtins"
         for alias in node.names:
+            if alias.name in IMPORTS and alias.asname not in (None, alias.name):
+                self.uses.loads = f"imports by {alias.name} under another name"
             bound = alias.asname or alias.name
             self.uses.imports.append(Import(node.module or "", node.level, alias.name, bound))
 
@@ -173,6 +241,8 @@ class _Reader(ast.NodeVisitor):
 
     def _note(self, word: str) -> None:
         self.uses.documented |= word in DOCUMENTS
+        self.uses.evaluates |= word in REACHES
+        self.uses.subclassed |= word == BELOW
         if word in LOADS:
             self.uses.loads = f"loads code by {word}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import importlib.util
 import sys
@@ -14,12 +15,27 @@ from typing import Any
 
 from alignkit.identity.distributions import Owners, module_owners, owners
 from alignkit.identity.ledger import Ledger, Written
-from alignkit.identity.names import Chain, Import, Uses, makers, uses_of
+from alignkit.identity.names import IMPORTS, Chain, Import, Uses, makers, unseeded, uses_of
 from alignkit.identity.source import Source, module_source
-from alignkit.identity.spaces import PRIVATE, Space, function_owners, is_code, is_own, places, space_name, spellings
+from alignkit.identity.spaces import (
+    PRIVATE,
+    Space,
+    function_owners,
+    is_code,
+    is_evaluator,
+    is_own,
+    names_in,
+    places,
+    space_name,
+    spellings,
+)
 
 DRAWN = frozenset(("Random", "Generator", "RandomState", "count", "cycle"))
 """Classes, not the user's own, whose instances change as they are used: they count by how they are made."""
+
+
+LOADING = "import it by name, or for a reward use FunctionReward(…, version=…)"
+"""The remedy for code that is loaded in a way that cannot be followed."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,8 @@ class Scope:
     Args:
         label: its name in the key.
         space: its globals.
-        cells: its closure.
+        cells: its closure, as values.
+        closure: the same, as cells.
         names: those that are not local to it; None: all.
         makes: the variables of the closure that the surrounding function makes, and its definition.
         source: what it is written in.
@@ -39,6 +56,7 @@ class Scope:
     label: str
     space: Space
     cells: Mapping[str, Any] = field(default_factory=dict)
+    closure: Mapping[str, types.CellType] = field(default_factory=dict)
     names: frozenset[str] | None = None
     makes: tuple[frozenset[str], ast.AST | None] = (frozenset(), None)
     source: Source | None = None
@@ -50,7 +68,9 @@ class Reach(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._written: set[tuple[int, str]] = set()
+        self._written: set[tuple[int, str]] = set()  # of globals and of cells, with no name
+        self._rebound: set[tuple[int, str]] = set()
+        self.subclassed = False
 
     def whole(self, space: Space) -> str:
         """The reference to a whole module, with those it imports."""
@@ -63,9 +83,8 @@ class Reach(Ledger):
             ConfigError: it loads code that cannot be known.
         """
         self.documented |= uses.documented
-        for path in uses.written:
-            for real in spellings(path[0], scope.names):
-                self._written |= set(places((real, *path[1:]), scope.space))
+        self.subclassed |= uses.subclassed
+        self._note_changes(uses, scope)
         found: dict[str, Any] = {}
         for name in sorted(uses.chains):
             for real in spellings(name, scope.names):
@@ -73,39 +92,68 @@ class Reach(Ledger):
                     found[".".join((name, *chain))] = self._name(real, chain, uses, scope)
         for each in uses.imports:
             found[str(each)] = self.imported(each, uses.chains.get(each.bound) or {()}, scope)
-        if uses.evaluates:
+        if uses.evaluates or (uses.subclassed and module_source(scope.space) is not None):
             found["*"] = self.whole(scope.space)
         if uses.loads:
-            remedy = "import it by name, or for a reward use FunctionReward(…, version=…)"
-            raise self.refusal(f"it {uses.loads}", scope.label, remedy)
+            raise self.refusal(f"it {uses.loads}", scope.label, LOADING)
         return {name: reference for name, reference in found.items() if reference is not None}
+
+    def _note_changes(self, uses: Uses, scope: Scope) -> None:
+        for path in uses.written:
+            for real in spellings(path[0], scope.names):
+                if real in scope.closure:
+                    self._written.add((id(scope.closure[real]), ""))
+                    continue
+                found = set(places((real, *path[1:]), scope.space))
+                self._written |= found
+                if path in uses.rebound:  # by its own name, or as an attribute of its module
+                    self._rebound |= {place for place in found if place[1] == (real, *path[1:])[-1]}
 
     def _name(self, name: str, chain: Chain, uses: Uses, scope: Scope) -> Any:
         if name in scope.cells:
-            return self._cell(name, chain, uses, scope)
+            return self._cell(name, chain, scope)
         if name in scope.space and name not in PRIVATE:
             return self._global(scope.space, (name, *chain), scope)
         return None
 
-    def _cell(self, name: str, chain: Chain, uses: Uses, scope: Scope) -> Any:
-        """What a closure holds; a variable that the function itself changes counts by the function around it."""
-        value, (made, around) = scope.cells[name], scope.makes
+    def _cell(self, name: str, chain: Chain, scope: Scope) -> Any:
+        """What a closure holds."""
+        value = scope.cells[name]
         if isinstance(value, types.ModuleType):
             return self.attribute(value, chain, scope)
+        if is_evaluator(value):
+            return self.whole(scope.space)
         if is_code(value):
             return self.code(value)
         at, label = (scope.label, "cell", name), f"{scope.label}[{name}]"
-        changes = _drawn(value) or any(path[0] == name for path in uses.written)
-        if changes and name in made and around is not None and scope.source is not None:
-            written = Written(scope.source, [around])
-            return self.later(at, label, value, lambda label: self.put_node(label, written, {}))
-        return self.value(at, label, value, lenient=scope.lenient, space=scope.space)
+        return self.later(at, label, value, lambda label: self._put_cell(label, name, value, scope))
+
+    def _put_cell(self, label: str, name: str, value: Any, scope: Scope) -> None:
+        """Enter what a closure holds; a variable that code changes as it was first seen. Where that does not say all of
+        it, the function around counts besides, with what that uses."""
+        cell, (made, around) = scope.closure[name], scope.makes
+        changes = drawn(value) or (id(cell), "") in self._written
+        if not changes or name not in made or around is None or scope.source is None:
+            self.put(label, value, scope.lenient, scope.space)
+            return
+        fresh = drawn(value) and unseeded(name, around)
+        first, complete = (None, False) if fresh else self.first(("cell", id(cell)), (cell,), value, scope.space)
+        if complete:
+            self.put_form(label, first)
+            return
+        outer = scope.source.code_of(around)
+        found = self.names(uses_of(around), Scope(label, scope.space, names=outer and names_in(outer), lenient=True))
+        self.put_node(label, Written(scope.source, [around]), {"names": found, "first": first})
 
     def _global(self, space: Space, path: Chain, scope: Scope) -> Any:
         """What a path that begins with a global leads to."""
         name, value = path[0], space[path[0]]
         if isinstance(value, types.ModuleType):
             return self.attribute(value, path[1:], scope)
+        if is_evaluator(value):  # under another name
+            return self.whole(scope.space)
+        if (value is importlib.import_module or value is builtins.__import__) and name not in IMPORTS:
+            raise self.refusal("it imports under another name", scope.label, LOADING)
         if is_code(value):
             return self.code(value)
         label = f"{space_name(space)}.{name}".lstrip(".")
@@ -116,21 +164,38 @@ class Reach(Ledger):
             (id(space), name), label, space, lambda label: self.put_made(label, name, value, scope, space)
         )
 
-    def put_made(self, label: str, name: str, value: Any, scope: Scope, space: Space) -> None:
-        """Enter what a global holds; one that the code itself changes counts by the statements that make it."""
-        source = module_source(space)
-        if source is not None and ((id(space), name) in self._written or _drawn(value)):
-            statements = makers(source.tree, name)
-            if statements:
-                uses = uses_of(*statements)
-                del uses.chains[name]
-                found = self.names(uses, Scope(label, space, lenient=True))
-                self.put_node(label, Written(source, statements), found)
-                return
-        self.put(label, value, scope.lenient, space)
+    def put_made(
+        self, label: str, name: str, value: Any, scope: Scope, space: Space, cell: types.CellType | None = None
+    ) -> None:
+        """Enter what a global holds; one that code changes as it was first seen, with the statements that make it.
+
+        Args:
+            label: of the entry.
+            name: of the global.
+            value: that it holds.
+            scope: where it is used.
+            space: whose global it is.
+            cell: through which code reaches the same.
+        """
+        source, place = module_source(space), (id(space), name)
+        changes = place in self._written or (id(cell), "") in self._written or drawn(value)
+        if source is None or not changes:
+            self.put(label, value, scope.lenient, space)
+            return
+        statements = makers(source.tree, name)
+        uses = uses_of(*statements)
+        uses.chains.pop(name, None)
+        node = {"names": self.names(uses, Scope(label, space, lenient=True))}
+        if not (drawn(value) and unseeded(name, source.tree)):
+            same = () if place in self._rebound else (value,)
+            at = ("global", *place, *map(id, same))
+            node["first"], _ = self.first(at, (space, space.get("__spec__"), *same), value, space)
+        self.put_node(label, Written(source, statements), node)
 
     def attribute(self, module: types.ModuleType, chain: Chain, scope: Scope) -> Any:
         """What a path that begins with a module leads to: through modules to the first thing that is none."""
+        if module is builtins:
+            return self.whole(scope.space)
         own = module_owners(module, module.__name__) is None
         if not chain or (own and chain[0] not in vars(module)):
             return self.code(module)
@@ -195,7 +260,8 @@ def _module_owners(name: str) -> Owners:
     return owners(top, spec.origin if spec.origin and spec.has_location else "")
 
 
-def _drawn(value: Any) -> bool:
+def drawn(value: Any) -> bool:
+    """Whether a value is a generator of random numbers or the like, another one each time that it is used."""
     return type(value).__name__ in DRAWN and not is_own(type(value))
 
 

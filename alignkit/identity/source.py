@@ -82,6 +82,12 @@ class Source:
         around = [node for node in self.lambdas if _holds(node.body, code)]
         return min(around, key=_extent, default=None)
 
+    def code_of(self, node: Any) -> CodeType | None:
+        """The code that a definition makes; None where that is not just one."""
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        found = self.compiled.get((node.name, first), [])
+        return found[0] if len(found) == 1 else None
+
     def around(self, node: ast.AST) -> ast.AST | None:
         """The outermost function that a definition stands in."""
         first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import linecache
 import sys
 import types
@@ -60,6 +61,11 @@ def is_code(value: Any) -> bool:
     return isinstance(value, (type, types.FunctionType))
 
 
+def is_evaluator(value: Any) -> bool:
+    """Whether a value is one of the functions that lead to any name of the module that calls them."""
+    return any(value is each for each in (eval, exec, globals, sys._getframe, inspect.currentframe))
+
+
 def name_of(target: Any) -> str:
     """The name of a function or class in a key: module and qualified name, the same for a script and its import."""
     return f"{space_name(space_of(target))}.{target.__qualname__}".lstrip(".")
@@ -100,9 +106,13 @@ def cells_of(function: types.FunctionType) -> dict[str, Any]:
 
 
 def names_in(code: types.CodeType) -> frozenset[str]:
-    """The names in code, and in the functions defined in it, that are no local variables."""
-    inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return frozenset(code.co_names) | frozenset(code.co_freevars) | frozenset().union(*inner)
+    """The names in code, and in the functions defined in it, that are no variables of its own."""
+    return _globals_in(code) | frozenset(code.co_freevars)
+
+
+def _globals_in(code: types.CodeType) -> frozenset[str]:
+    inner = [_globals_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
 
 
 def spellings(name: str, names: frozenset[str] | None) -> list[str]:

@@ -17,6 +17,15 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+def spelt(text: str) -> Any:
+    """A text as plain JSON that can be written: half a character (a lone surrogate, as in some file names) escaped."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return {"escaped": text.encode("unicode_escape").decode()}
+    return text
+
+
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of a plain value."""
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
