@@ -117,7 +117,7 @@ def typed(line: str, folder: Path) -> None:
     elif (program, arguments[0]) == ("pip", "install"):
         installed(arguments[1:], folder)
     elif program == "pytest":
-        paths = [str(folder / "site-packages"), *map(str, folder.glob("*/src"))]
+        paths = [*map(str, folder.glob("*/src")), str(folder / "site-packages")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -179,9 +179,9 @@ def with_its_plugin_in_ten_lines(folder: Path) -> None:
     [block] = [block for block in blocks("README.md") if block.file]
     assert lines_of_code(block.text) <= 10
     (folder / block.file).unlink()
-    typed("alignkit new-plugin alignkit-hinge --kind loss", folder)
-    (folder / "alignkit-hinge/src/alignkit_hinge/__init__.py").write_text(block.text, encoding="utf-8")
-    typed("pip install -e alignkit-hinge", folder)
+    typed("alignkit new-plugin alignkit-hinge-ranking --kind loss", folder)
+    (folder / "alignkit-hinge-ranking/src/alignkit_hinge_ranking/__init__.py").write_text(block.text, encoding="utf-8")
+    typed("pip install -e alignkit-hinge-ranking", folder)
 
     rows = [{"prompt": f"Name {n}.", "responses": [f"{n}", "no"], "ranks": [1, 2]} for n in range(4)]
     with Run(folder / "runs/hinge", quiet=True) as run:
