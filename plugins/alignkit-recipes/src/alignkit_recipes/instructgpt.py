@@ -238,7 +238,7 @@ class AboveDemonstrations(Reward):
         scores = self.model.score(groups)
         mean = self._demonstrated()
         values = [[None if value is None else value - mean for value in row] for row in scores.values]
-        return Scores(values, scores.reasons, scores.tokens)
+        return Scores(values, scores.reasons, scores.tokens, scores.flops)
 
     def _demonstrated(self) -> float:
         if self._mean is None:
