@@ -122,6 +122,13 @@ class Meter:
         }
 
 
+def short(amount: float) -> str:
+    """A count in three figures: "12", "1.25 M"."""
+    units = ("", " k", " M", " G", " T", " P")
+    place = next((k for k in range(len(units)) if abs(amount) < 999.5 * 1000**k), len(units) - 1)
+    return f"{amount / 1000**place:.3g}{units[place]}" if place else f"{amount:.0f}"
+
+
 class PeakMemory:
     """The most memory held since this object was made, by "cpu" and, where a GPU is at work, "cuda", in bytes.
 
