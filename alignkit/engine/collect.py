@@ -47,7 +47,7 @@ class Collect:
         prompts = self.round_prompts(index // self._every)
         self.judging.begin()
         if not self.method.samples_per_prompt:
-            return self.judging.judge(self._within_calls(prompts), index, 0)
+            return self._some(self._judged(self._within_calls(prompts), index, 0), index)
         if self.place_in_lap(index)[0]:
             return self.sampled[-1]
         groups = self._drawn(prompts, index, 0)
@@ -56,10 +56,14 @@ class Collect:
             if dropped is None or self.setting.spending.stopped:
                 break
             groups = Groups.concat([kept, self._drawn(dropped, index, attempt)])
-        groups, _ = self._parted(groups)
-        if not len(groups):
-            raise NothingToLearnError("the method kept none of the sampled groups", where=f"round {index}")
+        groups = self._some(self._parted(groups)[0], index)
         self.sampled.append(groups)
+        return groups
+
+    @staticmethod
+    def _some(groups: Groups, index: int) -> Groups:
+        if not len(groups):
+            raise NothingToLearnError("the method kept none of the groups", where=f"round {index}")
         return groups
 
     @property
@@ -80,7 +84,10 @@ class Collect:
         judges = self.judging.reward is not None or self.judging.annotator is not None
         draws = not self.place_in_lap(index)[0] and (self.method.samples_per_prompt > 0 or judges)
         spending = self.setting.spending
-        return not spending.stop(spending.reached(name for name in NAMES if draws or name not in ROUND))
+        reached = spending.reached(name for name in NAMES if draws or name not in ROUND)
+        if reached:
+            spending.stop(reached)
+        return not reached and not (draws and spending.stopped)
 
     def round_prompts(self, lap: int) -> Groups:
         """The prompts of one sampling, in order and around; each lap over all of them has an order of its own."""
@@ -106,7 +113,12 @@ class Collect:
         )
         if len(groups) < len(prompts):
             spending.stop(spending.reached())
-        return self.judging.judge(groups, index, attempt) if len(groups) else groups
+        return self._judged(groups, index, attempt)
+
+    def _judged(self, groups: Groups, index: int, attempt: int) -> Groups:
+        if not len(groups):  # the budget ended before the first of them
+            return groups
+        return self.judging.judge(groups, index, attempt)
 
     def _within_calls(self, prompts: Groups) -> Groups:
         """The first of the prompts, as many as there are reward and judge calls left for."""
@@ -124,6 +136,8 @@ class Collect:
 
     def _parted(self, groups: Groups) -> tuple[Groups, Groups | None]:
         """(what the method keeps, what it does not; None where it keeps all)."""
+        if not len(groups):
+            return groups, None
         named = "reward_name" in inspect.signature(self.method.keep).parameters
         kept = self.method.keep(groups, **({"reward_name": self.judging.reward_name(groups)} if named else {}))
         if kept is None or all(kept):

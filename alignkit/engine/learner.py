@@ -115,7 +115,8 @@ class Learner(L.LightningModule):
         self.lesson: Lesson | None = None
         self.round_index = -1
         self.steps_done = self.steps_before = 0
-        self._skip, self._fitting = False, 1
+        self._skip = self._refused = False
+        self._fitting = 1
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Learner(L.LightningModule):
             return
         cost = self.costs.of(self.data, step, self.steps_done)
         if exceeded := self.spending.exceeded_by(cost.amounts):
-            self._skip = self.spending.stop(exceeded)
+            self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
         shares = self._accumulate(step)
@@ -184,7 +185,7 @@ class Learner(L.LightningModule):
             self.trainer.should_stop = True
             return
         assert self.lesson is not None
-        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}) or self.spending.stopped:
+        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}) or self._refused:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -199,5 +199,6 @@ def _attending_layers(config: Any) -> dict[tuple[int, int | None], int]:
     kinds = getattr(config, "layer_types", None)
     if not kinds:
         return {(width, window_of(config)): config.num_hidden_layers}
-    windows = {"full_attention": None, "sliding_attention": window_of(config)}
+    chunk = getattr(config, "attention_chunk_size", None)
+    windows = {"full_attention": None, "sliding_attention": window_of(config), "chunked_attention": chunk}
     return dict(Counter((width, windows[kind]) for kind in kinds if kind in windows))

@@ -131,11 +131,13 @@ class Improve(Stage[Improved]):
 
     def cost(self) -> Cost:
         per_round, draws, rounds = self._draws()
-        method, length = self.optimizer, self.sampler.max_new_tokens
+        method, length, limits = self.optimizer, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
         generated = per_round * draws * length if method.samples_per_prompt else 0
+        generated = min(generated, limits.get("generated_tokens", generated))
+        trained = per_round * rounds * method.epochs * length * 2
         return Cost(
             generated=generated,
-            trained=per_round * rounds * method.epochs * length * 2,
+            trained=min(trained, limits.get("trained_tokens", trained)),
             forwarded=generated * 2,
             parameters=self.policy.parameters,
             trainable=True,
@@ -260,7 +262,7 @@ class Improve(Stage[Improved]):
             **specs_kept(by_name(self.metrics), self.optimizer.logs),
             **stopped(rounds.setting.spending),
         }
-        if self.reward is not None and self.optimizer.samples_per_prompt > 1:
+        if self.reward is not None and self.optimizer.samples_per_prompt > 1 and len(sampled):
             result |= _best_of_n(place, sampled, self.reward.name)
         return result | ({"best_round": best} if best is not None else {})
 

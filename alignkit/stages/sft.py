@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
+from alignkit.budget import Budget
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.stages.asked_metrics import by_name, specs_kept
@@ -47,6 +48,7 @@ class SFT(TrainingStage[PolicyHandle]):
     def cost(self) -> Cost:
         tokens = len(self.demonstrations) * self.max_length // 4 * self.epochs
         disk = adapter_bytes(self.policy)
+        tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         return Cost(trained=tokens, parameters=self.policy.parameters, trainable=True, disk=disk)
 
     def work(self, place: Place) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from alignkit.budget import Budget
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.asked_metrics import by_name, specs_kept
@@ -66,6 +67,7 @@ class TrainReward(TrainingStage[RewardHandle]):
         new, old = (sum(len(part) for part in as_sequence(parts)) for parts in (self.comparisons, self.replay))
         rows = new + self.replay_fraction * old
         tokens = int(rows * min(2 * self.max_length, COMPARISON_TOKENS)) * self.epochs
+        tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         given = self.init.parameters if isinstance(self.init, PolicyHandle) else self.init.result.get("parameters", 0)
         return Cost(trained=tokens, parameters=int(given), trainable=True, disk=2_000_000)
 
