@@ -18,6 +18,7 @@ from alignkit.engine.training_data import TrainingData
 from alignkit.meter import COUNTS, PHASES, Meter, PeakMemory
 from alignkit.models import RewardModel
 from alignkit.optimizers import Stream
+from alignkit.processes import highest
 from alignkit.rewards import FunctionReward, Scores, WeightedSum, metered_scores, score_groups
 from alignkit.stages.training import split
 
@@ -337,6 +338,23 @@ def test_a_round_costs_samples_kl_steps_streams_reference_and_held_out(verbs):
     answered = [written([(prompts[0], [n]), (prompts[1], [held - n])]) for n in range(1, held)]
     others = written(lengths) + 2 * read_once(few) + learned + read_once(lengths)
     assert flops["forward"] - others in answered
+
+
+def test_a_gpu_at_work_is_asked_for_its_peak(monkeypatch):
+    asked = []
+
+    class Cuda:
+        def reset_peak_memory_stats(self) -> None:
+            asked.append("reset")
+
+        def max_memory_allocated(self) -> int:
+            return 7
+
+    monkeypatch.setattr("alignkit.meter._cuda", Cuda)
+    peak = PeakMemory()
+    assert asked == ["reset"]
+    assert peak.read()["cuda"] == 7
+    assert highest({"cpu": 3}, 1) == {"cpu": 3}
 
 
 def test_peak_memory_is_that_of_the_stage_and_not_of_the_process():
