@@ -17,6 +17,7 @@ from alignkit.groups import RATINGS
 from alignkit.report import version_table, write_report
 from alignkit.report.charts import padded, thinned, ticks
 from alignkit.report.collect import collect
+from alignkit.report.cost import costs
 from alignkit.report.text import clipped, conversation, duration, number, visible
 
 HOSTILE = (
@@ -221,6 +222,46 @@ def test_nothing_is_loaded_and_nothing_can_run(tmp_path):
     style = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)
     assert style
     assert not re.search(r"url\(|@import|http", style[1])
+
+
+METERS = (
+    {
+        "counts": {"generated_tokens": 1500, "optimizer_steps": 3, "<b>": 7},
+        "flops": {"forward": 2_000_000, "backward": 500_000},
+        "seconds": {"generate": 6.0, "train": 2.0, "other": -1, "<script>": 9, "write": "x"},
+        "peak_memory": {"cpu": 512_000_000, "cuda": 3_000_000_000},
+    },
+    {"counts": {"optimizer_steps": True}, "seconds": {"load": 4.0}, "peak_memory": "much"},
+    "none",
+)
+
+
+def test_what_each_stage_cost_is_told_with_where_its_seconds_went(tmp_path):
+    run = FakeRun(tmp_path)
+    results = ({"stopped": "budget", "stopped_by": "flops<i>"}, {}, {})
+    for place, (meter, result) in enumerate(zip(METERS, results, strict=True)):
+        folder = run.stage(f"v{place}", "improve", result)
+        info = json.loads((folder / "stage.json").read_text())
+        (folder / "stage.json").write_text(json.dumps({**info, "meter": meter}))
+    found = costs(collect(run.close()))
+    assert [head for head, _ in found["columns"]] == ["Sampled", "Steps", "FLOP"]
+    assert [(row["amounts"], row["phases"]) for row in found["rows"]] == [
+        ([1500, 3, 2_500_000], [("generate", 6.0), ("train", 2.0)]),
+        ([0, 0, 0], [("load", 4.0)]),
+    ]
+    assert (found["total"], found["memory"]) == ([1500, 3, 2_500_000], 3_000_000_000)
+    assert [name for name, _, _ in found["phases"]] == ["load", "generate", "train"]
+    bars = [re.findall(r'class="p(\d)"[^>]* width="([\d.]+)"', row["bar"]) for row in found["rows"]]
+    assert bars == [[("1", "750.00"), ("5", "250.00")], [("0", "500.00")]]  # the longest fills its place
+    page = write_report(tmp_path)
+    text = " ".join("".join(outline(page).text).split())
+    assert "1.5 k" in text
+    assert "2.5 M" in text
+    assert "3 GB" in text
+    assert "v0 stopped because its budget of flops<i> was spent" in text
+    assert "<b>" not in text
+    assert "<script>" not in text
+    assert costs(collect(FakeRun(tmp_path / "empty").close())) is None
 
 
 def test_the_same_folder_gives_the_same_bytes(plain, tmp_path):

@@ -128,6 +128,26 @@ def test_a_run_of_another_format_is_listed_and_made_anew(run: Path) -> None:
     assert len(list((run / "stages").iterdir())) == 2
 
 
+def test_what_a_stage_spent_is_read_and_summed(run: Path) -> None:
+    first, second = (stage.folder for stage in read_run(run).stages)
+    meter = {"counts": {"generated_tokens": 5, "trained_tokens": "x"}, "flops": {"forward": 3, "backward": 4}}
+    change(first / "stage.json", meter={**meter, "peak_memory": {"cpu": 9, "cuda": 11}})
+    change(second / "stage.json", meter={**meter, "peak_memory": {"cpu": 10}})
+    stage = read_run(run).stages[0]
+    assert [stage.spent(name) for name in ("generated_tokens", "trained_tokens", "judge_calls", "flops")] == [
+        5,
+        0,
+        0,
+        7,
+    ]
+    assert stage.peak_memory == 11
+    [row] = list_runs(run.parent)
+    assert [row[name] for name in ("generated_tokens", "trained_tokens", "flops", "peak_memory")] == [10, 0, 14, 11]
+    change(first / "stage.json", meter=None)
+    stage = read_run(run).stages[0]
+    assert (stage.spent("flops"), stage.peak_memory) == (0, 0)
+
+
 def test_a_run_whose_record_is_torn_is_listed_beside_the_others(run: Path) -> None:
     made(run.parent / "other", "first")
     (run / "run.json").write_text('{"form')

@@ -102,18 +102,19 @@ def test_dealt_prompts_are_drawn_as_one_process_would(monkeypatch):
     policy = Policy.load("tiny")
     whole = Drawing(policy, Sampler(max_new_tokens=6)).draw(PROMPTS, 2, seed=(0, "x"))
     shares: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr("alignkit.sampling.drawing.gather_dealt", lambda rows, world: shares.append(rows) or rows)
     counts: list[int] = []
 
-    def gather(mine: list[Any], world: int) -> list[Any]:
-        (counts if isinstance(mine[0], int) else shares).append(mine)
+    def summed(mine: list[int]) -> list[int]:
+        counts.append(mine[0])
         return mine
 
-    monkeypatch.setattr("alignkit.sampling.drawing.gather_dealt", gather)
+    monkeypatch.setattr("alignkit.sampling.drawing.summed", summed)
     for rank in range(2):
         Drawing(policy, Sampler(max_new_tokens=6), world=(rank, 2)).draw(PROMPTS, 2, seed=(0, "x"))
     dealt = [shares[i % 2][i // 2]["response_ids"] for i in range(len(PROMPTS))]
     assert dealt == [row["response_ids"] for row in whole]
-    assert sum(n for (n,) in counts) == sum(len(ids) for row in whole for ids in row["response_ids"])
+    assert sum(counts) == sum(len(ids) for row in whole for ids in row["response_ids"])
 
 
 def test_truncation_is_told_by_warp_and_not_by_another_engine():

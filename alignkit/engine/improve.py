@@ -68,9 +68,14 @@ class Improvement:
         return self.setting.rounds
 
     def rounds(self) -> RoundLoop:
-        """Round by round: yields the lesson, is sent the means of its metrics, yields whether to stop."""
+        """Round by round: yields the lesson, is sent the means of its metrics, yields whether to stop. It
+        ends where the budget has nothing left for another round."""
         for index in range(self.count):
+            if not self.collect.may_begin(index):
+                return
             lesson = self._lesson_if_any(index)
+            if lesson is None and self.setting.spending.stopped:
+                return
             means = yield lesson  # Lightning takes its steps
             assert means is not None
             if lesson is None:
@@ -80,15 +85,23 @@ class Improvement:
                 yield self.early_stop.over(index)
 
     def _lesson_if_any(self, index: int) -> Lesson | None:
-        """What round `index` learns; None where there is nothing, which is said.
+        """What round `index` learns; None where there is nothing, which is said, or where the budget paid for less
+        than can be learned from.
 
         Raises:
             NothingToLearnError: nor was there in any other round.
         """
+        spending, (place, rounds) = self.setting.spending, self.collect.place_in_lap(index)
+        if not place:
+            spending.drawing()
         try:
-            groups = self.collect(index)  # sample, score, annotate, keep
-            return self.lesson(groups, index)  # know, prepare, describe
+            with self.setting.meter.phase("prepare"):
+                groups = self.collect(index)  # sample, score, annotate, keep
+                spending.learning(place, rounds)
+                return self.lesson(groups, index)  # know, prepare, describe
         except NothingToLearnError as nothing:
+            if spending.stopped:
+                return None
             self.left_out.append(index)
             if len(self.left_out) == self.count:
                 raise
