@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.groups import Groups
@@ -20,6 +20,14 @@ class Suite:
             reward is.
         max_new_tokens: longest answer.
         doc: what it is, for reports.
+        policy: what to start from, where nothing else is said; None leaves it to the user.
+        budget: what a method may spend, where nothing else is said: counts of the meter by name.
+        hidden: what a method may not see, in words.
+        settings: hyper-parameters that the suite's author found, by the optimizer's name; what a user writes goes
+            before them.
+        measure: `(run, policy, *, name, label) -> EvaluationHandle`; None answers `heldout` and scores the answers.
+        data: `(run, policy, method, name) -> Groups`: what a method that samples nothing learns from; None samples from
+            the policy and ranks by the truth.
     """
 
     prompts: Groups
@@ -27,3 +35,9 @@ class Suite:
     scores: Mapping[str, Any]
     max_new_tokens: int = 128
     doc: str = ""
+    policy: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    hidden: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measure: Callable[..., Any] | None = None
+    data: Callable[..., Any] | None = None

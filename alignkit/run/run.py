@@ -94,7 +94,7 @@ class Run:
         self.rank, self.world = processes.here()
         self.console = Console(quiet or self.rank > 0)
         self.store = Store(self.folder)
-        self._stages: list[str] = []
+        self.made: list[StageRecord] = []
         self._names: set[str] = set()
         self._created = now()
         self._first_evaluation: EvaluationHandle | None = None
@@ -330,7 +330,7 @@ class Run:
         return found
 
     def _note(self, found: StageRecord, text: str) -> None:
-        self._stages.append(found.folder.name)
+        self.made.append(found)
         self.console.say(f"{found.name}: {text}")
         self._write_run("running")
 
@@ -346,7 +346,7 @@ class Run:
                 "trainer": {k: str(v) for k, v in self.trainer.items()},
                 "versions": versions(),
                 "command": _command(),
-                "stages": self._stages,
+                "stages": [stage.folder.name for stage in self.made],
                 "status": status,
             },
         )

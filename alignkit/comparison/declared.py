@@ -1,0 +1,181 @@
+"""What is compared: the conditions that are the same for all, and the methods."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from alignkit.errors import ConfigError, PluginError, did_you_mean, suggestion
+from alignkit.identity import digest, plain
+from alignkit.registry.grammar import Component, parse, parse_list
+from alignkit.registry.host import PluginHost
+from alignkit.suites import Suite
+
+BUDGETS = (
+    "generated_tokens",
+    "trained_tokens",
+    "scored_tokens",
+    "flops",
+    "optimizer_steps",
+    "reward_calls",
+    "judge_calls",
+)
+"""What a budget can be of."""
+
+START = "start"
+"""The label of the policy that all methods start from."""
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is the same for every method.
+
+    Args:
+        suite: a registered suite, in the grammar.
+        policy: what to start from.
+        budget: what a method may spend: counts by name; empty leaves each method its own end.
+        lora: rank of the adapter that is trained; 0 trains all weights.
+        temperature: of the held-out answers, and of a method's samples where it says nothing else.
+        samples: responses per prompt for a method that samples nothing itself.
+        answers: held-out answers per prompt.
+        repeat: whether a method that ends before its budget goes on from its own result.
+        max_new_tokens: longest answer; None: the suite's.
+    """
+
+    suite: str
+    policy: str
+    budget: Mapping[str, float] = field(default_factory=dict)
+    lora: int = 0
+    temperature: float = 1.0
+    samples: int = 4
+    answers: int = 1
+    repeat: bool = False
+    max_new_tokens: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "budget": dict(sorted(self.budget.items()))}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a comparison.
+
+    Args:
+        label: what it is called in tables; as it was written.
+        steps: the optimizers of its versions; one, the recipe, where it is a recipe; none for the start.
+        recipe: whether it is a recipe.
+    """
+
+    label: str
+    steps: tuple[Component, ...]
+    recipe: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"label": self.label, "steps": [str(step) for step in self.steps], "recipe": self.recipe}
+
+
+def read_method(host: PluginHost, text: str | Component, suite: Suite, temperature: float) -> Method:
+    """A method as it is written, with the settings that the suite's author found where it gives none.
+
+    Args:
+        host: the plugins.
+        text: one optimizer, several separated by commas, or a recipe.
+        suite: whose settings are taken.
+        temperature: of sampling, for optimizers that have such a field.
+
+    Raises:
+        PluginError: nothing has the name, or a hyper-parameter is refused.
+        ConfigError: a recipe among several steps.
+    """
+    label = str(text)
+    steps = parse_list(label)
+    if len(steps) == 1 and _is_recipe(host, steps[0]):
+        host.resolve("recipe", steps[0])
+        return Method(label, (steps[0],), recipe=True)
+    settled = tuple(_settled(host, step, suite, temperature) for step in steps)
+    for step in settled:
+        host.build("optimizer", step)  # a misspelled one is refused before any work
+    return Method(label, settled)
+
+
+def _is_recipe(host: PluginHost, step: Component) -> bool:
+    """Whether a name is a recipe's and no optimizer's.
+
+    Raises:
+        PluginError: it is neither's.
+    """
+    named = {
+        kind: {name for record in host.components(kind) for name in (record.name, record.qualified)}
+        for kind in ("optimizer", "recipe")
+    }
+    if step.name in named["optimizer"]:
+        return False
+    if step.name in named["recipe"]:
+        return True
+    try:
+        host.resolve("optimizer", step)  # it knows which distribution would bring it, and the nearest name
+    except PluginError as error:
+        near = did_you_mean(step.name, named["recipe"])
+        raise PluginError(f"{error.what}, and no recipe is{near}", where=error.where, remedy=error.remedy) from error
+    return False
+
+
+def _settled(host: PluginHost, step: Component, suite: Suite, temperature: float) -> Component:
+    record = host.resolve("optimizer", step)
+    usual = {"temperature": temperature} if "temperature" in record.hyperparameters else {}
+    found = suite.settings.get(record.name, {})
+    return Component(step.name, {**usual, **found, **step.params})
+
+
+def open_suite(host: PluginHost, spec: str) -> Suite:
+    """A suite by its registered name.
+
+    Raises:
+        PluginError: no suite has the name, or it is faulty.
+    """
+    built = host.build("suite", parse(spec))()
+    if not isinstance(built, Suite):
+        raise PluginError(f"gave a {type(built).__name__} and no Suite", where=f"suite {spec}")
+    return built
+
+
+def suite_digest(suite: Suite) -> str:
+    """What a suite asks and how it scores, as a digest: cells of other ones are not comparable."""
+    named = {"prompts": suite.prompts, "heldout": suite.heldout, "scores": list(suite.scores)}
+    return digest(plain({**named, "max_new_tokens": suite.max_new_tokens}))[:16]
+
+
+def budget_of(given: str | Mapping[str, float] | Iterable[str]) -> dict[str, float]:
+    """A budget: `generated_tokens=200k`, several of those, or counts by name.
+
+    Raises:
+        ConfigError: what is counted is not known, or the amount is no positive number.
+    """
+    if not isinstance(given, Mapping):
+        words = given.split(",") if isinstance(given, str) else [word for part in given for word in part.split(",")]
+        given = dict(_amount(word) for word in words if word)
+    for name, amount in given.items():
+        if name not in BUDGETS:
+            raise ConfigError(f"{name!r} is no budget", where="budget", remedy=suggestion(name, BUDGETS))
+        if not amount > 0:
+            raise ConfigError(f"{name}={amount} must be positive", where="budget")
+    return {name: float(amount) for name, amount in given.items()}
+
+
+def _amount(word: str) -> tuple[str, float]:
+    """(name, amount) of `name=200k`."""
+    found = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9_]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kmgbt]?)\s*", word, re.I)
+    if not found:
+        raise ConfigError(f"cannot read {word!r}", where="budget", remedy="write generated_tokens=200k")
+    return found[1], float(found[2]) * _UNITS[found[3].lower()]
+
+
+def slug(text: str) -> str:
+    """A label as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:40] or "method"
