@@ -194,14 +194,13 @@ def _improve(
     method = run.host.build("optimizer", step)
     label, score = next(iter(suite.scores.items()))
     truth = score if isinstance(score, Reward) else FunctionReward(score, label)
-    learn: Any = suite.prompts
-    if not method.samples_per_prompt:
-        learn, truth = _given(run, suite, current, step, truth, conditions, name), None
+    samples = bool(method.samples_per_prompt)
+    learn: Any = suite.prompts if samples else _given(run, suite, current, step, truth, conditions, name)
     return run.improve(
         current,
         learn,
         optimizer=step,
-        reward=truth,
+        reward=truth if samples else None,
         reference=v0,
         max_new_tokens=tokens,
         iteration=number,

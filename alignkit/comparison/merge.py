@@ -93,13 +93,13 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], failed: bool) -> li
     ]
     for name in () if failed else ("suite", "policy"):
         if a[name] != b[name]:
-            found.append(
-                f"{name} {b['conditions'][name]} ({b[name][:8]}) and not {a['conditions'][name]} ({a[name][:8]})"
-            )
-    ours, theirs = mapping(a.get("versions")), mapping(b.get("versions"))
-    for name in sorted((set(ours) | set(theirs)) - set(MACHINE)):
-        if ours.get(name) != theirs.get(name):
-            found.append(f"{name} {theirs.get(name, 'missing')} and not {ours.get(name, 'missing')}")
+            other, one = (f"{side['conditions'][name]} ({side[name][:8]})" for side in (b, a))
+            found.append(f"{name} {other} and not {one}")
+    used = [mapping(side.get("versions")) for side in (a, b)]
+    for name in sorted(set().union(*used) - set(MACHINE)):
+        one, other = (versions.get(name, "missing") for versions in used)
+        if one != other:
+            found.append(f"{name} {other} and not {one}")
     return found
 
 

@@ -50,8 +50,8 @@ def _words(found: Comparison) -> list[str]:
     seeds = max((len(each.seeds) for each in found.standings), default=0)
     drawn = "other seeds" if found.whole else "other seeds and other prompts"
     lines = [
-        f"{found.score}: mean and interquartile mean with 95% intervals over {drawn}; {seeds} seed{'s' * (seeds != 1)}. "
-        "A rank's range holds for all methods at once.",
+        f"{found.score}: mean and interquartile mean with 95% intervals over {drawn}; "
+        f"{seeds} seed{'s' * (seeds != 1)}. A rank's range holds for all methods at once.",
     ]
     if seeds == 1:
         lines.append("One seed says nothing of other seeds: the intervals are those of other prompts alone.")

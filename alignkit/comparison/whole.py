@@ -39,8 +39,8 @@ def compare(
 ) -> Comparison:
     """Compare methods on a suite: the same policy, budget, prompts and random numbers for all, several seeds of each.
 
-    Each (method, seed) is a run of its own below `run_dir`. What is there already is not made again; what fails is shown
-    as failed, and is tried again by the same call. The same call makes the same table on one process or several.
+    Each (method, seed) is a run of its own below `run_dir`. What is there already is not made again; what fails is
+    shown as failed, and is tried again by the same call. One process or several make the same table.
 
     Args:
         suite: a registered suite, "NAME" or "NAME(key=value, …)".

@@ -3,8 +3,8 @@
 Scores are a matrix [seeds, prompts] of each method: its runs are the seeds, its tasks the prompts. Statistics are those
 of the paper; intervals are made to hold their word for two to ten seeds, where the percentile bootstrap does not:
 
-1. Seeds and prompts cross: one prompt is hard under every seed. So the variance of a statistic is found by drawing again
-   the seeds alone (A), the prompts alone (B), and single scores (C), each method a stratum of its own.
+1. Seeds and prompts cross: one prompt is hard under every seed. So the variance of a statistic is found by drawing
+   again the seeds alone (A), the prompts alone (B), and single scores (C), each method a stratum of its own.
 2. What is neither the seed's nor the prompt's, R, is in A and in B; it follows from the three (for the mean exactly):
    R = (C − A/P − B/S) / (1 − 1/P − 1/S). The variance is A + B − R, and never less than A or B.
 3. Bootstrap variances are too small by the factor (n − 1)/n, which is put right, and the interval is ± t times the
