@@ -118,6 +118,9 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--repeat", action="store_true", help="a method goes on until its budget is spent")
     tune = "trials of each method's own search space, on prompts of their own (default: 0)"
     compare.add_argument("--tune", type=int, default=0, metavar="N", help=tune)
+    compare.add_argument(
+        "--tune-on", metavar="SUITE", help="a suite to tune on (default: a part of what SUITE teaches)"
+    )
     compare.add_argument("--processes", type=int, default=1, metavar="N", help="cells at once (default: 1)")
     compare.add_argument("--run-dir", type=Path, help="where it is kept (default: runs/compare-SUITE)")
     compare.add_argument("--from", nargs="+", dest="folders", metavar="RUN", help="merge comparisons that are there")
@@ -228,7 +231,7 @@ def _compare(options: argparse.Namespace) -> int:
         raise ConfigError("no suite", where="alignkit compare", remedy=usage)
     else:
         names = ("seeds", "budget", "policy", "lora", "temperature", "samples", "answers", "max_new_tokens", "repeat")
-        given = {name: getattr(options, name) for name in (*names, "tune", "processes", "run_dir")}
+        given = {name: getattr(options, name) for name in (*names, "tune", "tune_on", "processes", "run_dir")}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.comparison.declared import BUDGETS, START, Conditions, Method, open_suite, slug, suite_digest
+from alignkit.comparison.declared import BUDGETS, START, Conditions, Method, is_whole, open_suite, slug, suite_digest
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.files import read_json, write_json
 from alignkit.identity import digest
@@ -44,14 +44,12 @@ class Cell:
         method: which.
         seed: of its run.
         folder: of its run.
-        trials: that its settings were chosen by.
     """
 
     conditions: Conditions
     method: Method
     seed: int
     folder: Path
-    trials: int = 0
 
     @property
     def name(self) -> str:
@@ -124,12 +122,21 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         found = _work(cell)
     except Exception as error:
         found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return note(cell, found)
+
+
+def lost(cell: Cell, reason: str) -> dict[str, Any]:
+    """Write down that a cell's process was killed."""
+    return note(cell, {"status": "failed", "reason": reason})
+
+
+def note(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write down how a cell ended."""
     record = {
         "format": FORMAT,
         "conditions": cell.conditions.to_json(),
         "method": cell.method.to_json(),
         "seed": cell.seed,
-        "trials": cell.trials,
         "versions": versions(),
         **found,
     }
@@ -141,7 +148,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 def _work(cell: Cell) -> dict[str, Any]:
     conditions = cell.conditions
     with CellRun(cell.folder, cell.seed, conditions.budget) as run:
-        suite = open_suite(run.host, conditions.suite)
+        suite = open_suite(run.host, conditions.suite, conditions.tuning)
         v0 = run.policy(conditions.policy, lora=LoRA(r=conditions.lora) if conditions.lora else None, name="v0")
         path: list[dict[str, Any]] = []
         if not cell.method.steps:
@@ -156,16 +163,11 @@ def _work(cell: Cell) -> dict[str, Any]:
             "reason": "",
             "suite": suite_digest(suite),
             "policy": model_digest(conditions.policy),
-            "whole": _is_whole(suite),
+            "whole": is_whole(suite),
             "spent": run.spent(),
             "stages": [stage.folder.name for stage in run.made],
             "path": path,
         }
-
-
-def _is_whole(suite: Suite) -> bool:
-    """Whether it measures on the prompts that it teaches: they are then the whole problem, and stand for no others."""
-    return {row["prompt_id"] for row in suite.heldout} <= {row["prompt_id"] for row in suite.prompts}
 
 
 def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[dict[str, Any]]) -> None:

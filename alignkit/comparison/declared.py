@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from alignkit.errors import ConfigError, PluginError, did_you_mean, suggestion
@@ -44,6 +44,7 @@ class Conditions:
         answers: held-out answers per prompt.
         repeat: whether a method that ends before its budget goes on from its own result.
         max_new_tokens: longest answer; None: the suite's.
+        tuning: whether settings are tried: on a part of the prompts that the suite teaches, measured on the rest.
     """
 
     suite: str
@@ -55,6 +56,7 @@ class Conditions:
     answers: int = 1
     repeat: bool = False
     max_new_tokens: int | None = None
+    tuning: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -133,8 +135,14 @@ def _settled(host: PluginHost, step: Component, suite: Suite, temperature: float
     return Component(step.name, {**usual, **found, **step.params})
 
 
-def open_suite(host: PluginHost, spec: str) -> Suite:
+def open_suite(host: PluginHost, spec: str, tuning: bool = False) -> Suite:
     """A suite by its registered name.
+
+    Args:
+        host: the plugins.
+        spec: in the grammar.
+        tuning: every fourth of the prompts that it teaches is measured on, in place of those that it keeps back; a
+            suite that has no others, or that measures in its own way, stays as it is.
 
     Raises:
         PluginError: no suite has the name, or it is faulty.
@@ -142,7 +150,20 @@ def open_suite(host: PluginHost, spec: str) -> Suite:
     built = host.build("suite", parse(spec))()
     if not isinstance(built, Suite):
         raise PluginError(f"gave a {type(built).__name__} and no Suite", where=f"suite {spec}")
-    return built
+    return _tuning_part(built) if tuning and not is_whole(built) else built
+
+
+def is_whole(suite: Suite) -> bool:
+    """Whether it measures on the prompts that it teaches: they are then the whole problem, and stand for no others."""
+    return {row["prompt_id"] for row in suite.heldout} <= {row["prompt_id"] for row in suite.prompts}
+
+
+def _tuning_part(suite: Suite) -> Suite:
+    if suite.measure is not None:
+        return suite
+    measured = range(3, len(suite.prompts), 4)
+    taught = [place for place in range(len(suite.prompts)) if place not in measured]
+    return replace(suite, prompts=suite.prompts.select(taught), heldout=suite.prompts.select(measured))
 
 
 def suite_digest(suite: Suite) -> str:

@@ -144,6 +144,7 @@ class Comparison:
         suite: the suite's digest.
         policy: the digest of what all start from.
         versions: of libraries and plugins.
+        trials: of tuning by method: settings, score, why it failed, what it spent.
     """
 
     folder: Path
@@ -157,6 +158,7 @@ class Comparison:
     suite: str = ""
     policy: str = ""
     versions: Row = field(default_factory=dict)
+    trials: Mapping[str, list[Row]] = field(default_factory=dict)
 
     def table(self) -> str:
         """The leaderboard as text."""
@@ -184,9 +186,10 @@ class Comparison:
                 {**asdict(each), "failed": {str(k): v for k, v in each.failed.items()}} for each in self.standings
             ],
             "differences": [asdict(each) for each in self.differences],
+            "tuning": dict(self.trials),
             "cells": [
                 {"method": cell.method, "seed": cell.seed, "folder": cell.place(self.folder), "reason": cell.failed}
-                | {name: cell.record.get(name) for name in ("status", "path", "spent", "trials")}
+                | {name: cell.record.get(name) for name in ("status", "path", "spent")}
                 for cell in self.cells
             ],
         }
@@ -208,13 +211,15 @@ def read_cell(folder: Path) -> Done:
     return Done(folder, done.method, done.seed, record, [] if done.failed else done.answers(done.path[-1]))
 
 
-def conclude(folder: Path, cells: Sequence[Done]) -> Comparison:
+def conclude(folder: Path, cells: Sequence[Done], trials: Mapping[str, list[Row]] | None = None) -> Comparison:
     """Everything that may be said of the cells.
 
     Args:
         folder: of the comparison.
         cells: all under the same conditions.
+        trials: of tuning, by method.
     """
+    tried = dict(trials or {})
     done = [cell for cell in cells if not cell.failed]
     first = done[0].record if done else cells[0].record
     score = _leading(done)
@@ -228,7 +233,15 @@ def conclude(folder: Path, cells: Sequence[Done]) -> Comparison:
     better |= {(d.b, d.a): d.sure and d.difference.mean < 0 for d in differences}
     placed = few_runs.ranks(means, better)
     standings = [
-        _standing(label, [c for c in cells if c.method == label], scores, thresholds, whole, placed.get(label))
+        _standing(
+            label,
+            [c for c in cells if c.method == label],
+            scores,
+            thresholds,
+            whole,
+            placed.get(label),
+            len(tried.get(label, ())),
+        )
         for label in scores
     ]
     standings.sort(key=lambda each: (each.mean is None, -(each.mean.mean if each.mean else 0.0), each.method))
@@ -244,6 +257,7 @@ def conclude(folder: Path, cells: Sequence[Done]) -> Comparison:
         suite=str(first.get("suite", "")),
         policy=str(first.get("policy", "")),
         versions=mapping(first.get("versions")),
+        trials=tried,
     )
 
 
@@ -302,12 +316,13 @@ def _standing(
     thresholds: Sequence[float],
     whole: bool,
     rank: tuple[int, int, int] | None,
+    trials: int,
 ) -> Standing:
     failed = {cell.seed: cell.failed for cell in cells if cell.failed}
     done, table = [cell for cell in cells if not cell.failed], scores[label]
     method = cells[0].record["method"]
     common: dict[str, Any] = {
-        "trials": int(cells[0].record.get("trials") or 0),
+        "trials": trials,
         "settings": tuple(method["steps"]),
         "notes": _notes(done),
     }

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.comparison.cell import Cell, cell_folder
-from alignkit.comparison.declared import START, Conditions, Method, budget_of, open_suite, read_method, slug
+from alignkit.comparison.cell import Cell, cell_folder, lost, run_cell
+from alignkit.comparison.declared import (
+    START,
+    Conditions,
+    Method,
+    budget_of,
+    is_whole,
+    open_suite,
+    read_method,
+    slug,
+)
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import Comparison, conclude, read_cell
-from alignkit.comparison.workers import run_cells
+from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, search
+from alignkit.comparison.workers import run_all
 from alignkit.comparison.writing import write
 from alignkit.errors import ConfigError
 from alignkit.registry.grammar import Component
 from alignkit.registry.host import default_host
+from alignkit.report.text import number
 from alignkit.suites import Suite
 
 
@@ -26,6 +38,7 @@ def compare(
     budget: str | Mapping[str, float] | Iterable[str] | None = None,
     policy: str | None = None,
     tune: int = 0,
+    tune_on: str | Component | None = None,
     processes: int = 1,
     run_dir: str | Path | None = None,
     lora: int = 0,
@@ -50,7 +63,8 @@ def compare(
         budget: what a method may spend, such as "generated_tokens=200k"; default the suite's.
         policy: what to start from; default the suite's.
         tune: trials of each method's own search space, on prompts that the comparison does not measure on; needs
-            `alignkit[compare]`.
+            `alignkit[compare]`. The first takes the settings as they are; what is written with a method stays.
+        tune_on: a suite to tune on; default a part of the prompts that the suite teaches.
         processes: cells at once.
         run_dir: where all is kept; default `runs/compare-` and the suite's name.
         lora: rank of the adapter that is trained; 0 trains all weights.
@@ -86,20 +100,42 @@ def compare(
     chosen = [read_method(host, text, task, temperature) for text in methods]
     _check(chosen, processes, tune)
     progress = Progress(quiet, processes)
-    trials = dict.fromkeys((method.label for method in chosen), 0)
     every = range(seeds) if isinstance(seeds, int) else list(seeds)
+    if not every:
+        raise ConfigError("no seeds", where="compare", remedy="use 5")
+    tuned: dict[str, Tuned] = {}
+    if tune:
+        check_tuning(is_whole(task) or task.measure is not None, None if tune_on is None else str(tune_on))
+        trying = replace(conditions, suite=str(tune_on or spec), tuning=tune_on is None)
+        searches = [Search(root, trying, method, ranges_of(host, method), tune) for method in chosen if method.steps]
+        tuned = _tuned([each for each in searches if not each.method.recipe], progress, processes, threads)
+        chosen = [tuned[method.label].method if method.label in tuned else method for method in chosen]
     cells = [
-        Cell(conditions, method, seed, cell_folder(root, conditions, method, seed), trials.get(method.label, 0))
+        Cell(conditions, method, seed, cell_folder(root, conditions, method, seed))
         for seed in every
         for method in (Method(START, ()), *chosen)
     ]
-    if not cells:
-        raise ConfigError("no seeds", where="compare", remedy="use 5")
     with progress.over(cells):
-        run_cells(cells, processes, progress.watch, threads)
-    found = conclude(root, [read_cell(cell.folder) for cell in cells])
+        run_all(run_cell, cells, processes, progress.watch, threads, lost)
+    found = conclude(root, [read_cell(cell.folder) for cell in cells], {k: list(v.trials) for k, v in tuned.items()})
     write(found)
     return found
+
+
+def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threads: int) -> dict[str, Tuned]:
+    """What each method's search found, by label."""
+
+    def watch(task: Search, what: str, found: Any) -> None:
+        if what == "ended":
+            best = max((row["score"] for row in found.trials if row["score"] is not None), default=None)
+            progress.say(f"{task.name}, best {number(best)}: {', '.join(map(str, found.method.steps))}")
+
+    def killed(task: Search, reason: str) -> Tuned:
+        settings = [str(step) for step in task.method.steps]
+        return Tuned(task.method, ({"settings": settings, "score": None, "reason": reason, "spent": {}},))
+
+    found = run_all(search, searches, processes, watch, threads, killed)
+    return {task.method.label: each for task, each in zip(searches, found, strict=True)}
 
 
 def _policy(suite: Suite, given: str | None, spec: str) -> str:
