@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.comparison.cell import CELL
+from alignkit.comparison.page import write_page
 from alignkit.comparison.results import Comparison, Done, conclude, read_cell
 from alignkit.comparison.writing import JSON, write
 from alignkit.errors import ConfigError, DataError
@@ -47,6 +48,7 @@ def merge(folders: Sequence[str | Path], run_dir: str | Path) -> Comparison:
     root.mkdir(parents=True, exist_ok=True)
     found = conclude(root, list(kept.values()))
     write(found)
+    write_page(found)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,16 +233,10 @@ def conclude(folder: Path, cells: Sequence[Done], trials: Mapping[str, list[Row]
     better |= {(d.b, d.a): d.sure and d.difference.mean < 0 for d in differences}
     placed = few_runs.ranks(means, better)
     standings = [
-        _standing(
-            label,
-            [c for c in cells if c.method == label],
-            scores,
-            thresholds,
-            whole,
-            placed.get(label),
-            len(tried.get(label, ())),
-        )
-        for label in scores
+        _standing(label, [c for c in cells if c.method == label], scores, thresholds, whole) for label in scores
+    ]
+    standings = [
+        replace(each, rank=placed.get(each.method), trials=len(tried.get(each.method, ()))) for each in standings
     ]
     standings.sort(key=lambda each: (each.mean is None, -(each.mean.mean if each.mean else 0.0), each.method))
     return Comparison(
@@ -315,14 +309,11 @@ def _standing(
     scores: Mapping[str, Table],
     thresholds: Sequence[float],
     whole: bool,
-    rank: tuple[int, int, int] | None,
-    trials: int,
 ) -> Standing:
     failed = {cell.seed: cell.failed for cell in cells if cell.failed}
     done, table = [cell for cell in cells if not cell.failed], scores[label]
     method = cells[0].record["method"]
     common: dict[str, Any] = {
-        "trials": trials,
         "settings": tuple(method["steps"]),
         "notes": _notes(done),
     }
@@ -341,7 +332,6 @@ def _standing(
         better_than_start=None
         if versus is None
         else _interval(few_runs.probability_of_improvement, table.values, versus.values, whole=whole, share=True),
-        rank=rank,
         besides=_besides(done),
         spent={name: float(np.mean([mapping(c.record.get("spent")).get(name, 0) for c in done])) for name in BUDGETS},
         profile=tuple(float(v) for v in few_runs.performance_profile(table.values, thresholds)),

@@ -79,7 +79,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        return f"{self.method.label}: {self.trials} trials"
+        return self.method.label
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from alignkit.comparison.declared import (
     read_method,
     slug,
 )
+from alignkit.comparison.page import write_page
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import Comparison, conclude, read_cell
 from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, search
@@ -119,6 +120,7 @@ def compare(
         run_all(run_cell, cells, processes, progress.watch, threads, lost)
     found = conclude(root, [read_cell(cell.folder) for cell in cells], {k: list(v.trials) for k, v in tuned.items()})
     write(found)
+    write_page(found)
     return found
 
 
@@ -128,7 +130,8 @@ def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threa
     def watch(task: Search, what: str, found: Any) -> None:
         if what == "ended":
             best = max((row["score"] for row in found.trials if row["score"] is not None), default=None)
-            progress.say(f"{task.name}, best {number(best)}: {', '.join(map(str, found.method.steps))}")
+            steps = ", ".join(map(str, found.method.steps))
+            progress.say(f"{task.name}: {len(found.trials)} trials, best {number(best)}: {steps}")
 
     def killed(task: Search, reason: str) -> Tuned:
         settings = [str(step) for step in task.method.steps]
