@@ -30,7 +30,7 @@ from alignkit.stages import Improve, Stage
 from alignkit.suites import Suite
 
 SUITE = "embedded(kind='tiny', prompts=8, heldout=8)"
-IMITATES = "rejection_sampling(samples_per_prompt=2, learning_rate=5e-3, batch_size=4)"
+IMITATES = "rejection_sampling(samples_per_prompt=8, learning_rate=5e-3, batch_size=4)"
 PAIRS = "dpo(learning_rate=4e-3, batch_size=4)"
 ARGUMENTS: dict[str, Any] = {"policy": "tiny", "seeds": 2, "samples": 2, "quiet": True}
 WRITTEN = ("comparison.json", "comparison.csv", "scores.jsonl")
@@ -192,7 +192,6 @@ def test_the_page_is_one_file_with_everything(done: Path) -> None:
     for part in ("board", "differences", "kl", "curves", "costs", "answers", "made"):
         assert f'<section id="{part}"' in page
     assert page.count("data-method=") >= 3 * 8
-    assert "score.jsonl" not in page
     assert "tokens generated" in page
 
 
@@ -305,11 +304,13 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
 
 def test_the_search_is_of_what_is_declared_and_not_written() -> None:
     host = default_host()
-    (rate,) = tuning.ranges_of(host, read_method(host, "dpo(loss=ipo)", SUITE_OBJECT, 1.0))
+    rate, epochs = tuning.ranges_of(host, read_method(host, "dpo(loss=ipo)", SUITE_OBJECT, 1.0))
+    assert (epochs.name, epochs.low, epochs.whole) == ("epochs", 1, True)
     assert (rate.name, rate.log, rate.whole) == ("learning_rate", True, False)
     now = host.build("optimizer", "dpo").learning_rate
     assert (rate.low, rate.high) == pytest.approx((0.2 * now, 5 * now), rel=0.01)
-    assert tuning.ranges_of(host, read_method(host, "dpo(learning_rate=1e-3)", SUITE_OBJECT, 1.0)) == ()
+    written = read_method(host, "dpo(learning_rate=1e-3)", SUITE_OBJECT, 1.0)
+    assert [each.name for each in tuning.ranges_of(host, written)] == ["epochs"]
 
 
 @pytest.mark.parametrize(

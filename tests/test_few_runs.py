@@ -87,7 +87,7 @@ def test_the_error_of_a_mean_is_that_of_crossed_seeds_and_prompts() -> None:
 @pytest.mark.parametrize("statistic", [few.mean, few.interquartile_mean])
 @pytest.mark.parametrize(("seeds", "spread"), [(2, 0.2), (3, 0.2), (5, 0.0)])
 def test_intervals_hold_the_truth_as_often_as_they_say(statistic, seeds: int, spread: float) -> None:
-    """The percentile bootstrap of two or three seeds holds it in 50 to 80 of 100; two seeds are the hardest here too."""
+    """The percentile bootstrap of two or three seeds holds it in 50 to 80 of 100; two are hard here too."""
     rng, held, tries = np.random.default_rng(4), 0, 150
     for trial in range(tries):
         noise = spread * rng.standard_normal((seeds, 1)) + 0.3 * rng.standard_normal((1, 20))
