@@ -20,7 +20,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Random numbers by counter: `stream_key`, `uniforms`, `permutation`, `derived_seed`.
 - What identifies a value in a stage's key: `canonical_json`, `digest`, `plain`, `class_code`, `model_digest`.
 - Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
-  `bad_text`; `strict_json`, `write_json`.
+  `bad_text`; `strict_json`, `write_json`; `EVALUATION`, the file in which a stage that evaluates leaves its rows.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
 - Errors: `AlignkitError`, `ConfigError`, `DataError`, `NumericError`, `PluginError`, `did_you_mean`.
 """
@@ -34,6 +34,7 @@ from alignkit._lazy import face
 _HOMES = {
     "alignkit.errors": "AlignkitError ConfigError DataError NumericError PluginError did_you_mean",
     "alignkit.files": "write_json",
+    "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
     "alignkit.groups": "RATINGS Groups Message prompt_id",
@@ -133,6 +134,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import Scores as Scores
     from alignkit.rewards import score_groups as score_groups
+    from alignkit.run_folder import EVALUATION as EVALUATION
     from alignkit.sampling import Sampled as Sampled
     from alignkit.sampling import Sampler as Sampler
     from alignkit.sampling import occurrences as occurrences

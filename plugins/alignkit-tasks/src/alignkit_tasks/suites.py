@@ -16,6 +16,12 @@ from alignkit_tasks.verifiable import GSM8K, ExactAnswer
 
 Row = dict[str, Any]  # prompt (text), meta
 
+BUDGET = {"generated_tokens": 200_000}
+"""What a method may spend on any of these suites, unless it is said otherwise."""
+
+HIDDEN = "the held-out prompts, and the answers or checks in the meta of the others, which rewards alone read"
+"""What a method may not see."""
+
 CORRECT = "Generate a correct answer to this problem."
 """What a prompt of `bbh_hir` begins with (Zhang et al. 2023, arXiv 2302.05206)."""
 
@@ -48,6 +54,8 @@ def embedded(*, kind: str = "small", prompts: int = 64, heldout: int = 64, instr
         heldout=Groups.from_prompts(measure),
         scores={"instructions": instructions, "gold": gold} if instructed else truth,
         max_new_tokens=16 if kind == "tiny" else 36,
+        budget=BUDGET,
+        hidden=HIDDEN,
     )
 
 
@@ -255,4 +263,6 @@ def _suite(
         heldout=Groups.from_prompts(measure[: heldout or None]),
         scores=scores,
         max_new_tokens=max_new_tokens,
+        budget=BUDGET,
+        hidden=HIDDEN,
     )
