@@ -39,5 +39,5 @@ def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | No
     """What the annotator says of the groups, by dimension; counted."""
     meter = meter or Meter()
     meter.add("judge_calls", len(groups))
-    with meter.phase("annotate"):
+    with meter.phase("score"):
         return annotator.annotate(groups, seed=seed)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
+from alignkit.meter import COUNTS, short
 
 if TYPE_CHECKING:
     from alignkit.registry.host import PluginHost
@@ -255,10 +256,16 @@ def _runs(options: argparse.Namespace) -> int:
             print(json.dumps(rows, indent=1, default=str))
         elif rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
-            _print_table(columns, [[row.get(key, "") for key in columns] for row in rows])
+            _print_table(columns, [[_listed(key, row.get(key, "")) for key in columns] for row in rows])
         else:
             print(f"no runs in {options.folder}")
     return 0
+
+
+def _listed(column: str, value: Any) -> Any:
+    """Large counts are written short."""
+    large = column in (*COUNTS, "flops", "peak_memory", "bytes") and isinstance(value, int)
+    return short(value) if large else value
 
 
 def _run_folder(folder: Path, name: str) -> Path:

@@ -34,6 +34,10 @@ class DataError(AlignkitError):
     """Rows that cannot be learned from, or a file that cannot be read."""
 
 
+class NothingToLearnError(DataError):
+    """Nothing of what was drawn is worth learning from, or could be judged."""
+
+
 class ConfigError(AlignkitError):
     """An argument outside its range, or arguments that contradict each other."""
 

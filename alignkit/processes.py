@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -58,9 +58,27 @@ def broadcast(value: Any) -> Any:
 
 def gather_dealt(mine: Sequence[Any], world: int) -> list[Any]:
     """The rows of all processes, in the order they had before they were dealt out one by one."""
-    import torch.distributed as dist
-
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, list(mine))
+    parts = _gathered(list(mine))
     total = sum(len(part) for part in parts)
     return [parts[i % world][i // world] for i in range(total)]
+
+
+def summed(mine: Sequence[int]) -> list[int]:
+    """The sums over all processes, number by number; exact however large."""
+    return [sum(column) for column in zip(*_gathered(list(mine)), strict=True)]
+
+
+def highest(mine: Mapping[str, int], world: int) -> dict[str, int]:
+    """The highest over all processes, name by name."""
+    if world <= 1:
+        return dict(mine)
+    parts = _gathered(dict(mine))
+    return {name: max(part[name] for part in parts if name in part) for part in parts for name in part}
+
+
+def _gathered(mine: Any) -> list[Any]:
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts

@@ -27,11 +27,13 @@ class Scores:
         values: [groups][K] raw scores; None where a score is missing.
         reasons: [groups][K] why it is missing; None where it is there.
         tokens: that went through a model for it, prompts included.
+        flops: floating-point operations that this took.
     """
 
     values: list[list[float | None]]
     reasons: list[list[str | None]]
     tokens: int = 0
+    flops: int = 0
 
     def missing(self) -> int:
         """How many responses have no score."""
@@ -231,7 +233,7 @@ def _combine(
             row_reasons.append(None if value is not None else why)
         values.append(row_values)
         reasons.append(row_reasons)
-    return Scores(values, reasons, sum(part.tokens for part in scores))
+    return Scores(values, reasons, sum(part.tokens for part in scores), sum(part.flops for part in scores))
 
 
 def metered_scores(groups: Groups, reward: Reward, meter: Meter | None = None) -> Scores:
@@ -240,8 +242,14 @@ def metered_scores(groups: Groups, reward: Reward, meter: Meter | None = None) -
     meter.add("reward_calls", groups.num_responses)
     with meter.phase("score"):
         scores = reward.score(groups)
-    meter.add("scored_tokens", scores.tokens)
+    count_scores(scores, meter)
     return scores
+
+
+def count_scores(scores: Scores, meter: Meter) -> None:
+    """Count what went through a model for these scores."""
+    meter.add("scored_tokens", scores.tokens)
+    meter.compute(scores.flops)
 
 
 def score_groups(groups: Groups, reward: Reward, meter: Meter | None = None) -> Groups:
@@ -268,7 +276,7 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
         raise ConfigError(f"rewards share a name: {names}", where=reward.name, remedy="give each its own name")
     if not parts:
         scores = reward.score(groups)
-        meter.add("scored_tokens", scores.tokens)
+        count_scores(scores, meter)
         return groups.with_rewards(reward.name, scores.values, scores.reasons)
     part_scores = []
     for part in parts:

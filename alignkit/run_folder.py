@@ -55,6 +55,7 @@ class StageRecord:
         identity: what its key is the digest of.
         result: small results.
         seconds: that it took; None where that is not known.
+        meter: what it cost: counts, operations, seconds by phase and peak memory, see `alignkit.meter`.
         started: when, in UTC.
         format: of the record; 0 where there is none.
     """
@@ -70,6 +71,7 @@ class StageRecord:
     identity: Row = field(default_factory=dict)
     result: Row = field(default_factory=dict)
     seconds: float | None = None
+    meter: Row = field(default_factory=dict)
     started: str = ""
     format: int = 0
 
@@ -77,6 +79,17 @@ class StageRecord:
     def model(self) -> Path:
         """The folder of the model that it made, or that it refers to."""
         return Path(self.result.get("model") or self.folder / "model")
+
+    def spent(self, name: str) -> int:
+        """How much of a count of the meter, or of "flops" in both directions; 0 where the record does not say."""
+        if name == "flops":
+            return sum(_whole(amount) or 0 for amount in mapping(self.meter.get("flops")).values())
+        return _whole(mapping(self.meter.get("counts")).get(name)) or 0
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, of the process or of its GPU, whichever were more; 0 where the record does not say."""
+        return max((_whole(most) or 0 for most in mapping(self.meter.get("peak_memory")).values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,7 @@ def read_stage(folder: Path) -> StageRecord:
         identity=mapping(info.get("identity")),
         result=mapping(info.get("result")),
         seconds=_number(info.get("seconds")),
+        meter=mapping(info.get("meter")),
         started=_text(info, "started"),
         format=_whole(info.get("format")) or 0,
     )

@@ -55,8 +55,15 @@ if __name__ == "__main__":
     with Run(folder, quiet=True, max_tokens=40, trainer={"accelerator": "cpu", **processes}) as run:
         v0 = run.policy("tiny", lora=None)
         made = run.improve(v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v1")
+        cut = run.improve(
+            v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v2",
+            reference_logprobs="online", budget={"generated_tokens": 60},
+        )  # fmt: skip
+    records = [json.loads((one.policy.path / "stage.json").read_text()) for one in (made, cut)]
+    meters = [{name: record["meter"][name] for name in ("counts", "flops")} for record in records]
     steps = [json.loads(line) for line in (made.policy.path / "metrics.jsonl").read_text().splitlines()]
     rows = [row["response_ids"] for row in made.rollouts.groups]
     if run.rank == 0:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run.made), "steps": steps}))
+        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run.made), "steps": steps,
+                          "meters": meters, "cut": cut.result["rows"]}))  # fmt: skip

@@ -31,6 +31,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/concepts.md",
+    "docs/budgets.md",
     "docs/write-a-plugin.md",
     "docs/cli.md",
     "docs/methods.md",

@@ -103,6 +103,7 @@ def test_dealt_prompts_are_drawn_as_one_process_would(monkeypatch):
     whole = Drawing(policy, Sampler(max_new_tokens=6)).draw(PROMPTS, 2, seed=(0, "x"))
     shares: list[list[dict[str, Any]]] = []
     monkeypatch.setattr("alignkit.sampling.drawing.gather_dealt", lambda rows, world: shares.append(rows) or rows)
+    monkeypatch.setattr("alignkit.sampling.drawing.summed", lambda counts: [2 * count for count in counts])
     for rank in range(2):
         Drawing(policy, Sampler(max_new_tokens=6), world=(rank, 2)).draw(PROMPTS, 2, seed=(0, "x"))
     dealt = [shares[i % 2][i // 2]["response_ids"] for i in range(len(PROMPTS))]

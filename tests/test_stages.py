@@ -124,6 +124,7 @@ SHARED = {
     "warmup_ratio": (0.03, 0.1), "min_lr_ratio": (0.1, 0.2), "betas": ((0.9, 0.95), (0.9, 0.99)), "eps": (1e-5, 1e-8),
     "weight_decay": (0.0, 0.1), "max_grad_norm": (1.0, 0.5), "max_length": (1024, 512), "drop_bad": (False, True),
     "checkpointing": (False, True), "metrics": ((), ["entropy"]), "name": ("one", "two"),
+    "budget": (None, {"trained_tokens": "2k"}),
 }  # fmt: skip
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8))},
@@ -150,6 +151,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "sampler": (Sampler(), Sampler(batch_size=2)), "max_length": (1024, 512), "max_missing": (0.05, 0.5),
         "value_model": ("head", "separate"),
         "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]),
+        "budget": ({"generated_tokens": 1000}, {"generated_tokens": "2k"}),
     },
     "score": {"groups": (groups("c"), PAIRS), "reward": (short, long)},
     "transform": {

@@ -12,6 +12,7 @@ from torch import Tensor
 from alignkit.data.encode import encode_groups
 from alignkit.engine.training_data import TrainingData
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.metrics import Metric, alone, values_of
 from alignkit.metrics.states import states_of
 from alignkit.models import Policy
@@ -118,7 +119,9 @@ def _numbers(values: Any) -> Tensor:
 
 
 @torch.no_grad()
-def answer_logprobs(policy: Policy, groups: Groups, max_tokens: int, max_prompt_tokens: int) -> list[Tensor | None]:
+def answer_logprobs(
+    policy: Policy, groups: Groups, max_tokens: int, max_prompt_tokens: int, meter: Meter | None = None
+) -> list[Tensor | None]:
     """log_softmax(logits) of the answers' tokens at temperature 1: per group [K, T], NaN beyond an answer's end.
 
     Args:
@@ -126,6 +129,7 @@ def answer_logprobs(policy: Policy, groups: Groups, max_tokens: int, max_prompt_
         groups: with responses, sampled by it or not.
         max_tokens: padded cells of a micro-batch.
         max_prompt_tokens: at which the sampler cut prompts.
+        meter: counts the passes.
 
     Returns:
         One entry per group; None for a group that does not fit.
@@ -137,6 +141,9 @@ def answer_logprobs(policy: Policy, groups: Groups, max_tokens: int, max_prompt_
     for group in encoded:
         out[group.index] = torch.full((len(group.responses), max(map(len, group.responses))), float("nan"))
     for numbers in data.micro_batches(list(range(len(encoded))), max_tokens):
+        if meter is not None:
+            meter.add("scored_tokens", data.reading(numbers).tokens)
+            meter.compute(policy.flops(data.reading(numbers)).forward)
         batch = data.collate(numbers).to(policy.device)
         found = policy.tensors(batch, {"logprobs"})["logprobs"].float().cpu()
         lengths = batch.response_mask.sum(-1).tolist()

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.engine.reference import Reference
 from alignkit.engine.training_data import TrainingData
 from alignkit.models import Policy, RewardModel
+from alignkit.models.arithmetic import Flops, Reading
 from alignkit.models.batch import MicroBatch
 from alignkit.vocabulary import VOCABULARY, select
 
@@ -59,13 +60,43 @@ def assemble(
     return tensors, pair_group
 
 
+def passes(
+    model: Policy | RewardModel,
+    reading: Reading,
+    wanted: frozenset[str],
+    value_model: Policy | None = None,
+    gradient: bool = False,
+) -> list[Flops]:
+    """Operations of each pass that `assemble` takes through a model that is no reference.
+
+    Args:
+        model: policy or reward model.
+        reading: what goes through.
+        wanted: as for `assemble`.
+        value_model: as for `assemble`.
+        gradient: whether a backward pass follows.
+    """
+    if isinstance(model, RewardModel):
+        return [model.flops(reading, gradient=gradient)]
+    own, values = _asked_of(wanted, value_model)
+    found = [model.flops(reading, own, gradient=gradient)]
+    if value_model is not None and values:
+        found.append(value_model.flops(reading, values, gradient=gradient))
+    return found
+
+
+def _asked_of(wanted: frozenset[str], value_model: Policy | None) -> tuple[frozenset[str], frozenset[str]]:
+    """(what the policy's own pass gives, the values)."""
+    own = {"logprobs"} | select(wanted, level="token", source="policy")
+    values = frozenset(select(wanted, level="token", source="value"))
+    return frozenset(own if value_model is not None else own | values), values
+
+
 def _policy_tensors(
     model: Policy, batch: MicroBatch, wanted: frozenset[str], temperature: float, value_model: Policy | None
 ) -> dict[str, Tensor]:
-    own = {"logprobs"} | select(wanted, level="token", source="policy")
-    values = select(wanted, level="token", source="value")
-    on_trunk = values if value_model is None else frozenset[str]()
-    out = model.tensors(batch, own | on_trunk, temperature=temperature, entropy_gradient="entropy" in wanted)
+    own, values = _asked_of(wanted, value_model)
+    out = model.tensors(batch, own, temperature=temperature, entropy_gradient="entropy" in wanted)
     if value_model is not None and values:
         out |= value_model.tensors(batch, values)
     return out

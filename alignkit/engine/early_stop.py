@@ -41,10 +41,14 @@ class EarlyStop:
     def over(self, index: int) -> bool:
         """Sample and score one response per held-out prompt; whether patience is over.
 
+        A round after which the budget might not pay for all of them is not measured.
+
         Raises:
             DataError: no response has a reward.
         """
         if self.heldout is None or self.reward is None:
+            return False
+        if self.setting.spending.exceeded_by(self._most()):
             return False
         label = self.setting.label(index)
         groups = self.drawing.draw(
@@ -61,6 +65,12 @@ class EarlyStop:
             self.best_reward, self.best_round = mean, index
             self.best_weights = {n: p.detach().clone() for n, p in trained if p.requires_grad}
         return bool(self.patience) and index - self.best_round >= self.patience
+
+    def _most(self) -> dict[str, int]:
+        """What a measurement may cost at most."""
+        if self.heldout is None or not self.setting.spending.limits:
+            return {}
+        return {**self.drawing.most(len(self.heldout), 1), "reward_calls": len(self.heldout)}
 
     @torch.no_grad()
     def restore_best(self) -> int | None:

@@ -25,6 +25,7 @@ from alignkit.engine.prepare import Prepare
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import Step, TrainingData
+from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import BoundLoss
@@ -65,14 +66,33 @@ class Improvement:
         return self.setting.rounds
 
     def rounds(self) -> RoundLoop:
-        """Round by round: yields the lesson, is sent the means of its metrics, yields whether to stop."""
+        """Round by round: yields the lesson, is sent the means of its metrics, yields whether to stop. It
+        ends where the budget has nothing left for another round."""
         for index in range(self.count):
-            groups = self.collect(index)  # sample, score, annotate, keep
-            lesson = self.lesson(groups, index)  # know, prepare, describe
+            lesson = self._begun(index)
+            if lesson is None:
+                return
             means = yield lesson  # Lightning takes its steps
             assert means is not None
             self.state = dict(self.method.update(self.state, means))
             yield self.early_stop.over(index)
+
+    def _begun(self, index: int) -> Lesson | None:
+        """The lesson of round `index`; None where the budget pays for none, or for less than can be learned from."""
+        spending, (place, rounds) = self.setting.spending, self.collect.place_in_lap(index)
+        if not self.collect.may_begin(index):
+            return None
+        if not place:
+            spending.drawing()
+        try:
+            with self.setting.meter.phase("prepare"):
+                groups = self.collect(index)  # sample, score, annotate, keep
+                spending.learning(place, rounds)
+                return self.lesson(groups, index)  # know, prepare, describe
+        except NothingToLearnError:
+            if not spending.stopped:
+                raise
+            return None
 
     def lesson(self, groups: Groups, index: int) -> Lesson:
         """What round `index` learns from its groups."""

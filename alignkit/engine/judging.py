@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkit.annotators import Annotator, annotated
 from alignkit.engine.setting import Setting
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import ConfigError, DataError, NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.processes import broadcast
 from alignkit.randomness import stream_key
@@ -79,7 +79,7 @@ class Judging:
         (ranked,) = found.values()
         self.setting.say(f"{self.setting.label(index)}: {len(ranked)} of {len(groups)} prompts ranked")
         if not len(ranked):
-            raise DataError("the annotator ranked none of the groups", where=f"round {index}")
+            raise NothingToLearnError("the annotator ranked none of the groups", where=f"round {index}")
         return ranked
 
     def _asked(self, annotator: Annotator, groups: Groups, seed: int) -> Mapping[str, Groups]:

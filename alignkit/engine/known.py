@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from alignkit.engine.assemble import assemble
+from alignkit.engine.assemble import assemble, passes
 from alignkit.engine.setting import Models
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.meter import Meter
+from alignkit.models.arithmetic import Reading
 from alignkit.models.batch import MicroBatch
 from alignkit.vocabulary import MEASURED, VOCABULARY, select
 
@@ -28,7 +29,7 @@ class Known:
         max_prompt_tokens: oldest exchanges of a longer prompt are left out.
         max_response_tokens: longest response learned from.
         max_tokens: padded cells of a micro-batch.
-        meter: counts the tokens of the forward passes; the reference has its own.
+        meter: counts the forward passes; the reference has its own.
     """
 
     models: Models
@@ -68,6 +69,7 @@ class Known:
         bare = replace(data, tensors={})
         for numbers in [each for each in micro_batches if each and names]:
             batch = bare.collate(numbers).to(self.models.policy.device)
+            self._count(bare.reading(numbers), frozenset(names))
             found = self._forward(bare, batch, frozenset(names))
             for name, values in out.items():
                 values[batch.responses.cpu(), : found[name].shape[1]] = found[name].float().cpu()
@@ -77,15 +79,22 @@ class Known:
         theirs, found = select(names, source="reference"), dict[str, Tensor]()
         if own := names - theirs:
             policy, values = self.models.policy, self.models.value_model
-            passes = 1 + (values is not None and bool(select(own, source="value")))
-            self.meter.add("scored_tokens", passes * batch.tokens)
-            with self.meter.phase("forward"):
-                found, _ = assemble(policy, data, batch, own, temperature=self.temperature, value_model=values)
+            found, _ = assemble(policy, data, batch, own, temperature=self.temperature, value_model=values)
         if theirs:
             if self.models.reference is None:
                 raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
             found["ref_logprobs"] = self.models.reference.logprobs(batch, self.temperature)
         return found
+
+    def _count(self, reading: Reading, names: frozenset[str]) -> None:
+        """Count the passes of `_forward`."""
+        theirs = select(names, source="reference")
+        if own := names - theirs:
+            for forward, _ in passes(self.models.policy, reading, own, self.models.value_model):
+                self.meter.add("scored_tokens", reading.tokens)
+                self.meter.compute(forward)
+        if theirs and self.models.reference is not None:
+            self.models.reference.count(reading)
 
     def measure(self, groups: Groups, *names: str) -> dict[str, Tensor]:
         """`response_mask` and the tensors so named of any groups, under the weights of this moment.

@@ -12,15 +12,16 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from alignkit.budget import Spending
 from alignkit.engine.assemble import assemble
 from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.progress import StepProgress
 from alignkit.engine.reference import Reference
+from alignkit.engine.step_cost import StepCosts
 from alignkit.engine.step_metrics import RoundMeans, StepMetrics, usual_metrics
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError
-from alignkit.meter import Meter
 from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
@@ -59,7 +60,7 @@ class Learner(L.LightningModule):
         temperature: of the log-probs.
         record: called with the metrics of every step, by the first process alone.
         tick: told where training is, in passing lines.
-        meter: counts steps and learned tokens.
+        spending: stops before a step that it does not allow; its meter counts the steps.
         value_model: a separate value model, trained too.
         value_learning_rate: of the value model's own weights; None: as the policy's.
         extras: further objectives on the same forward pass.
@@ -82,7 +83,7 @@ class Learner(L.LightningModule):
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
         tick: Callable[[str], None] = lambda text: None,
-        meter: Meter | None = None,
+        spending: Spending | None = None,
         value_model: Policy | None = None,
         value_learning_rate: float | None = None,
         extras: Sequence[Objective] = (),
@@ -104,16 +105,18 @@ class Learner(L.LightningModule):
             raise ConfigError(f"the metrics {sorted(clash)} are named like terms of the loss", where="metrics")
         self.objectives = [Objective(loss, self.terms), *extras]
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
-        self.meter, self.progress = meter or Meter(), StepProgress(tick, rounds.count)
+        self.spending, self.progress = spending or Spending(), StepProgress(tick, rounds.count)
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
         usual = usual_metrics(rewards=isinstance(model, RewardModel))
         self.step_metrics, self.round_means = StepMetrics({**usual, **(metrics or {})}), RoundMeans()
         self.wanted |= self.step_metrics.wanted
+        self.costs = StepCosts(model, self.wanted, self.streams, value_model, reference)
         self.loop = rounds.rounds()
         self.lesson: Lesson | None = None
         self.round_index = -1
-        self.steps_done = 0
-        self._skip = False
+        self.steps_done = self.steps_before = 0
+        self._skip = self._refused = False
+        self._fitting = 1
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -135,15 +138,22 @@ class Learner(L.LightningModule):
         return self.lesson.steps
 
     def train_dataloader(self) -> StepLoader:
-        """Let the loop make its next lesson; the steps of it are the data."""
+        """Let the loop make its next lesson; the steps of it are the data. There are none where the budget is spent."""
         self.round_index += 1
+        self.steps_before = self.steps_done
         self._skip = False
         self.round_means.reset()
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            lesson = next(self.loop)
+            lesson = next(self.loop, None)
+        if lesson is None:
+            self.trainer.should_stop = True
+            return StepLoader([])
         assert isinstance(lesson, Lesson)
         self.lesson = lesson
+        if self.spending.limits:
+            costs = [self.costs.of(self.data, step, self.steps_done + k) for k, step in enumerate(self.steps)]
+            self._fitting = max(self.spending.fitting([cost.amounts for cost in costs]), 1)
         return StepLoader(lesson.steps)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
@@ -152,25 +162,30 @@ class Learner(L.LightningModule):
     def training_step(self, step: Step, batch_idx: int) -> None:
         if self._skip:
             return
+        cost = self.costs.of(self.data, step, self.steps_done)
+        if exceeded := self.spending.exceeded_by(cost.amounts):
+            self._skip = self._refused = self.spending.stop(exceeded)
+            return
         optimizer: Any = self.optimizers()
-        with self.meter.phase("train"):
-            shares = self._accumulate(step)
-            factor = self._set_learning_rate(optimizer, batch_idx)
-            norm = self._clip()
-            self._refuse_nan(step, shares, norm)
-            measured = self.step_metrics.read()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        shares = self._accumulate(step)
+        factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
+        norm = self._clip()
+        self._refuse_nan(step, shares, norm)
+        measured = self.step_metrics.read()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        self.meter.add("optimizer_steps", 1)
-        self.meter.add("trained_tokens", sum(sum(self.data.learned_tokens[i]) for i in step.numbers))
+        cost.count(self.spending.meter)
         self._log(step, shares | measured, norm, factor)
         self.progress.tell(self.round_index, batch_idx + 1, len(self.steps), shares["total"])
 
     def on_train_epoch_end(self) -> None:
-        """Tell the loop how the round went, and do as it says."""
+        """Tell the loop how the round went, and do as it says; where no step was paid for, there is nothing to tell."""
+        if self.steps_done == self.steps_before:
+            self.trainer.should_stop = True
+            return
         assert self.lesson is not None
-        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}):
+        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}) or self._refused:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,10 +271,13 @@ class Learner(L.LightningModule):
         whole = torch.stack(totals).sum() if len(totals) > 1 else totals[0]
         return whole, {**shares, "total": float(whole.detach())}
 
-    def _set_learning_rate(self, optimizer: Any, batch_idx: int) -> float:
+    def _set_learning_rate(self, optimizer: Any, batch_idx: int, cost: Mapping[str, int]) -> float:
+        """The schedule runs over the rounds or over the budget, whichever ends first."""
         rounds, warmup = max(self.rounds.count, 1), self.training_config.warmup_ratio
         before = (self.round_index + batch_idx / len(self.steps)) / rounds
         after = (self.round_index + (batch_idx + 1) / len(self.steps)) / rounds
+        before = max(before, self.spending.progress(batch_idx / self._fitting))
+        after = max(after, self.spending.progress((batch_idx + 1) / self._fitting, cost))
         # While warming up a step takes the rate at its end: no step, however few there are, has a rate of 0.
         factor = self.training_config.factor(before if before >= warmup else min(after, warmup))
         for group in optimizer.param_groups:
@@ -316,29 +334,3 @@ def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]
         }
         for (is_value, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]
-
-
-@dataclass
-class OneRound:
-    """A source with one fixed round: supervised fine-tuning and reward models.
-
-    Args:
-        data: the round.
-        steps: all its steps.
-    """
-
-    data: TrainingData
-    steps: list[Step]
-    rounds: int = 1
-
-    def start(self, index: int) -> tuple[TrainingData, list[Step]]:
-        return self.data, self.steps
-
-    def finish(self, index: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-    def round_metrics(self) -> Mapping[str, float]:
-        return {}
-
-    def skip_rest(self, metrics: Mapping[str, float]) -> bool:
-        return False

@@ -13,6 +13,7 @@ from alignkit.functional import k1, masked_mean
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
+from alignkit.models.arithmetic import Reading
 from alignkit.models.batch import MicroBatch
 
 
@@ -23,7 +24,7 @@ class Reference:
     Args:
         model: whose log-probs they are.
         state: the named state of its weights; None takes the model as it is.
-        meter: counts the tokens of its forward passes.
+        meter: counts its forward passes, see `count`, and times them.
     """
 
     model: Policy
@@ -33,10 +34,18 @@ class Reference:
     def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
         """`ref_logprobs` [R, T] of a micro-batch, without gradient, on the batch's device."""
         state = contextlib.nullcontext() if self.state is None else self.model.state(self.state)
-        self.meter.add("scored_tokens", batch.tokens)
-        with torch.no_grad(), state, self.meter.phase("forward"):
+        with torch.no_grad(), state, self.meter.phase("reference"):
             found = self.model.tensors(batch.to(self.model.device), temperature=temperature)["logprobs"]
         return found.to(batch.targets.device)
+
+    def flops(self, reading: Reading) -> int:
+        """Floating-point operations of `logprobs`."""
+        return self.model.flops(reading, state=self.state).forward
+
+    def count(self, reading: Reading) -> None:
+        """Count a pass."""
+        self.meter.add("scored_tokens", reading.tokens)
+        self.meter.compute(self.flops(reading))
 
 
 def kl_means(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
@@ -79,6 +88,7 @@ def kl_per_response(
     data, _ = TrainingData.of(policy, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
     for numbers in data.all_micro_batches(max_tokens):
         batch = data.collate(numbers).to(policy.device)
+        reference.count(data.reading(numbers))
         theirs = (reference.logprobs(batch, temperature) * batch.response_mask).sum(-1).tolist()
         for value, number, group in zip(theirs, batch.responses.tolist(), batch.groups.tolist(), strict=True):
             row, k = data.encoded[group].index, number - data.first_response[group]

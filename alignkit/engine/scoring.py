@@ -39,13 +39,13 @@ class Scorer:
         for problem in problems:
             if problem.row is not None:
                 reasons[problem.row] = [str(problem)] * len(reasons[problem.row])
-        tokens = 0
+        tokens = flops = 0
         with self.model.scoring():
             for numbers in data.all_micro_batches(self.max_tokens):
-                batch = data.collate(numbers)
-                tokens += batch.tokens
+                batch, reading = data.collate(numbers), data.reading(numbers)
+                tokens, flops = tokens + reading.tokens, flops + self.model.flops(reading, folded=True).forward
                 scores = self.model.scores(batch.to(self.model.device)).tolist()
                 for score, number, group in zip(scores, batch.responses.tolist(), batch.groups.tolist(), strict=True):
                     row, k = data.encoded[group].index, number - data.first_response[group]
                     values[row][k], reasons[row][k] = clean_score(score)
-        return Scores(values, reasons, tokens)
+        return Scores(values, reasons, tokens, flops)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from alignkit.budget import Spending
 from alignkit.engine.reference import Reference
 from alignkit.meter import Meter
 from alignkit.models import Policy
@@ -38,7 +39,7 @@ class Setting:
         seed: path of the random numbers: (run seed, stage name).
         max_tokens: padded cells of a micro-batch.
         world: (rank, processes).
-        meter: counts the work.
+        spending: counts the work, and says when to stop.
         say: where lasting lines go.
         tick: where passing progress goes.
         rounds: how many there are, for what is said of them.
@@ -47,10 +48,15 @@ class Setting:
     seed: Sequence[int | str]
     max_tokens: int
     world: tuple[int, int] = (0, 1)
-    meter: Meter = field(default_factory=Meter)
+    spending: Spending = field(default_factory=Spending)
     say: Callable[[str], None] = log.info
     tick: Callable[[str], None] = log.debug
     rounds: int = 1
+
+    @property
+    def meter(self) -> Meter:
+        """Counts the work."""
+        return self.spending.meter
 
     def label(self, index: int) -> str:
         """How a round is called in what is said: "round 1/4"."""

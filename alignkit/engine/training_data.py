@@ -17,6 +17,7 @@ from alignkit.engine.reduction import Layout
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.models import Policy, RewardModel
+from alignkit.models.arithmetic import Reading
 from alignkit.models.batch import MicroBatch, collate, plan_micro_batches, row_length
 from alignkit.randomness import permutation
 
@@ -206,6 +207,10 @@ class TrainingData:
         """[group][response] number of learned tokens: trained ones of the prompt and the response."""
         extra = [sum(flag for flag in (g.prompt_trained or [])[1:]) for g in self.encoded]
         return [[e + len(r) for r in g.responses] for e, g in zip(extra, self.encoded, strict=True)]
+
+    def reading(self, numbers: Sequence[int]) -> Reading:
+        """What of these groups goes through a model."""
+        return Reading.of_groups([self.encoded[i] for i in numbers], self.shared)
 
     def collate(self, numbers: Sequence[int]) -> MicroBatch:
         """The batch of these groups."""

@@ -52,7 +52,7 @@ def body_of(model: nn.Module) -> Any:
     return getattr(inner, inner.base_model_prefix)
 
 
-def _window(config: Any) -> int | None:
+def window_of(config: Any) -> int | None:
     if getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)
@@ -91,11 +91,11 @@ def attention_masks(model: nn.Module, batch: MicroBatch) -> Any:
         return _additive(mask, dtype) if additive else mask
 
     if "sliding_attention" in kinds:
-        masks = {"sliding_attention": build(_window(config))}
+        masks = {"sliding_attention": build(window_of(config))}
         if "full_attention" in kinds:
             masks["full_attention"] = build(None)
         return masks if len(kinds) > 1 or _takes_mapping(model) else masks["sliding_attention"]
-    return build(_window(config))
+    return build(window_of(config))
 
 
 def _takes_mapping(model: nn.Module) -> bool:

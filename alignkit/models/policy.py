@@ -16,6 +16,7 @@ from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
 from alignkit.models import forward
+from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import token_logprobs
 from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
@@ -105,6 +106,7 @@ class Policy(nn.Module):
         self.adapted = False
         self._states: dict[str, str | None] = {}
         self._shares: bool | None = None
+        self._counted: tuple[tuple[bool, int], Arithmetic] | None = None
 
     # -- where it comes from and goes to -------------------------------------------------------------------------------
 
@@ -277,6 +279,39 @@ class Policy(nn.Module):
         if self._shares is None:
             self._shares = forward.can_share_prompts(self.model)
         return self._shares
+
+    def flops(
+        self,
+        reading: Reading,
+        wanted: Collection[str] = ("logprobs",),
+        *,
+        state: str | None = None,
+        folded: bool = False,
+        gradient: bool = False,
+    ) -> Flops:
+        """Floating-point operations of a pass; see `alignkit.models.arithmetic`.
+
+        Args:
+            reading: what goes through.
+            wanted: as for `tensors`.
+            state: the named state at work; None: the weights as they are trained.
+            folded: the adapter is folded into the weights, as while generating.
+            gradient: whether a backward pass follows.
+        """
+        adapter = (self._states[state] if state is not None else TRAINED) if not folded else None
+        heads = []
+        if select(wanted, level="token", source="policy"):
+            heads.append(head_of(forward.bare(self.model).get_output_embeddings(), reading.learned))
+        if select(wanted, level="token", source="value") and self.value_head is not None:
+            heads.append(head_of(self.value_head.linear, reading.learned))
+        return self._arithmetic().flops(reading, adapter, heads, gradient)
+
+    def _arithmetic(self) -> Arithmetic:
+        """Of the weights as they are now; worked out anew where an adapter came or went."""
+        known = (self.adapted, len(self._states))
+        if self._counted is None or self._counted[0] != known:
+            self._counted = known, Arithmetic.of(self.model)
+        return self._counted[1]
 
     def tensors(
         self,

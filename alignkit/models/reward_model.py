@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.files import read_json, write_json
 from alignkit.models import forward
+from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.loading import resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, merged, save_adapter
@@ -46,6 +47,7 @@ class RewardModel(nn.Module):
         self.chat = ChatFormat(tokenizer)
         self.adapted = False
         self._shares: bool | None = None
+        self._counted: Arithmetic | None = None
 
     @classmethod
     def from_policy(
@@ -169,6 +171,19 @@ class RewardModel(nn.Module):
         if self._shares is None:
             self._shares = self.pools_here and forward.can_share_prompts(self.model)
         return self._shares
+
+    def flops(self, reading: Reading, *, folded: bool = False, gradient: bool = False) -> Flops:
+        """Floating-point operations of a pass; see `alignkit.models.arithmetic`.
+
+        Args:
+            reading: what goes through.
+            folded: the adapter is folded into the weights, as in `scoring`.
+            gradient: whether a backward pass follows.
+        """
+        if self._counted is None:
+            self._counted = Arithmetic.of(self.model, causal=self.pools_here)
+        heads = [head_of(self.head, reading.responses)] if self.pools_here else []
+        return self._counted.flops(reading, None if folded else TRAINED, heads, gradient)
 
     @contextlib.contextmanager
     def scoring(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from alignkit.report.collect import is_number
-from alignkit.report.text import brief, clipped, number, visible
+from alignkit.report.text import brief, clipped, duration, number, visible
 
 POINTS = 240
 """Points of one curve: longer ones are averaged in equal pieces, which keeps the page small."""
@@ -113,6 +113,24 @@ def histogram(edges: Sequence[float], sides: Mapping[str, Sequence[float]]) -> M
             outline += [(left, count), (right, count)]
         outline.append((edges[-1], 0.0))
         _path(svg, [(frame.x(x), frame.y(y)) for x, y in outline], f"area c{place}")
+    return _markup(svg)
+
+
+def bar(parts: Sequence[tuple[str, str, float]], whole: float) -> Markup:
+    """One stacked bar, as wide as its share of `whole`; it is stretched to its place, so it holds no text but titles.
+
+    Args:
+        parts: (class of its colour, name, size) one beside another.
+        whole: what the full width stands for.
+    """
+    svg = ElementTree.Element("svg", {"viewBox": "0 0 1000 10", "preserveAspectRatio": "none", "class": "bar"})
+    at = 0.0
+    for kind, name, size in parts:
+        width = 1000 * size / (whole or 1.0)
+        place = {"x": f"{at:.2f}", "y": "0", "width": f"{width:.2f}", "height": "10"}
+        part = ElementTree.SubElement(svg, "rect", {"class": kind, **place})
+        ElementTree.SubElement(part, "title").text = visible(f"{name}: {duration(size)}")
+        at += width
     return _markup(svg)
 
 

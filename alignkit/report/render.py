@@ -17,6 +17,7 @@ from alignkit.metrics.specs import ANSWERS, CORE, MetricSpec, spec_of
 from alignkit.report import charts, text
 from alignkit.report.choose import choose_prompts
 from alignkit.report.collect import RunView, Stage, Version, collect, is_number, numeric_names
+from alignkit.report.cost import costs
 from alignkit.run_folder import PAGE, StageRecord, mapping
 
 LEVELS = {level: level.replace("_", " ").capitalize() for level in RATINGS} | {
@@ -57,6 +58,7 @@ def environment(*folders: Path) -> jinja2.Environment:
         text.signed,
         text.percent,
         text.duration,
+        text.amount,
         text.compact,
         text.clipped,
         text.conversation,
@@ -84,6 +86,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "reward_models": [block for stage in view.stages if (block := _reward_model(stage))],
         "best_of_n": _best_of_n(view),
         "answers": _answers(view),
+        "costs": costs(view),
         "lineage": {stage.folder: _lineage(stage, view) for stage in view.stages},
         "total_seconds": sum(stage.seconds or 0 for stage in view.stages if is_number(stage.seconds)),
     }

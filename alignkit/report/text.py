@@ -7,6 +7,8 @@ import math
 import unicodedata
 from typing import Any
 
+from alignkit.meter import short
+
 LIMIT = 4000
 """Characters of one text shown; what is longer is cut, and the page says by how much."""
 
@@ -78,6 +80,12 @@ def duration(seconds: Any) -> str:
     return (
         f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     )
+
+
+def amount(value: Any) -> str:
+    """A count in three figures, such as `1.25 M`; `–` for what is missing."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return short(value) if known else "–"
 
 
 def compact(value: Any) -> str:

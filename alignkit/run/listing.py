@@ -10,13 +10,16 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.identity import difference
 from alignkit.run_folder import RUN, STAGES, RunRecord, is_run, open_run, read_run
 
+LISTED = ("generated_tokens", "trained_tokens", "flops")
+"""What of the meters is listed, summed over the stages."""
+
 
 def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """The runs below a folder: name, status, stages, seconds, bytes, created; newest first."""
+    """The runs below a folder: name, status, stages, seconds, what they cost, bytes, created; newest first."""
     rows = [_row(path.parent) for path in Path(folder).glob(f"*/{RUN}")]
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
@@ -34,6 +37,8 @@ def _row(folder: Path) -> dict[str, Any]:
         "seed": run.seed,
         "stages": len(run.stages),
         "seconds": round(sum(stage.seconds or 0 for stage in run.stages), 1),
+        **{name: sum(stage.spent(name) for stage in run.stages) for name in LISTED},
+        "peak_memory": max((stage.peak_memory for stage in run.stages), default=0),
         "bytes": _size(folder),
         "path": str(folder),
     }

@@ -26,6 +26,7 @@ from alignkit.identity import (
     remember_sources,
     required_plugins,
 )
+from alignkit.meter import PeakMemory
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
@@ -293,11 +294,12 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._write_run("running")
         try:
-            place = self._place(stage, folder)
+            place, peak = self._place(stage, folder), PeakMemory()
             result = dict(stage.work(place))
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
+        seconds, memory = time.monotonic() - clock, processes.highest(peak.read(), self.world)
         record = {
             "name": stage.name,
             "verb": stage.verb,
@@ -307,10 +309,10 @@ class Run:
             "status": "complete",
             "config": identity["config"],
             "inputs": dict(identity["inputs"]),
-            "seconds": round(time.monotonic() - clock, 3),
+            "seconds": round(seconds, 3),
             "started": started,
             "versions": versions(),
-            "meter": place.meter.to_json(),
+            "meter": place.meter.to_json(seconds, memory),
             "result": plain(result),
         }
         found = self._commit(folder, record)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
-from alignkit.processes import gather_dealt
+from alignkit.models.arithmetic import Reading
+from alignkit.processes import gather_dealt, summed
 from alignkit.sampling.sampler import Progress, Sampler, occurrences
 
 log = logging.getLogger("alignkit")
@@ -34,7 +35,14 @@ class Drawing:
     world: tuple[int, int] = (0, 1)
 
     def draw(
-        self, prompts: Groups, n: int, *, seed: Sequence[int | str], what: str = "sampling", name: str = "policy"
+        self,
+        prompts: Groups,
+        n: int,
+        *,
+        seed: Sequence[int | str],
+        what: str = "sampling",
+        name: str = "policy",
+        room: Callable[[], int] | None = None,
     ) -> Groups:
         """Sample `n` responses for each prompt; the same ones however many processes there are.
 
@@ -44,27 +52,60 @@ class Drawing:
             seed: path of the random numbers.
             what: is being done, for the progress.
             name: recorded in `sampled_by`.
+            room: says how many prompts may be answered next. They are then answered part by part in their order, until
+                it says 0; those that are left get no row.
 
         Raises:
             DataError: a prompt that does not fit.
         """
+        times = occurrences(prompts)
+        if room is None:
+            return self._drawn(prompts, n, times, seed, what, name)
+        parts, start = list[Groups](), 0
+        while start < len(prompts) and (size := room()):
+            stop = min(start + size, len(prompts))
+            parts.append(self._drawn(prompts.select(range(start, stop)), n, times[start:stop], seed, what, name))
+            start = stop
+        return Groups.concat(parts)
+
+    def most(self, prompts: int, n: int) -> dict[str, int]:
+        """What so many prompts may cost at most, as a budget names it."""
+        longest, start = self.sampler.max_new_tokens, self.sampler.max_prompt_tokens
+        reading = Reading.of_samples([start] * prompts, [[longest] * n] * prompts)
+        flops = self.policy.flops(reading, folded=True).forward
+        return {"generated_tokens": prompts * n * longest, "flops": flops}
+
+    def _drawn(
+        self, prompts: Groups, n: int, times: Sequence[int], seed: Sequence[int | str], what: str, name: str
+    ) -> Groups:
+        """The samples of these prompts, which came before so many times each."""
         rank, processes = self.world
         mine = prompts.select(range(rank, len(prompts), processes)) if processes > 1 else prompts
+        before = self._counted()
         groups = self.sampler.sample(
             self.policy,
             mine,
             n,
             seed=seed,
             name=name,
-            occurrence=occurrences(prompts)[rank::processes],  # over all processes, so that they draw what one would
+            occurrence=times[rank::processes],  # over all processes, so that they draw what one would
             progress=_shown(what, self.tick),
             meter=self.meter,
         )
         if processes == 1:
             return groups
-        everyone = Groups.from_rows(gather_dealt(groups.rows, processes))
-        self.meter.add("generated_tokens", _tokens(everyone) - _tokens(groups))
-        return everyone
+        self._add_others(before)
+        return Groups.from_rows(gather_dealt(groups.rows, processes))
+
+    def _counted(self) -> list[int]:
+        return [self.meter.spent(name) for name in ("generated_tokens", "flops")]
+
+    def _add_others(self, before: Sequence[int]) -> None:
+        """Count what the other processes did."""
+        mine = [now - then for now, then in zip(self._counted(), before, strict=True)]
+        tokens, flops = (total - own for total, own in zip(summed(mine), mine, strict=True))
+        self.meter.add("generated_tokens", tokens)
+        self.meter.compute(flops)
 
 
 def _shown(what: str, tick: Callable[[str], None]) -> Progress:
@@ -80,7 +121,3 @@ def _shown(what: str, tick: Callable[[str], None]) -> Progress:
         tick(f"{what}: {done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
 
     return tell
-
-
-def _tokens(groups: Groups) -> int:
-    return sum(len(ids) for row in groups for ids in row["response_ids"])

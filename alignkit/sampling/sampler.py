@@ -15,6 +15,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
+from alignkit.models.arithmetic import Reading
 from alignkit.randomness import stream_key
 from alignkit.sampling.decode import Sampled, decode
 
@@ -124,7 +125,7 @@ class Sampler:
             name: recorded in `sampled_by` (a digest or a label of the policy).
             occurrence: how often each prompt came before, where `prompts` is only a part of them; default counted here.
             progress: called whenever a prompt is answered.
-            meter: counts the tokens.
+            meter: counts the tokens and what it took to write them, before a stop text cuts them.
 
         Returns:
             one row per prompt with n responses, their ids, log-probs (`logprobs` before truncation, `sampled_logprobs`
@@ -133,16 +134,31 @@ class Sampler:
         Raises:
             DataError: a prompt that does not fit, or that `generate` did not answer.
         """
+        meter = meter or Meter()
+        with meter.phase("generate"):
+            return self._sampled(policy, prompts, n, seed, name, occurrence, progress, meter)
+
+    def _sampled(
+        self,
+        policy: Policy,
+        prompts: Groups,
+        n: int,
+        seed: Sequence[int | str],
+        name: str,
+        occurrence: Sequence[int] | None,
+        progress: Progress | None,
+        meter: Meter,
+    ) -> Groups:
         ids = self._encoded(policy, prompts)
         times = occurrences(prompts) if occurrence is None else occurrence
         names = prompts.dataset["prompt_id"]
         keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(names, times, strict=True)]
-        meter = meter or Meter()
-        with meter.phase("generate"):
-            written = dict(self._told(self.generate(policy, ids, keys, policy.chat.end_ids), len(ids) * n, progress))
+        written = dict(self._told(self.generate(policy, ids, keys, policy.chat.end_ids), len(ids) * n, progress))
         if any(len(written.get(i, ())) != n for i in range(len(ids))):
             raise DataError(f"not every prompt has its {n} responses", where=f"{type(self).__name__}.generate")
-        meter.add("generated_tokens", sum(len(s.ids) for each in written.values() for s in each))
+        lengths = [[len(sampled.ids) for sampled in written[i]] for i in range(len(ids))]
+        meter.add("generated_tokens", sum(map(sum, lengths)))
+        meter.compute(policy.flops(Reading.of_samples(list(map(len, ids)), lengths), folded=True).forward)
         return Groups.from_rows([self._row(row, written[i], policy, name) for i, row in enumerate(prompts)])
 
     def _encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:

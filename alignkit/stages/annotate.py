@@ -43,7 +43,8 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
             raise DataError(f"the annotator gave {sorted(found)}, it declares {sorted(declared)}", where=place.name)
         result: dict[str, Any] = {}
         for dimension, part in found.items():
-            part.save(place.folder / f"groups-{dimension}")
+            with place.meter.phase("write"):
+                part.save(place.folder / f"groups-{dimension}")
             ratings = [row["rating"] for row in part]
             counts = {rating: ratings.count(rating) for rating in sorted({r for r in ratings if r})}
             result[dimension] = {"rows": len(part), "ratings": counts}

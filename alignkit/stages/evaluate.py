@@ -87,15 +87,19 @@ class Evaluate(Stage[EvaluationHandle]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, measure the KL; one row per prompt and sample."""
+        if not place.writes:
+            return {}
+        with place.meter.phase("evaluate"):
+            return self._measured(place)
+
+    def _measured(self, place: Place) -> dict[str, Any]:
         from alignkit.engine.answer_metrics import answers_offered, measure_answers
         from alignkit.evaluation import summarise_evaluation
         from alignkit.metrics import states
         from alignkit.metrics.answers import always
         from alignkit.rewards import metered_scores
 
-        if not place.writes:
-            return {}
-        policy = self.policy.load(dtype=place.dtype).to(place.device)
+        policy = place.load(self.policy)
         groups = self._answers(place, policy)
         kl = self._kl(place, policy, groups) if self.reference is not None else None
         logprobs = self._logprobs(place, policy, groups)
@@ -104,7 +108,7 @@ class Evaluate(Stage[EvaluationHandle]):
             groups = groups.with_rewards(label, found.values, found.reasons)
             reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
-        with (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
+        with place.meter.phase("write"), (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:
                 out.write(json.dumps(row) + "\n")  # scores in the order given: the first is the one that leads
         first = read_evaluation(self.baseline.path) if self.baseline is not None else None
@@ -122,7 +126,7 @@ class Evaluate(Stage[EvaluationHandle]):
         metrics = by_name(self.metrics)
         if not any("logprobs" in m.asks_for() + m.asks_for(optional=True) for m in metrics.values()):
             return None
-        return answer_logprobs(policy, groups, place.max_tokens, self.sampler.max_prompt_tokens)
+        return answer_logprobs(policy, groups, place.max_tokens, self.sampler.max_prompt_tokens, place.meter)
 
     def _answers(self, place: Place, policy: Any) -> Groups:
         prompts = rows_of(self.prompts)

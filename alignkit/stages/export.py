@@ -32,7 +32,10 @@ class Export(Stage[Path | None]):
     def work(self, place: Place) -> Mapping[str, Any]:
         from alignkit.models import Policy
 
-        Policy.load(self.policy.model_folder).export(place.folder / "model")
+        with place.meter.phase("load"):
+            policy = Policy.load(self.policy.model_folder)
+        with place.meter.phase("write"):
+            policy.export(place.folder / "model")
         lineage = place.lineage(self.policy.key)
         card = model_card(self.policy.name, lineage, place.seed, place.precision)
         (place.folder / "model" / "README.md").write_text(card, encoding="utf-8")

@@ -34,5 +34,6 @@ class KeepGroups(Stage[GroupsHandle]):
 
 def keep(place: Place, groups: Groups) -> dict[str, Any]:
     """Write the groups of a stage; returns how many there are."""
-    groups.save(place.folder / "groups")
+    with place.meter.phase("write"):
+        groups.save(place.folder / "groups")
     return {"rows": len(groups), "responses": groups.num_responses}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from alignkit.budget import NAMES, Budget, Spending
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -15,7 +16,7 @@ from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
 from alignkit.stages.place import Place
 from alignkit.stages.reference import open_reference
 from alignkit.stages.sample import limited
-from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, trainable
+from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, stopped, trainable
 
 if TYPE_CHECKING:
     from alignkit.engine.improve import Improvement
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 VALUE_MODEL = "value_model"
 """Folder of a separate value model, beside the policy's."""
-
-BUDGET = ("generated_tokens", "reward_calls", "trained_tokens", "optimizer_steps")
-"""What of the meter stands in the result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +53,8 @@ class Improve(Stage[Improved]):
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
         iteration: number of the version, kept with the samples.
         metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
+        budget: the most to spend, such as {"generated_tokens": "200k"}; names are those of the meter, and "flops". The
+            round that would exceed it is cut: `docs/budgets.md` says how.
     """
 
     verb: ClassVar[str] = "improve"
@@ -81,6 +81,7 @@ class Improve(Stage[Improved]):
     checkpointing: bool = False
     iteration: int | None = None
     metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+    budget: Mapping[str, int | float | str] | Budget | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +110,7 @@ class Improve(Stage[Improved]):
             streams=streams,
             init=self.init or self.policy,
             history=as_sequence(self.history),
+            budget=Budget.of(self.budget),
         )
 
     def derived(self) -> Mapping[str, Any]:
@@ -129,11 +131,13 @@ class Improve(Stage[Improved]):
 
     def cost(self) -> Cost:
         per_round, draws, rounds = self._draws()
-        method, length = self.optimizer, self.sampler.max_new_tokens
+        method, length, limits = self.optimizer, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
         generated = per_round * draws * length if method.samples_per_prompt else 0
+        generated = min(generated, limits.get("generated_tokens", generated))
+        trained = per_round * rounds * method.epochs * length * 2
         return Cost(
             generated=generated,
-            trained=per_round * rounds * method.epochs * length * 2,
+            trained=min(trained, limits.get("trained_tokens", trained)),
             forwarded=generated * 2,
             parameters=self.policy.parameters,
             trainable=True,
@@ -165,12 +169,13 @@ class Improve(Stage[Improved]):
             "reference": rounds.online_reference,
             "metrics": by_name(self.metrics),
         }
-        fit_learner(place, arguments, self.checkpointing)
+        fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
         best = rounds.early_stop.restore_best()
         for part in (self.reward, self.annotator):
             if part is not None:
                 part.release()
-        return self._kept(place, rounds, best)
+        with place.meter.phase("write"):
+            return self._kept(place, rounds, best)
 
     def _rounds(self, place: Place, policy: Any, losses: Sequence[BoundLoss]) -> Improvement:
         from alignkit.engine.improve import improvement
@@ -179,12 +184,13 @@ class Improve(Stage[Improved]):
         from alignkit.vocabulary import roots, select
 
         own = self._start.key == self.policy.key
-        behaviour = policy if own else self.policy.load(dtype=place.dtype).to(place.device)
+        behaviour = policy if own else place.load(self.policy)
         reference = open_reference(place, self.reference, policy)
         asked = {name for loss in losses for name in loss.tensor_names} | {*self.optimizer.prepare_arguments()}
         valued = bool(select(roots(asked), source="value"))
+        spending = Spending(Budget.of(self.budget), place.meter)
         setting = Setting(
-            place.path, place.max_tokens, (place.rank, place.world), place.meter, say=place.say, tick=place.tick
+            place.path, place.max_tokens, (place.rank, place.world), spending, say=place.say, tick=place.tick
         )
         return improvement(
             self.optimizer,
@@ -210,7 +216,8 @@ class Improve(Stage[Improved]):
             return None
         before = self._start.path / VALUE_MODEL
         if before.is_dir():  # the version before learned one: it goes on
-            separate = Policy.load(before, lora=self._start.lora, trainable=True, dtype=place.dtype)
+            with place.meter.phase("load"):
+                separate = Policy.load(before, lora=self._start.lora, trainable=True, dtype=place.dtype)
         else:
             separate = trainable(place, self._start, place.name + "/value")
         separate.add_value_head(before)
@@ -238,7 +245,7 @@ class Improve(Stage[Improved]):
     def _kept(self, place: Place, rounds: Improvement, best: int | None) -> dict[str, Any]:
         """Write what was made; returns the small results."""
         sampled = Groups.concat(rounds.collect.sampled).map_rows(lambda row: {"iteration": self.iteration})
-        models, counts = rounds.known.models, place.meter.counts
+        models, meter = rounds.known.models, place.meter
         if place.writes:
             sampled.save(place.folder / "groups")
             for model, folder in ((models.policy, "model"), (models.value_model, VALUE_MODEL)):
@@ -247,15 +254,16 @@ class Improve(Stage[Improved]):
                     model.save_value_head(place.folder / folder)
         result = {
             "rows": len(sampled),
-            "steps": counts["optimizer_steps"],
+            "steps": meter.spent("optimizer_steps"),
             "state": rounds.state,
             "parameters": self._start.parameters,
-            "budget": {name: counts[name] for name in BUDGET},
+            "budget": {name: meter.spent(name) for name in NAMES},
             "last": dict(rounds.last),
             **specs_kept(by_name(self.metrics), self.optimizer.logs),
+            **stopped(rounds.setting.spending),
         }
-        if self.reward is not None and self.optimizer.samples_per_prompt > 1:
-            result |= _best_of_n(sampled, self.reward.name)
+        if self.reward is not None and self.optimizer.samples_per_prompt > 1 and len(sampled):
+            result |= _best_of_n(place, sampled, self.reward.name)
         return result | ({"best_round": best} if best is not None else {})
 
     # -- what is returned ----------------------------------------------------------------------------------------------
@@ -269,12 +277,12 @@ class Improve(Stage[Improved]):
         return Improved(policy, rollouts, made.result.get("state", {}), made.result)
 
 
-def _best_of_n(sampled: Groups, name: str) -> dict[str, Any]:
+def _best_of_n(place: Place, sampled: Groups, name: str) -> dict[str, Any]:
     """Maximum and median reward among n samples of a prompt, over the prompts whose samples all have a reward."""
     from alignkit.evaluation import best_of_n_curve
 
-    values, present = sampled.rewards(name)
-    whole = [row for row, there in zip(values, present, strict=True) if all(there)]
-    if not whole:
-        return {}
-    return {"best_of_n": {str(n): point for n, point in best_of_n_curve(whole).items()}, "best_of_n_score": name}
+    with place.meter.phase("evaluate"):
+        values, present = sampled.rewards(name)
+        whole = [row for row, there in zip(values, present, strict=True) if all(there)]
+        curve = best_of_n_curve(whole) if whole else {}
+    return {"best_of_n": {str(n): point for n, point in curve.items()}, "best_of_n_score": name} if curve else {}

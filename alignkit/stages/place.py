@@ -15,6 +15,8 @@ from alignkit.run_folder import StageRecord
 if TYPE_CHECKING:
     import torch
 
+    from alignkit.stages.handles import PolicyHandle
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,6 +63,11 @@ class Place:
     def device(self) -> torch.device:
         """Where models run that Lightning does not place."""
         return self.find_device()
+
+    def load(self, policy: PolicyHandle) -> Any:
+        """The live policy, frozen, where and as this run computes."""
+        with self.meter.phase("load"):
+            return policy.load(dtype=self.dtype).to(self.device)
 
     @property
     def dtype(self) -> torch.dtype:

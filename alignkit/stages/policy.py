@@ -47,15 +47,17 @@ class ImportPolicy(Stage[PolicyHandle]):
         from alignkit.models.policy import adapter_base
 
         spec = str(self.spec)
-        if adapter_base(spec) is not None:
-            return {"model": str(Path(spec).resolve()), "parameters": count_parameters(Policy.load(spec))}
-        source = resolve_source(spec)
-        model, tokenizer = load_causal(source)
+        with place.meter.phase("load"):
+            if adapter_base(spec) is not None:
+                return {"model": str(Path(spec).resolve()), "parameters": count_parameters(Policy.load(spec))}
+            source = resolve_source(spec)
+            model, tokenizer = load_causal(source)
         parameters = count_parameters(model)
         if source.kind == "folder":
             return {"model": source.path, "parameters": parameters}
         # Kept in the run, so that adapters find their base and nothing changes under them.
-        save_plain(model, tokenizer, place.folder / "model")
+        with place.meter.phase("write"):
+            save_plain(model, tokenizer, place.folder / "model")
         return {"parameters": parameters}
 
     def handle(self, made: Made) -> PolicyHandle:

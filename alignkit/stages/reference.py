@@ -22,9 +22,10 @@ def open_reference(place: Place, handle: PolicyHandle | None, policy: Any) -> Re
 
     if handle is None:
         return None
-    if policy.add_state("reference", handle.model_folder):
-        return Reference(policy, "reference", place.meter)
-    reference = handle.load(dtype=place.dtype).to(place.device)
+    with place.meter.phase("load"):
+        if policy.add_state("reference", handle.model_folder):
+            return Reference(policy, "reference", place.meter)
+    reference = place.load(handle)
     if reference.chat.fingerprint != policy.chat.fingerprint:
         raise DataError(
             "policy and reference have different tokenizers",

@@ -42,14 +42,16 @@ class ImportRewardModel(Stage[RewardHandle]):
         from alignkit.models import RewardModel
 
         spec = str(self.spec)
-        model = RewardModel.load(spec)
+        with place.meter.phase("load"):
+            model = RewardModel.load(spec)
         outputs = getattr(model.model.config, "num_labels", 1)
         if outputs != 1:
             raise DataError(f"{outputs} outputs", where=spec, remedy="a reward model has one output")
         if Path(spec).is_dir():
             (place.folder / "model").symlink_to(Path(spec).resolve(), target_is_directory=True)
         else:
-            model.save(place.folder / "model")
+            with place.meter.phase("write"):
+                model.save(place.folder / "model")
         return {"parameters": count_parameters(model)}
 
     def handle(self, made: Made) -> RewardHandle:

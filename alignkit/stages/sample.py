@@ -72,7 +72,7 @@ class Sample(Stage[GroupsHandle]):
             return {}
         prompts, parts = rows_of(self.prompts), []
         for index, handle in enumerate(as_sequence(self.policy)):
-            policy = handle.load(dtype=place.dtype).to(place.device)
+            policy = place.load(handle)
             for number, sampler in enumerate(self._samplers()):
                 drawing = Drawing(policy, sampler, place.meter, place.tick)
                 parts.append(drawing.draw(prompts, self.n, seed=(*place.path, index, number), name=handle.key[:16]))

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
+from alignkit.budget import Budget
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import Cost, Made, Product, component, rows_of
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, split, trainable
+from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, split, stopped, trainable
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,7 @@ class SFT(TrainingStage[PolicyHandle]):
     def cost(self) -> Cost:
         tokens = len(self.demonstrations) * self.max_length // 4 * self.epochs
         disk = adapter_bytes(self.policy)
+        tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         return Cost(trained=tokens, parameters=self.policy.parameters, trainable=True, disk=disk)
 
     def work(self, place: Place) -> Mapping[str, Any]:
@@ -55,29 +58,34 @@ class SFT(TrainingStage[PolicyHandle]):
         learner = self.learn(place, policy, data, "token", self.loss)
         result: dict[str, Any] = {
             "steps": learner.steps_done,
+            **stopped(learner.spending),
             "rows": len(data.groups),
             "parameters": self.policy.parameters,
         }
         result |= specs_kept(by_name(self.metrics))
         if len(heldout):
             kept_back = self.checked_data(place, heldout, policy, "demonstrations", self.train)
-            result["heldout_loss"] = _mean_nll(policy, kept_back, place.max_tokens)
+            with place.meter.phase("evaluate"):
+                result["heldout_loss"] = _mean_nll(policy, kept_back, place.max_tokens, place.meter)
         if place.writes:
-            policy.save(place.folder / "model")
+            with place.meter.phase("write"):
+                policy.save(place.folder / "model")
         return result
 
     def handle(self, made: Made) -> PolicyHandle:
         return PolicyHandle(**made.common(), lora=self.policy.lora, parameters=self.policy.parameters)
 
 
-def _mean_nll(policy: Any, data: Any, max_tokens: int) -> float:
+def _mean_nll(policy: Any, data: Any, max_tokens: int, meter: Meter) -> float:
     """Mean negative log-likelihood per learned token, in nats."""
     import torch
 
     total, tokens = 0.0, 0
     with torch.no_grad():
         for numbers in data.all_micro_batches(max_tokens):
-            batch = data.collate(numbers).to(policy.device)
+            batch, reading = data.collate(numbers).to(policy.device), data.reading(numbers)
+            meter.add("scored_tokens", reading.tokens)
+            meter.compute(policy.flops(reading).forward)
             total -= float(policy.tensors(batch)["logprobs"].sum())
             tokens += int(batch.response_mask.sum())
     return total / max(tokens, 1)

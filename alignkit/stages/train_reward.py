@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from alignkit.budget import Budget
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, check_fraction, count_parameters, drawn, split
+from alignkit.stages.training import TrainingStage, check_fraction, count_parameters, drawn, split, stopped
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""
@@ -66,6 +67,7 @@ class TrainReward(TrainingStage[RewardHandle]):
         new, old = (sum(len(part) for part in as_sequence(parts)) for parts in (self.comparisons, self.replay))
         rows = new + self.replay_fraction * old
         tokens = int(rows * min(2 * self.max_length, COMPARISON_TOKENS)) * self.epochs
+        tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         given = self.init.parameters if isinstance(self.init, PolicyHandle) else self.init.result.get("parameters", 0)
         return Cost(trained=tokens, parameters=int(given), trainable=True, disk=2_000_000)
 
@@ -73,8 +75,10 @@ class TrainReward(TrainingStage[RewardHandle]):
         """A reward model, with its accuracy on prompts kept back."""
         from alignkit.engine.comparisons import comparison_report
         from alignkit.engine.scoring import Scorer
+        from alignkit.rewards import count_scores
 
-        model = self._model(place)
+        with place.meter.phase("load"):
+            model = self._model(place)
         both = (as_sequence(self.comparisons), as_sequence(self.replay))
         new, old = (Groups.concat([rows_of(part) for part in parts]) for parts in both)
         groups = Groups.concat([new, drawn(old, self.replay_fraction, (*place.path, "replay"))])
@@ -87,15 +91,20 @@ class TrainReward(TrainingStage[RewardHandle]):
         learner = self.learn(place, model, data, "group", self.loss)
         result: dict[str, Any] = {
             "steps": learner.steps_done,
+            **stopped(learner.spending),
             "pairs": len(data.pairs.group),
             "tied_pairs": sum(math.comb(len(row["responses"]), 2) for row in data.groups) - len(data.pairs.group),
             "parameters": count_parameters(model),
             **specs_kept(by_name(self.metrics)),
         }
         if len(heldout):
-            result |= comparison_report(heldout, Scorer(model, place.max_tokens, self.max_length).score(heldout))
+            with place.meter.phase("evaluate"):
+                scores = Scorer(model, place.max_tokens, self.max_length).score(heldout)
+                count_scores(scores, place.meter)
+                result |= comparison_report(heldout, scores)
         if place.writes:
-            model.save(place.folder / "model")
+            with place.meter.phase("write"):
+                model.save(place.folder / "model")
         return result
 
     def _model(self, place: Place) -> Any:

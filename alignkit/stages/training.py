@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from alignkit.budget import Budget, Spending
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import Training
@@ -36,6 +37,8 @@ class TrainingStage(Stage[H], Training):
         drop_bad: leave out useless rows rather than refuse them.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
         metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
+        budget: the most to spend, such as {"trained_tokens": "200k"}; names are those of the meter, and "flops". No
+            step is begun that would exceed it, and the schedule ends with it.
     """
 
     learning_rate: float = 1e-4
@@ -45,6 +48,7 @@ class TrainingStage(Stage[H], Training):
     drop_bad: bool = False
     checkpointing: bool = False
     metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric"))
+    budget: Mapping[str, int | float | str] | Budget | None = None
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
@@ -53,13 +57,17 @@ class TrainingStage(Stage[H], Training):
             raise ConfigError(f"max_length={self.max_length} must be positive", where=self.name)
 
     def resolved(self, context: Context) -> Self:
-        built = replace(self, metrics=named(context.host, self.metrics))
+        built = replace(self, metrics=named(context.host, self.metrics), budget=Budget.of(self.budget))
         built = super(TrainingStage, built).resolved(context)
         check_steps(by_name(built.metrics))
         return built
 
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
         """Check, refuse or drop, encode: the `TrainingData` of the rows."""
+        with place.meter.phase("prepare"):
+            return self._checked(place, groups, model, kind, train)
+
+    def _checked(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any) -> Any:
         from alignkit.data import check_groups, refuse_or_drop
         from alignkit.engine.training_data import TrainingData
 
@@ -79,7 +87,7 @@ class TrainingStage(Stage[H], Training):
         terms = {"loss": Term(reduction=reduction)}
         arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
         arguments["metrics"] = by_name(self.metrics)
-        return fit_learner(place, arguments, self.checkpointing)
+        return fit_learner(place, arguments, self.checkpointing, Spending(Budget.of(self.budget), place.meter))
 
 
 def check_fraction(name: str, value: float, where: str) -> None:
@@ -102,14 +110,22 @@ def _recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
     return record
 
 
-def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool) -> Learner:
-    """Build the learner and fit it."""
+def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool, spending: Spending) -> Learner:
+    """Build the learner and fit it, within what may be spent."""
     from alignkit.engine.fit import fit
     from alignkit.engine.learner import Learner
 
-    learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, meter=place.meter)
-    fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
+    learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, spending=spending)
+    with place.meter.phase("train"):
+        fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
+    if spending.stopped:
+        place.say(f"stopped after {learner.steps_done} steps: {spending.stopped} is spent")
     return learner
+
+
+def stopped(spending: Spending) -> dict[str, str]:
+    """What a result says of a stage that its budget stopped."""
+    return {"stopped": "budget", "stopped_by": spending.stopped} if spending.stopped else {}
 
 
 def split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
@@ -139,7 +155,7 @@ def trainable(place: Place, handle: PolicyHandle, name: str) -> Any:
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with place.meter.phase("load"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(place.seed, name, "init"))
         return handle.load(lora=handle.lora, trainable=True, dtype=place.dtype)
 

@@ -57,7 +57,8 @@ class Transform(Stage[GroupsHandle]):
 
         if not place.writes:
             return {}
-        live = self.policy.load().to(place.device) if self.policy else None
+        with place.meter.phase("load"):
+            live = self.policy.load().to(place.device) if self.policy else None
         calls = itertools.count()
 
         def draw(prompts: Groups, n: int = 1, **options: Any) -> Groups:

@@ -235,22 +235,15 @@ class AboveDemonstrations(Reward):
         self._mean: float | None = None
 
     def score(self, groups: Groups) -> Scores:
-        scores = self.model.score(groups)
-        mean = self._demonstrated()
-        values = [[None if value is None else value - mean for value in row] for row in scores.values]
-        return Scores(values, scores.reasons, scores.tokens)
-
-    def _demonstrated(self) -> float:
+        scores, given = self.model.score(groups), self.demonstrations
+        tokens, flops = scores.tokens, scores.flops
         if self._mean is None:
-            given = self.demonstrations
-            scored = self.model.score(given.groups if isinstance(given, GroupsHandle) else given).values
-            kept = [value for row in scored for value in row if value is not None]
-            if not kept:
-                raise DataError(
-                    "no demonstration can be scored", where="instructgpt", remedy="look at the reward model"
-                )
-            self._mean = sum(kept) / len(kept)
-        return self._mean
+            shown = self.model.score(given.groups if isinstance(given, GroupsHandle) else given)
+            tokens, flops = tokens + shown.tokens, flops + shown.flops
+            self._mean = _mean(shown)
+        mean = self._mean
+        values = [[None if value is None else value - mean for value in row] for row in scores.values]
+        return Scores(values, scores.reasons, tokens, flops)
 
     def release(self) -> None:
         """Give the model's memory back."""
@@ -260,3 +253,15 @@ class AboveDemonstrations(Reward):
         given = self.demonstrations
         shown = given.to_json() if isinstance(given, GroupsHandle) else {"groups": given.digest()}
         return {"model": self.model.key(), "less": shown}
+
+
+def _mean(scores: Scores) -> float:
+    """Of the scores that there are.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [value for row in scores.values for value in row if value is not None]
+    if not kept:
+        raise DataError("no demonstration can be scored", where="instructgpt", remedy="look at the reward model")
+    return sum(kept) / len(kept)
