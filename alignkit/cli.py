@@ -116,6 +116,8 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--samples", type=int, default=4, help="for methods that sample nothing (default: 4)")
     compare.add_argument("--answers", type=int, default=1, help="held-out answers per prompt (default: 1)")
     compare.add_argument("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
+    compare.add_argument("--max-tokens", type=int, default=2048, help="padded cells of a micro-batch (default: 2048)")
+    compare.add_argument("--sampler", default="default", help="of the methods' samples (default: default)")
     compare.add_argument("--repeat", action="store_true", help="a method goes on until its budget is spent")
     tune = "trials of each method's own search space, on prompts of their own (default: 0)"
     compare.add_argument("--tune", type=int, default=0, metavar="N", help=tune)
@@ -231,8 +233,19 @@ def _compare(options: argparse.Namespace) -> int:
         usage = "alignkit compare SUITE METHOD METHOD … [--seeds N] [--budget COUNT=N] [--policy P]"
         raise ConfigError("no suite", where="alignkit compare", remedy=usage)
     else:
-        names = ("seeds", "budget", "policy", "lora", "temperature", "samples", "answers", "max_new_tokens", "repeat")
-        given = {name: getattr(options, name) for name in (*names, "tune", "tune_on", "processes", "run_dir")}
+        names: tuple[str, ...] = (
+            "seeds",
+            "budget",
+            "policy",
+            "lora",
+            "temperature",
+            "samples",
+            "answers",
+            "max_new_tokens",
+            "repeat",
+        )
+        names += ("max_tokens", "sampler", "tune_on")
+        given = {name: getattr(options, name) for name in (*names, "tune", "processes", "run_dir")}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
     return 0

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.comparison.declared import BUDGETS, START, Conditions, Method, is_whole, open_suite, slug, suite_digest
+from alignkit.budget import NAMES
+from alignkit.comparison.declared import START, Conditions, Method, is_whole, open_suite, slug, suite_digest
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.files import read_json, write_json
+from alignkit.files import write_json
 from alignkit.identity import digest
 from alignkit.models import LoRA, model_digest
 from alignkit.rewards import FunctionReward, Reward
 from alignkit.run import Run
-from alignkit.run_folder import STAGE, StageRecord, mapping
 from alignkit.stages import EvaluationHandle, Improved, PolicyHandle, Stage
 from alignkit.stages.comparisons import RankBy
 from alignkit.suites import Suite
@@ -66,12 +66,12 @@ class CellRun(Run):
     """A run that hands each training stage what is left of a budget, and remembers the policies that were made.
 
     Args:
-        folder, seed: see `Run`.
+        folder, seed, max_tokens: see `Run`.
         budget: counts by name; empty for none.
     """
 
-    def __init__(self, folder: Path, seed: int, budget: Mapping[str, float]) -> None:
-        super().__init__(folder, seed, quiet=True)
+    def __init__(self, folder: Path, seed: int, budget: Mapping[str, float], max_tokens: int = 2048) -> None:
+        super().__init__(folder, seed, quiet=True, max_tokens=max_tokens)
         self.budget = dict(budget)
         self.policies: list[PolicyHandle] = []
 
@@ -81,7 +81,8 @@ class CellRun(Run):
         Raises:
             BudgetSpent: nothing is left for a stage that trains.
         """
-        if self.budget and any(each.name == "budget" for each in dataclasses.fields(declared)):
+        limited = any(each.name == "budget" for each in dataclasses.fields(declared))
+        if self.budget and limited and "evaluation" not in declared.makes:
             declared = dataclasses.replace(declared, budget=self._left(declared.name))  # type: ignore[call-arg]
         handle = super().make(declared)
         made = handle.policy if isinstance(handle, Improved) else handle
@@ -91,11 +92,11 @@ class CellRun(Run):
 
     def spent(self) -> dict[str, float]:
         """What the stages so far have spent, evaluations left out: they are the comparison's and not the method's."""
-        total = dict.fromkeys(BUDGETS, 0.0)
+        total = dict.fromkeys(NAMES, 0.0)
         for stage in self.made:
             if "evaluation" not in stage.made:
-                for name, amount in counted(stage).items():
-                    total[name] += amount
+                for name in NAMES:
+                    total[name] += stage.spent(name)
         return total
 
     def _left(self, name: str) -> dict[str, float]:
@@ -105,15 +106,6 @@ class CellRun(Run):
             gone = [key for key, amount in left.items() if amount <= 0]
             raise BudgetSpent(f"the budget of {', '.join(gone)} is spent before {name}", where=str(self.folder))
         return {key: int(amount) for key, amount in left.items() if amount >= 1}
-
-
-def counted(stage: StageRecord) -> dict[str, float]:
-    """What a finished stage spent, by the names of `BUDGETS`."""
-    meter = mapping(mapping(read_json(stage.folder / STAGE)).get("meter"))
-    counts = mapping(meter.get("counts"))
-    flops = meter.get("flops")
-    whole = sum(mapping(flops).values()) if isinstance(flops, dict) else flops or 0
-    return {name: float(whole if name == "flops" else counts.get(name, 0)) for name in BUDGETS}
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -147,9 +139,10 @@ def note(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _work(cell: Cell) -> dict[str, Any]:
     conditions = cell.conditions
-    with CellRun(cell.folder, cell.seed, conditions.budget) as run:
+    with CellRun(cell.folder, cell.seed, conditions.budget, conditions.max_tokens) as run:
         suite = open_suite(run.host, conditions.suite, conditions.tuning)
-        v0 = run.policy(conditions.policy, lora=LoRA(r=conditions.lora) if conditions.lora else None, name="v0")
+        lora = LoRA(r=conditions.lora) if conditions.lora else None
+        v0: PolicyHandle = suite.start(run, conditions.policy or None, lora=lora, name="v0")
         path: list[dict[str, Any]] = []
         if not cell.method.steps:
             path.append(_measured(run, suite, v0, v0, conditions, 0, START))
@@ -162,7 +155,7 @@ def _work(cell: Cell) -> dict[str, Any]:
             "status": "complete",
             "reason": "",
             "suite": suite_digest(suite),
-            "policy": model_digest(conditions.policy),
+            "policy": model_digest(v0.model_folder),
             "whole": is_whole(suite),
             "spent": run.spent(),
             "stages": [stage.folder.name for stage in run.made],
@@ -197,12 +190,14 @@ def _improve(
     label, score = next(iter(suite.scores.items()))
     truth = score if isinstance(score, Reward) else FunctionReward(score, label)
     samples = bool(method.samples_per_prompt)
-    learn: Any = suite.prompts if samples else _given(run, suite, current, step, truth, conditions, name)
+    judged = samples and suite.annotator is not None and "annotated" in method.prepare_arguments()
     return run.improve(
         current,
-        learn,
+        _data(run, suite, current, step, truth, conditions, name, samples),
         optimizer=step,
-        reward=truth if samples else None,
+        reward=truth if samples and not judged else None,
+        annotator=suite.annotator if judged else None,
+        sampler=conditions.sampler,
         reference=v0,
         max_new_tokens=tokens,
         iteration=number,
@@ -210,12 +205,21 @@ def _improve(
     )
 
 
-def _given(
-    run: CellRun, suite: Suite, current: PolicyHandle, step: Any, truth: Reward, conditions: Conditions, name: str
+def _data(
+    run: CellRun,
+    suite: Suite,
+    current: PolicyHandle,
+    step: Any,
+    truth: Reward,
+    conditions: Conditions,
+    name: str,
+    samples: bool,
 ) -> Any:
-    """What a method learns from that samples nothing: the suite's own data, or samples ranked by the truth."""
+    """What a method learns from: the suite's own data; else prompts where it samples, else samples ranked by the truth."""
     if suite.data is not None:
         return suite.data(run, current, step, f"{name}/data")
+    if samples:
+        return suite.prompts
     if conditions.samples < 2:
         raise ConfigError(f"samples={conditions.samples}: {step.name} compares responses", remedy="2 or more")
     drawn = run.sample(

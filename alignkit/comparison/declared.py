@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from alignkit.errors import ConfigError, PluginError, did_you_mean, suggestion
+from alignkit.budget import Budget
+from alignkit.errors import PluginError, did_you_mean
 from alignkit.identity import digest, plain
 from alignkit.registry.grammar import Component, parse, parse_list
 from alignkit.registry.host import PluginHost
 from alignkit.suites import Suite
 
-BUDGETS = (
-    "generated_tokens",
-    "trained_tokens",
-    "scored_tokens",
-    "flops",
-    "optimizer_steps",
-    "reward_calls",
-    "judge_calls",
-)
-"""What a budget can be of."""
-
 START = "start"
 """The label of the policy that all methods start from."""
-
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 
 @dataclass(frozen=True)
@@ -36,7 +24,7 @@ class Conditions:
 
     Args:
         suite: a registered suite, in the grammar.
-        policy: what to start from.
+        policy: what to start from; "" where the suite brings it.
         budget: what a method may spend: counts by name; empty leaves each method its own end.
         lora: rank of the adapter that is trained; 0 trains all weights.
         temperature: of the held-out answers, and of a method's samples where it says nothing else.
@@ -44,18 +32,22 @@ class Conditions:
         answers: held-out answers per prompt.
         repeat: whether a method that ends before its budget goes on from its own result.
         max_new_tokens: longest answer; None: the suite's.
+        max_tokens: padded cells of a micro-batch.
+        sampler: of the methods' samples.
         tuning: whether settings are tried: on a part of the prompts that the suite teaches, measured on the rest.
     """
 
     suite: str
     policy: str
-    budget: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, int] = field(default_factory=dict)
     lora: int = 0
     temperature: float = 1.0
     samples: int = 4
     answers: int = 1
     repeat: bool = False
     max_new_tokens: int | None = None
+    max_tokens: int = 2048
+    sampler: str = "default"
     tuning: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -172,29 +164,14 @@ def suite_digest(suite: Suite) -> str:
     return digest(plain({**named, "max_new_tokens": suite.max_new_tokens}))[:16]
 
 
-def budget_of(given: str | Mapping[str, float] | Iterable[str]) -> dict[str, float]:
-    """A budget: `generated_tokens=200k`, several of those, or counts by name.
+def budget_of(given: Any) -> dict[str, int]:
+    """A budget as `Budget.of` takes it, or several texts, as counts by name.
 
     Raises:
-        ConfigError: what is counted is not known, or the amount is no positive number.
+        ConfigError: what is counted is not known, or an amount is not above zero.
     """
-    if not isinstance(given, Mapping):
-        words = given.split(",") if isinstance(given, str) else [word for part in given for word in part.split(",")]
-        given = dict(_amount(word) for word in words if word)
-    for name, amount in given.items():
-        if name not in BUDGETS:
-            raise ConfigError(f"{name!r} is no budget", where="budget", remedy=suggestion(name, BUDGETS))
-        if not amount > 0:
-            raise ConfigError(f"{name}={amount} must be positive", where="budget")
-    return {name: float(amount) for name, amount in given.items()}
-
-
-def _amount(word: str) -> tuple[str, float]:
-    """(name, amount) of `name=200k`."""
-    found = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9_]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kmgbt]?)\s*", word, re.I)
-    if not found:
-        raise ConfigError(f"cannot read {word!r}", where="budget", remedy="write generated_tokens=200k")
-    return found[1], float(found[2]) * _UNITS[found[3].lower()]
+    several = isinstance(given, (list, tuple)) and not isinstance(given, Budget)
+    return Budget.of(",".join(given) if several else given).to_json()
 
 
 def slug(text: str) -> str:

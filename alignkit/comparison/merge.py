@@ -95,7 +95,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], failed: bool) -> li
     ]
     for name in () if failed else ("suite", "policy"):
         if a[name] != b[name]:
-            other, one = (f"{side['conditions'][name]} ({side[name][:8]})" for side in (b, a))
+            other, one = (f"{side['conditions'][name]} ({str(side[name])[:8]})" for side in (b, a))
             found.append(f"{name} {other} and not {one}")
     used = [mapping(side.get("versions")) for side in (a, b)]
     for name in sorted(set().union(*used) - set(MACHINE)):

@@ -11,9 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from alignkit.budget import NAMES
 from alignkit.comparison import charts
 from alignkit.comparison.charts import COLOURS, Line
-from alignkit.comparison.declared import BUDGETS, START
+from alignkit.comparison.declared import START
 from alignkit.comparison.results import Comparison, Done, seconds_of
 from alignkit.comparison.table import count
 from alignkit.evaluation.statistics import per_prompt_scores
@@ -64,7 +65,7 @@ def _context(found: Comparison) -> dict[str, Any]:
         "curves": _curves(found, colour),
         "profile": _profile(found, colour),
         "differences": sorted(found.differences, key=lambda each: (each.p, -abs(each.difference.mean))),
-        "costs": [(name, TITLES[name]) for name in BUDGETS if any(each.spent.get(name) for each in found.standings)],
+        "costs": [(name, TITLES[name]) for name in NAMES if any(each.spent.get(name) for each in found.standings)],
         "seconds": _seconds(found),
         "answers": _answers(found),
         "besides": list(dict.fromkeys(name for each in found.standings for name in each.besides)),
@@ -80,9 +81,18 @@ def command(found: Comparison) -> str:
     words = ["alignkit", "compare", conditions["suite"]]
     words += [each.method for each in sorted(found.standings, key=_as_given(found)) if each.method != START]
     seeds = {seed for each in found.standings for seed in (*each.seeds, *each.failed)}
-    words += ["--seeds", str(max(seeds) + 1), "--policy", conditions["policy"]]
+    words += ["--seeds", str(max(seeds) + 1)]
+    words += ["--policy", conditions["policy"]] if conditions["policy"] else []
     words += [w for name, n in (conditions.get("budget") or {}).items() for w in ("--budget", f"{name}={n:.0f}")]
-    usual = {"lora": 0, "temperature": 1.0, "samples": 4, "answers": 1, "max_new_tokens": None, "repeat": False}
+    usual: dict[str, Any] = {
+        "lora": 0,
+        "temperature": 1.0,
+        "samples": 4,
+        "answers": 1,
+        "max_new_tokens": None,
+        "repeat": False,
+    }
+    usual |= {"max_tokens": 2048, "sampler": "default"}
     for name, value in usual.items():
         if conditions.get(name) != value:
             words += [f"--{name.replace('_', '-')}", *([] if value is False else [str(conditions[name])])]
@@ -160,7 +170,7 @@ def _paths(found: Comparison, colour: Mapping[str, int]) -> list[dict[str, Any]]
 def _curves(found: Comparison, colour: Mapping[str, int]) -> list[dict[str, Any]]:
     """The score against each count that any method spent, and the reward while learning."""
     methods, drawn = _by_method(found), []
-    for name in BUDGETS:
+    for name in NAMES:
         if any(point["spent"].get(name) for seeds in methods.values() for seed in seeds for point in seed):
             made = _drawn(methods, colour, lambda p, n=name: p["spent"].get(n, 0.0), lambda p: p["score"])
             drawn.append({"title": f"{found.score} over {TITLES[name]}", "svg": charts.lines(made, from_zero=True)})

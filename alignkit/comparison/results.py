@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from alignkit.budget import NAMES
 from alignkit.comparison.cell import CELL, FORMAT
-from alignkit.comparison.declared import BUDGETS, START
+from alignkit.comparison.declared import START
 from alignkit.errors import DataError
 from alignkit.evaluation import few_runs
 from alignkit.evaluation.statistics import Interval, per_prompt_scores
 from alignkit.files import read_json
 from alignkit.metrics.specs import ANSWERS
-from alignkit.run_folder import STAGE, STAGES, Row, mapping, read_evaluation
+from alignkit.run_folder import STAGES, Row, mapping, read_evaluation, read_stage
 
 THRESHOLDS = 21
 """Points of a performance profile."""
@@ -333,7 +334,7 @@ def _standing(
         if versus is None
         else _interval(few_runs.probability_of_improvement, table.values, versus.values, whole=whole, share=True),
         besides=_besides(done),
-        spent={name: float(np.mean([mapping(c.record.get("spent")).get(name, 0) for c in done])) for name in BUDGETS},
+        spent={name: float(np.mean([mapping(c.record.get("spent")).get(name, 0) for c in done])) for name in NAMES},
         profile=tuple(float(v) for v in few_runs.performance_profile(table.values, thresholds)),
         **common,
     )
@@ -370,7 +371,6 @@ def seconds_of(cell: Done) -> dict[str, float]:
     """Seconds of a cell by phase, over all its stages."""
     total: dict[str, float] = {}
     for name in cell.record.get("stages") or []:
-        meter = mapping(mapping(read_json(cell.folder / STAGES / name / STAGE)).get("meter"))
-        for phase, seconds in mapping(meter.get("seconds")).items():
+        for phase, seconds in mapping(read_stage(cell.folder / STAGES / name).meter.get("seconds")).items():
             total[phase] = total.get(phase, 0.0) + float(seconds)
     return total

@@ -36,7 +36,7 @@ def compare(
     methods: Sequence[str | Component],
     *,
     seeds: int | Iterable[int] = 5,
-    budget: str | Mapping[str, float] | Iterable[str] | None = None,
+    budget: str | Mapping[str, Any] | Sequence[str] | None = None,
     policy: str | None = None,
     tune: int = 0,
     tune_on: str | Component | None = None,
@@ -48,6 +48,8 @@ def compare(
     answers: int = 1,
     max_new_tokens: int | None = None,
     repeat: bool = False,
+    max_tokens: int = 2048,
+    sampler: str | Component = "default",
     threads: int = 1,
     quiet: bool = False,
 ) -> Comparison:
@@ -74,6 +76,8 @@ def compare(
         answers: held-out answers per prompt.
         max_new_tokens: longest answer; default the suite's.
         repeat: a method that ends before its budget goes on from its own result, version after version.
+        max_tokens: padded cells of a micro-batch: the memory of a step.
+        sampler: a registered sampler, of the methods' samples.
         threads: of the processor for one cell.
         quiet: say nothing.
 
@@ -96,6 +100,8 @@ def compare(
         answers=answers,
         repeat=repeat,
         max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
+        sampler=str(sampler),
     )
     root = Path(run_dir or f"runs/compare-{slug(spec)}")
     chosen = [read_method(host, text, task, temperature) for text in methods]
@@ -142,8 +148,10 @@ def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threa
 
 
 def _policy(suite: Suite, given: str | None, spec: str) -> str:
-    if given or suite.policy:
-        return str(given or suite.policy)
+    if given:
+        return given
+    if suite.policy is not None:
+        return suite.policy if isinstance(suite.policy, str) else ""
     raise ConfigError(
         "nothing says which policy to start from",
         where="compare",

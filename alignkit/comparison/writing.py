@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from alignkit.comparison.declared import BUDGETS
+from alignkit.budget import NAMES
 from alignkit.comparison.results import Comparison
 from alignkit.evaluation.statistics import Interval
 from alignkit.files import write_json, write_text
@@ -42,13 +42,11 @@ def _csv(found: Comparison) -> str:
     besides = list(dict.fromkeys(name for each in found.standings for name in each.besides))
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{name}{end}" for name in intervals for end in ("", "_low", "_high")]
-    writer.writerow(
-        ["method", "rank", "rank_best", "rank_worst", "seeds", "failed", *ends, *besides, *BUDGETS, "trials"]
-    )
+    writer.writerow(["method", "rank", "rank_best", "rank_worst", "seeds", "failed", *ends, *besides, *NAMES, "trials"])
     for each in found.standings:
         values = [value for name in intervals for value in _ends(getattr(each, name))]
         more = [each.besides.get(name, "") for name in besides]
-        spent = [each.spent.get(name, "") for name in BUDGETS]
+        spent = [each.spent.get(name, "") for name in NAMES]
         place = each.rank or ("", "", "")
         writer.writerow([each.method, *place, len(each.seeds), len(each.failed), *values, *more, *spent, each.trials])
     return out.getvalue()
