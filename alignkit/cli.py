@@ -233,19 +233,8 @@ def _compare(options: argparse.Namespace) -> int:
         usage = "alignkit compare SUITE METHOD METHOD … [--seeds N] [--budget COUNT=N] [--policy P]"
         raise ConfigError("no suite", where="alignkit compare", remedy=usage)
     else:
-        names: tuple[str, ...] = (
-            "seeds",
-            "budget",
-            "policy",
-            "lora",
-            "temperature",
-            "samples",
-            "answers",
-            "max_new_tokens",
-            "repeat",
-        )
-        names += ("max_tokens", "sampler", "tune_on")
-        given = {name: getattr(options, name) for name in (*names, "tune", "processes", "run_dir")}
+        own = ("verb", "suite", "methods", "folders", "json")
+        given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
     return 0

@@ -215,7 +215,7 @@ def _data(
     name: str,
     samples: bool,
 ) -> Any:
-    """What a method learns from: the suite's own data; else prompts where it samples, else samples ranked by the truth."""
+    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth."""
     if suite.data is not None:
         return suite.data(run, current, step, f"{name}/data")
     if samples:

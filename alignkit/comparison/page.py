@@ -14,11 +14,11 @@ from markupsafe import Markup
 from alignkit.budget import NAMES
 from alignkit.comparison import charts
 from alignkit.comparison.charts import COLOURS, Line
-from alignkit.comparison.declared import START
+from alignkit.comparison.declared import START, Conditions
 from alignkit.comparison.results import Comparison, Done, seconds_of
-from alignkit.comparison.table import count
 from alignkit.evaluation.statistics import per_prompt_scores
 from alignkit.files import write_text
+from alignkit.meter import short
 from alignkit.report.collect import is_number
 from alignkit.report.render import environment
 from alignkit.run_folder import METRICS, STAGES, Row, mapping, read_metrics
@@ -46,7 +46,7 @@ def write_page(found: Comparison) -> Path:
 def render(found: Comparison) -> str:
     """The page as text."""
     pages = environment(Path(__file__).parent)
-    pages.filters["count"] = count
+    pages.filters["short"] = short
     return pages.get_template("comparison.html").render(_context(found))
 
 
@@ -84,15 +84,8 @@ def command(found: Comparison) -> str:
     words += ["--seeds", str(max(seeds) + 1)]
     words += ["--policy", conditions["policy"]] if conditions["policy"] else []
     words += [w for name, n in (conditions.get("budget") or {}).items() for w in ("--budget", f"{name}={n:.0f}")]
-    usual: dict[str, Any] = {
-        "lora": 0,
-        "temperature": 1.0,
-        "samples": 4,
-        "answers": 1,
-        "max_new_tokens": None,
-        "repeat": False,
-    }
-    usual |= {"max_tokens": 2048, "sampler": "default"}
+    told = ("suite", "policy", "budget", "tuning")
+    usual = {name: value for name, value in Conditions("", "").to_json().items() if name not in told}
     for name, value in usual.items():
         if conditions.get(name) != value:
             words += [f"--{name.replace('_', '-')}", *([] if value is False else [str(conditions[name])])]

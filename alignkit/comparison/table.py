@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from alignkit.comparison.results import Comparison, Standing
 from alignkit.evaluation.statistics import Interval
+from alignkit.meter import short
 from alignkit.report.text import brief, number, percent, signed, visible
 
 
@@ -28,21 +29,16 @@ def _row(each: Standing, asked: Sequence[str], gap: bool) -> list[str]:
     cells = [place, brief(visible(each.method), 44), seeds, _spelled(each.mean), _spelled(each.iqm)]
     cells += [_spelled(each.gap)] if gap else []
     chance = percent(each.better_than_start.mean) if each.better_than_start else "–"
-    return [*cells, chance, number(each.besides.get("kl")), *(count(each.spent.get(name)) for name in asked)]
+    return [
+        *cells,
+        chance,
+        number(each.besides.get("kl")),
+        *(short(each.spent[name]) if each.spent else "–" for name in asked),
+    ]
 
 
 def _spelled(interval: Interval | None) -> str:
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "failed"
-
-
-def count(value: float | None) -> str:
-    """A number of tokens, steps or operations, short."""
-    if not value:
-        return "0" if value == 0 else "–"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if value >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{value:.4g}"
 
 
 def _words(found: Comparison) -> list[str]:
