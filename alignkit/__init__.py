@@ -26,11 +26,15 @@ _HOMES = {
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Term",
     "alignkit.stages": "EvaluationHandle GroupsHandle Improved PolicyHandle RewardHandle",
+    "alignkit.comparison": "Comparison compare merge_comparisons",
     "alignkit.run": "Run compare_runs evaluate_versions free_run list_runs open_policy run_recipe",
 }
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
     from alignkit.annotators import Annotator as Annotator
+    from alignkit.comparison import Comparison as Comparison
+    from alignkit.comparison import compare as compare
+    from alignkit.comparison import merge_comparisons as merge_comparisons
     from alignkit.data import read_groups as read_groups
     from alignkit.errors import AlignkitError as AlignkitError
     from alignkit.errors import ConfigError as ConfigError

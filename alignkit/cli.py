@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="print JSON")
     runs.set_defaults(verb=_runs)
 
+    _add_compare(verbs)
+
     report = verbs.add_parser("report", help="write a run's page")
     report.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     report.set_defaults(verb=_report)
@@ -109,6 +111,35 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
     sample.set_defaults(verb=_sample)
     return parser
+
+
+def _add_compare(verbs: Any) -> None:
+    compare = verbs.add_parser("compare", help="compare methods on a suite, under one budget, in several seeds")
+    compare.add_argument("suite", nargs="?", metavar="SUITE", help="a registered suite, NAME or NAME(key=value, …)")
+    methods = "an optimizer, several separated by commas (one version after the other), or a recipe"
+    compare.add_argument("methods", nargs="*", metavar="METHOD", help=methods)
+    compare.add_argument("--seeds", type=int, default=5, help="runs of each method (default: 5)")
+    budget = "what a method may spend, as in generated_tokens=200k (default: the suite's)"
+    compare.add_argument("--budget", action="append", metavar="COUNT=N", help=budget)
+    compare.add_argument("--policy", help="what to start from (default: the suite's)")
+    compare.add_argument("--lora", type=int, default=0, help="rank of the adapter; 0 trains all weights (default: 0)")
+    compare.add_argument("--temperature", type=float, default=1.0, help="of all sampling (default: 1)")
+    compare.add_argument("--samples", type=int, default=4, help="for methods that sample nothing (default: 4)")
+    compare.add_argument("--answers", type=int, default=1, help="held-out answers per prompt (default: 1)")
+    compare.add_argument("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
+    compare.add_argument("--max-tokens", type=int, default=2048, help="padded cells of a micro-batch (default: 2048)")
+    compare.add_argument("--sampler", default="default", help="of the methods' samples (default: default)")
+    compare.add_argument("--repeat", action="store_true", help="a method goes on until its budget is spent")
+    tune = "trials of each method's own search space, on prompts of their own (default: 0)"
+    compare.add_argument("--tune", type=int, default=0, metavar="N", help=tune)
+    compare.add_argument(
+        "--tune-on", metavar="SUITE", help="a suite to tune on (default: a part of what SUITE teaches)"
+    )
+    compare.add_argument("--processes", type=int, default=1, metavar="N", help="cells at once (default: 1)")
+    compare.add_argument("--run-dir", type=Path, help="where it is kept (default: runs/compare-SUITE)")
+    compare.add_argument("--from", nargs="+", dest="folders", metavar="RUN", help="merge comparisons that are there")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(verb=_compare)
 
 
 # plugins
@@ -227,6 +258,29 @@ def _run(arguments: list[str]) -> int:
     run = run_recipe(recipe, **options)
     if options["plan"]:
         print(run.plan_table())
+    return 0
+
+
+# compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from alignkit.comparison import compare, merge_comparisons
+
+    if options.folders:
+        if options.suite:
+            raise ConfigError(
+                f"--from merges what is there, and {options.suite!r} is a suite", where="alignkit compare"
+            )
+        found = merge_comparisons(options.folders, options.run_dir or Path("runs/compare-merged"))
+    elif not options.suite:
+        usage = "alignkit compare SUITE METHOD METHOD … [--seeds N] [--budget COUNT=N] [--policy P]"
+        raise ConfigError("no suite", where="alignkit compare", remedy=usage)
+    else:
+        own = ("verb", "suite", "methods", "folders", "json")
+        given = {name: value for name, value in vars(options).items() if name not in own}
+        found = compare(options.suite, options.methods, quiet=options.json, **given)
+    print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
     return 0
 
 

@@ -194,6 +194,10 @@ class PolicyOptimizer(Training):
     logs: ClassVar[Mapping[str, MetricSpec]] = {}
     """What the numbers are that it logs beyond those of every method: terms of its loss, `Batch.metrics`."""
 
+    search: ClassVar[Mapping[str, Any]] = {"learning_rate": ("times", 0.2, 5.0)}
+    """What a comparison may tune, by hyper-parameter: `(low, high)`; `(low, high, "log")`, evenly in the logarithm;
+    `("times", low, high)`, multiples of what it is; or a list of choices."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "temperature")

@@ -16,7 +16,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
   `preference_cross_entropy`; `check_range`, `check_shapes`.
 - Which responses stay and how they rank: `take_responses`, `take_present`, `eligible`, `best_responses`,
-  `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`.
+  `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`; `RankBy`, `labelled`, which make
+  comparisons of samples.
 - Random numbers by counter: `stream_key`, `uniforms`, `permutation`, `derived_seed`.
 - What identifies a value in a stage's key: `canonical_json`, `digest`, `plain`, `class_code`, `model_digest`.
 - Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
@@ -58,6 +59,7 @@ _HOMES = {
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
     "alignkit.suites": "Suite",
+    "alignkit.stages.comparisons": "RankBy labelled",
     "alignkit.evaluation": "bootstrap_mean",
     "alignkit.stages": (
         "DERIVED NO_EFFECT Context Cost EvaluationHandle GroupsHandle Made Place PolicyHandle RewardHandle Stage "
@@ -164,6 +166,8 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.stages import TransformContext as TransformContext
     from alignkit.stages import component as component
     from alignkit.stages import rows_of as rows_of
+    from alignkit.stages.comparisons import RankBy as RankBy
+    from alignkit.stages.comparisons import labelled as labelled
     from alignkit.suites import Suite as Suite
     from alignkit.vocabulary import VOCABULARY as VOCABULARY
 else:  # hidden from them, since a `__getattr__` would make any misspelled name a name

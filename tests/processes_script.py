@@ -65,5 +65,5 @@ if __name__ == "__main__":
     rows = [row["response_ids"] for row in made.rollouts.groups]
     if run.rank == 0:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run._stages), "steps": steps,
+        print(json.dumps({"samples": digest, "gradients": GRADIENTS, "stages": len(run.made), "steps": steps,
                           "meters": meters, "cut": cut.result["rows"]}))  # fmt: skip

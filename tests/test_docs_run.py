@@ -37,6 +37,7 @@ PAGES = (
     "docs/cli.md",
     "docs/methods.md",
     "docs/choosing.md",
+    "docs/compare.md",
     "docs/from-trl.md",
     "CONTRIBUTING.md",
     "plugins/alignkit-recipes/README.md",

@@ -122,7 +122,7 @@ def methods() -> str:
 
 def command_help() -> str:
     """What `alignkit … --help` prints."""
-    verbs = ("", "plugins", "new-plugin", "run", "runs", "report", "sample")
+    verbs = ("", "plugins", "new-plugin", "run", "compare", "runs", "report", "sample")
     return "\n\n".join(_help(verb) for verb in verbs)
 
 

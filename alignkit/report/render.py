@@ -35,8 +35,17 @@ def write_page(run_folder: Path) -> Path:
 
 def render(view: RunView) -> str:
     """The page as text: the same view gives the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    return environment().get_template("page.html").render(_context(view))
+
+
+def environment(*folders: Path) -> jinja2.Environment:
+    """What pages are made in: everything is escaped, and what hides or reorders text is spelled out.
+
+    Args:
+        folders: of templates, besides the reports' own.
+    """
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         finalize=_shown,
         undefined=jinja2.StrictUndefined,
@@ -54,9 +63,9 @@ def render(view: RunView) -> str:
         text.clipped,
         text.conversation,
     )
-    environment.filters.update({helper.__name__: helper for helper in helpers})
-    environment.globals |= {"percent": text.percent, "number": text.number}
-    return environment.get_template("page.html").render(_context(view))
+    found.filters.update({helper.__name__: helper for helper in helpers})
+    found.globals |= {"percent": text.percent, "number": text.number}
+    return found
 
 
 def _shown(value: Any) -> Any:

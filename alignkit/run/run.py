@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from alignkit import processes, stages
 from alignkit.errors import ConfigError
@@ -97,7 +97,7 @@ class Run:
         self.rank, self.world = processes.here()
         self.console = Console(quiet or self.rank > 0)
         self.store = Store(self.folder)
-        self._stages: list[str] = []
+        self.made: list[StageRecord] = []
         self._names: set[str] = set()
         self._created = now()
         self._first_evaluation: EvaluationHandle | None = None
@@ -180,7 +180,7 @@ class Run:
 
             write_report(self.folder)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -342,7 +342,7 @@ class Run:
         return found
 
     def _note(self, found: StageRecord, text: str) -> None:
-        self._stages.append(found.folder.name)
+        self.made.append(found)
         self.console.say(f"{found.name}: {text}")
         self._write_run("running")
 
@@ -358,7 +358,7 @@ class Run:
                 "trainer": {k: str(v) for k, v in self.trainer.items()},
                 "versions": versions(),
                 "command": _command(),
-                "stages": self._stages,
+                "stages": [stage.folder.name for stage in self.made],
                 "status": status,
             },
         )

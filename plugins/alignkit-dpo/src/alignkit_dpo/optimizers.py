@@ -124,6 +124,7 @@ class PreferenceOptimizer(PolicyOptimizer):
     loss: Any = "dpo"
     nll_coef: float = 0.0
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "epochs": (1, 6)}
     logs: ClassVar[Mapping[str, MetricSpec]] = {
         **SIDE_LOGS,
         "chosen_nll": MetricSpec("−log π of the chosen response, nats per token", "it rises: see `chosen_logprobs`"),

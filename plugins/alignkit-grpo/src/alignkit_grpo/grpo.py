@@ -64,6 +64,7 @@ class GRPO(PolicyOptimizer):
     reduction: Reduction = "sequence"
     constant: float = 1024.0
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "epochs": (1, 4)}
     logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:

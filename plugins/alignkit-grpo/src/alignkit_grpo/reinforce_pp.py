@@ -61,6 +61,7 @@ class ReinforcePP(PolicyOptimizer):
     learning_rate: float = 5e-7
     kl_coef: float = 0.01
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "kl_coef": (1e-3, 0.3, "log")}
     logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:

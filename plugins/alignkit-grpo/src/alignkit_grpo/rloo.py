@@ -52,6 +52,7 @@ class RLOO(PolicyOptimizer):
     warmup_ratio: float = 0.03
     kl_coef: float = 0.03
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "kl_coef": (1e-3, 0.3, "log")}
     logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:

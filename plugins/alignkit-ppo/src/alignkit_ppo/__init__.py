@@ -255,6 +255,7 @@ class PPO(PolicyOptimizer):
     ptx_coef: float = 0.0
     ptx_batch_size: int = 16
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "kl_coef": (1e-3, 0.3, "log"), "epochs": (1, 4)}
     logs: ClassVar[Mapping[str, MetricSpec]] = LOGS
 
     def __post_init__(self) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from alignkit import ConfigError, FunctionReward, Groups, GroupsHandle, PolicyHandle, Reward, Run, evaluate_versions
-from alignkit.plugin import Component, Suite, labels_from_ranks, parse, rank_by_reward, score_groups
+from alignkit import ConfigError, FunctionReward, GroupsHandle, PolicyHandle, Reward, Run, evaluate_versions
+from alignkit.plugin import Component, RankBy, Suite, labelled, parse
 from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 ROWS = 12
@@ -130,38 +129,6 @@ def _ranked(run: Run, drawn: GroupsHandle, judge: Any, source: Reward | None) ->
         return run.transform(ranked, labelled, name="comparisons")
     assert source is not None
     return run.transform(drawn, RankBy(source), name="comparisons")
-
-
-@dataclass(frozen=True)
-class RankBy:
-    """A transform: the responses of each prompt ranked by a reward, labelled as `labelled` does.
-
-    Args:
-        reward: what scores them.
-    """
-
-    reward: Reward
-
-    def __call__(self, groups: Groups, ctx: Any) -> Groups:
-        return labelled(rank_by_reward(score_groups(groups, self.reward), self.reward.name), ctx)
-
-
-def labelled(groups: Groups, _ctx: Any = None) -> Groups:
-    """A transform: prompts whose responses differ in rank, for methods that learn from pairs and for those that want
-    labels: the best of a prompt are good, the worst are bad, nothing is said of those between.
-
-    Raises:
-        ConfigError: no prompt has two responses of different rank.
-    """
-    rows = [{**row, "labels": labels_from_ranks(row["ranks"])} for row in groups if len(set(row["ranks"] or [])) > 1]
-    if not rows:
-        raise ConfigError(
-            "every prompt's responses are ranked alike",
-            where="method",
-            effect="There is no comparison to learn from.",
-            remedy="sample more (--samples) or hotter (--temperature)",
-        )
-    return Groups.from_rows(rows)
 
 
 def curve(version: PolicyHandle) -> str:

@@ -110,6 +110,7 @@ class RejectionSampling(PolicyOptimizer):
     pool: str = "all"
     require_finished: bool = True
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "epochs": (1, 6)}
     logs: ClassVar[Mapping[str, MetricSpec]] = {
         "targets": MetricSpec("winners learned from"),
         "targets_of_iteration_<v>": MetricSpec("how many of them each version sampled", "only the last: see `pool`"),

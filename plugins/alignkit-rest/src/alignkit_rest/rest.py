@@ -87,6 +87,7 @@ class ReST(PolicyOptimizer):
     contrast: bool = False
     require_finished: bool = True
 
+    search: ClassVar[Mapping[str, Any]] = {**PolicyOptimizer.search, "epochs": (1, 6)}
     logs: ClassVar[Mapping[str, MetricSpec]] = {
         "kept": MetricSpec("samples above the threshold", "a handful: the threshold is too high for this many samples"),
         "kept_share": MetricSpec("their share of the samples", unit="share"),

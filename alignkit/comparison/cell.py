@@ -1,0 +1,265 @@
+"""One cell: a method under one seed, a run of its own, whose training stages may spend what is left of the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alignkit.budget import NAMES
+from alignkit.comparison.declared import START, Conditions, Method, is_whole, open_suite, slug, suite_digest
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.files import write_json
+from alignkit.identity import digest
+from alignkit.models import LoRA, model_digest
+from alignkit.rewards import FunctionReward, Reward
+from alignkit.run import Run
+from alignkit.stages import EvaluationHandle, Improved, PolicyHandle, Stage
+from alignkit.stages.comparisons import RankBy
+from alignkit.suites import Suite
+from alignkit.versions import versions
+
+CELL = "cell.json"
+"""In the folder of a cell: what it was and how it ended."""
+FORMAT = 1
+MOST = 100
+"""Versions of a method that is repeated until its budget is spent, at most."""
+
+H = TypeVar("H")
+
+
+class BudgetSpent(AlignkitError):
+    """Nothing is left for the next stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A method under one seed.
+
+    Args:
+        conditions: the same for all.
+        method: which.
+        seed: of its run.
+        folder: of its run.
+    """
+
+    conditions: Conditions
+    method: Method
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.label} s{self.seed}"
+
+
+def cell_folder(root: Path, conditions: Conditions, method: Method, seed: int, part: str = "cells") -> Path:
+    """Where a cell is kept: under other conditions somewhere else."""
+    key = digest({"conditions": conditions.to_json(), "method": method.to_json()})[:8]
+    return root / part / f"{slug(method.label)}-{key}" / f"s{seed}"
+
+
+class CellRun(Run):
+    """A run that hands each training stage what is left of a budget, and remembers the policies that were made.
+
+    Args:
+        folder, seed, max_tokens: see `Run`.
+        budget: counts by name; empty for none.
+    """
+
+    def __init__(self, folder: Path, seed: int, budget: Mapping[str, float], max_tokens: int = 2048) -> None:
+        super().__init__(folder, seed, quiet=True, max_tokens=max_tokens)
+        self.budget = dict(budget)
+        self.policies: list[PolicyHandle] = []
+
+    def make(self, declared: Stage[H]) -> H:
+        """As `Run.make`, within the budget.
+
+        Raises:
+            BudgetSpent: nothing is left for a stage that trains.
+        """
+        limited = any(each.name == "budget" for each in dataclasses.fields(declared))
+        if self.budget and limited and "evaluation" not in declared.makes:
+            declared = dataclasses.replace(declared, budget=self._left(declared.name))  # type: ignore[call-arg]
+        handle = super().make(declared)
+        made = handle.policy if isinstance(handle, Improved) else handle
+        if isinstance(made, PolicyHandle):
+            self.policies.append(made)
+        return handle
+
+    def spent(self) -> dict[str, float]:
+        """What the stages so far have spent, evaluations left out: they are the comparison's and not the method's."""
+        total = dict.fromkeys(NAMES, 0.0)
+        for stage in self.made:
+            if "evaluation" not in stage.made:
+                for name in NAMES:
+                    total[name] += stage.spent(name)
+        return total
+
+    def _left(self, name: str) -> dict[str, float]:
+        spent = self.spent()
+        left = {key: amount - spent[key] for key, amount in self.budget.items()}
+        if min(left.values()) <= 0:
+            gone = [key for key, amount in left.items() if amount <= 0]
+            raise BudgetSpent(f"the budget of {', '.join(gone)} is spent before {name}", where=str(self.folder))
+        return {key: int(amount) for key, amount in left.items() if amount >= 1}
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Make a cell, or find it; returns what it wrote to `CELL`. A fault is written down and stops nothing else."""
+    try:
+        found = _work(cell)
+    except Exception as error:
+        found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return note(cell, found)
+
+
+def lost(cell: Cell, reason: str) -> dict[str, Any]:
+    """Write down that a cell's process was killed."""
+    return note(cell, {"status": "failed", "reason": reason})
+
+
+def note(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write down how a cell ended."""
+    record = {
+        "format": FORMAT,
+        "conditions": cell.conditions.to_json(),
+        "method": cell.method.to_json(),
+        "seed": cell.seed,
+        "versions": versions(),
+        **found,
+    }
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cell.folder / CELL, record)
+    return record
+
+
+def _work(cell: Cell) -> dict[str, Any]:
+    conditions = cell.conditions
+    with CellRun(cell.folder, cell.seed, conditions.budget, conditions.max_tokens) as run:
+        suite = open_suite(run.host, conditions.suite, conditions.tuning)
+        lora = LoRA(r=conditions.lora) if conditions.lora else None
+        v0: PolicyHandle = suite.start(run, conditions.policy or None, lora=lora, name="v0")
+        path: list[dict[str, Any]] = []
+        if not cell.method.steps:
+            path.append(_measured(run, suite, v0, v0, conditions, 0, START))
+        elif cell.method.recipe:
+            _recipe(run, cell.method.steps[0].name, cell.method.steps[0].params, conditions)
+            path.append(_measured(run, suite, run.policies[-1], v0, conditions, 1, "recipe"))
+        else:
+            _chain(run, suite, v0, cell, path)
+        return {
+            "status": "complete",
+            "reason": "",
+            "suite": suite_digest(suite),
+            "policy": model_digest(v0.model_folder),
+            "whole": is_whole(suite),
+            "spent": run.spent(),
+            "stages": [stage.folder.name for stage in run.made],
+            "path": path,
+        }
+
+
+def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[dict[str, Any]]) -> None:
+    """One version after the other; `path` gets a row of each."""
+    current, steps = v0, list(cell.method.steps)
+    for number in range(1, MOST + 1):
+        if number > len(steps) and not (cell.conditions.repeat and cell.conditions.budget):
+            return
+        step = steps[(number - 1) % len(steps)]
+        try:
+            improved = _improve(run, suite, current, v0, step, cell.conditions, number)
+        except BudgetSpent as spent:
+            if not path:
+                raise
+            path[-1]["note"] = spent.what
+            return
+        current = improved.policy
+        row = _measured(run, suite, current, v0, cell.conditions, number, str(step))
+        path.append({**row, "stopped": improved.result.get("stopped", "")})
+
+
+def _improve(
+    run: CellRun, suite: Suite, current: PolicyHandle, v0: PolicyHandle, step: Any, conditions: Conditions, number: int
+) -> Improved:
+    name, tokens = f"v{number}", conditions.max_new_tokens or suite.max_new_tokens
+    method = run.host.build("optimizer", step)
+    label, score = next(iter(suite.scores.items()))
+    truth = score if isinstance(score, Reward) else FunctionReward(score, label)
+    samples = bool(method.samples_per_prompt)
+    judged = samples and suite.annotator is not None and "annotated" in method.prepare_arguments()
+    return run.improve(
+        current,
+        _data(run, suite, current, step, truth, conditions, name, samples),
+        optimizer=step,
+        reward=truth if samples and not judged else None,
+        annotator=suite.annotator if judged else None,
+        sampler=conditions.sampler,
+        reference=v0,
+        max_new_tokens=tokens,
+        iteration=number,
+        name=name,
+    )
+
+
+def _data(
+    run: CellRun,
+    suite: Suite,
+    current: PolicyHandle,
+    step: Any,
+    truth: Reward,
+    conditions: Conditions,
+    name: str,
+    samples: bool,
+) -> Any:
+    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth."""
+    if suite.data is not None:
+        return suite.data(run, current, step, f"{name}/data")
+    if samples:
+        return suite.prompts
+    if conditions.samples < 2:
+        raise ConfigError(f"samples={conditions.samples}: {step.name} compares responses", remedy="2 or more")
+    drawn = run.sample(
+        current,
+        suite.prompts,
+        conditions.samples,
+        temperature=conditions.temperature,
+        max_new_tokens=conditions.max_new_tokens or suite.max_new_tokens,
+        name=f"{name}/samples",
+    )
+    return run.transform(drawn, RankBy(truth), name=f"{name}/comparisons")
+
+
+def _recipe(run: CellRun, name: str, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+    """Run a recipe to its end, from the policy and on the suite that are compared, where it takes them."""
+    main = run.host.resolve("recipe", name).object
+    takes = list(inspect.signature(main).parameters)[1:]
+    ours = {"policy": conditions.policy, "suite": conditions.suite, "lora": conditions.lora}
+    main(run, **{key: value for key, value in ours.items() if key in takes} | dict(arguments))
+    if len(run.policies) < 2:
+        raise ConfigError("it made no policy", where=f"recipe {name}")
+
+
+def _measured(
+    run: CellRun, suite: Suite, policy: PolicyHandle, v0: PolicyHandle, conditions: Conditions, number: int, label: str
+) -> dict[str, Any]:
+    """A version measured: a row of the cell's path."""
+    spent, name = run.spent(), f"compared/v{number}"
+    if suite.measure is not None:
+        found: EvaluationHandle = suite.measure(run, policy, name=name, label=f"V{number}")
+    else:
+        found = run.evaluate(
+            policy,
+            suite.heldout,
+            dict(suite.scores),
+            n=conditions.answers,
+            temperature=conditions.temperature,
+            max_new_tokens=conditions.max_new_tokens or suite.max_new_tokens,
+            reference=v0,
+            label=f"V{number}",
+            name=name,
+        )
+    return {"version": number, "by": label, "evaluation": found.path.name, "policy": policy.path.name, "spent": spent}

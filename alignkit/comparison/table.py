@@ -1,0 +1,89 @@
+"""The leaderboard as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alignkit.comparison.results import Comparison, Standing
+from alignkit.evaluation.statistics import Interval
+from alignkit.meter import short
+from alignkit.report.text import brief, number, percent, signed, visible
+
+
+def leaderboard(found: Comparison) -> str:
+    """The methods, best first, the differences that can be told from none, and what failed."""
+    asked = list(found.conditions.get("budget") or {}) or ["generated_tokens", "optimizer_steps"]
+    gap = any(each.gap for each in found.standings)
+    head = ["rank", "method", "seeds", brief(found.score, 20), "iqm", *(["gap"] if gap else [])]
+    head += ["P(> start)", "KL", *(name.replace("_", " ") for name in asked)]
+    rows = [_row(each, asked, gap) for each in found.standings]
+    return "\n".join([*_aligned([head, *rows]), "", *_words(found)])
+
+
+def _row(each: Standing, asked: Sequence[str], gap: bool) -> list[str]:
+    place = "–"
+    if each.rank:
+        rank, best, worst = each.rank
+        place = f"{rank}" if best == worst else f"{rank} ({best}–{worst})"
+    seeds = str(len(each.seeds)) + (f" of {len(each.seeds) + len(each.failed)}" if each.failed else "")
+    cells = [place, brief(visible(each.method), 44), seeds, _spelled(each.mean), _spelled(each.iqm)]
+    cells += [_spelled(each.gap)] if gap else []
+    chance = percent(each.better_than_start.mean) if each.better_than_start else "–"
+    return [
+        *cells,
+        chance,
+        number(each.besides.get("kl")),
+        *(short(each.spent[name]) if each.spent else "–" for name in asked),
+    ]
+
+
+def _spelled(interval: Interval | None) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "failed"
+
+
+def _words(found: Comparison) -> list[str]:
+    """What the numbers are, and what can be told apart."""
+    seeds = max((len(each.seeds) for each in found.standings), default=0)
+    drawn = "other seeds" if found.whole else "other seeds and other prompts"
+    lines = [
+        f"{found.score}: mean and interquartile mean with 95% intervals over {drawn}; "
+        f"{seeds} seed{'s' * (seeds != 1)}. A rank's range holds for all methods at once.",
+    ]
+    if seeds == 1:
+        lines.append("One seed says nothing of other seeds: the intervals are those of other prompts alone.")
+    sure = [each for each in found.differences if each.sure]
+    for each in sure:
+        a, b, gain = each.a, each.b, each.difference
+        if gain.mean < 0:
+            a, b, gain = b, a, Interval(-gain.mean, -gain.high, -gain.low, gain.n)
+        ends = f"[{signed(gain.low)}, {signed(gain.high)}]"
+        lines.append(f"{visible(a)} beats {visible(b)}: {signed(gain.mean)} {ends}, p = {number(each.p)} (Holm)")
+    if not sure and len(found.differences):
+        lines.append("No two methods can be told apart.")
+    for standing in found.standings:
+        lines += _failures(standing)
+        lines += [f"{visible(standing.method)}: {note}" for note in standing.notes]
+    return lines
+
+
+def _failures(standing: Standing) -> list[str]:
+    """Each reason once, with the seeds that it stopped."""
+    seeds: dict[str, list[int]] = {}
+    for seed, why in standing.failed.items():
+        seeds.setdefault(why, []).append(seed)
+    name = visible(standing.method)
+    return [
+        f"{name} failed under seed{'s' * (len(which) > 1)} {', '.join(map(str, which))}: {brief(visible(why), 300)}"
+        for why, which in seeds.items()
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if k == 1 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -1,0 +1,170 @@
+"""`compare`: methods under the same conditions, from the question to the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alignkit.comparison.cell import Cell, cell_folder, lost, run_cell
+from alignkit.comparison.declared import (
+    START,
+    Conditions,
+    Method,
+    budget_of,
+    is_whole,
+    open_suite,
+    read_method,
+    slug,
+)
+from alignkit.comparison.page import write_page
+from alignkit.comparison.progress import Progress
+from alignkit.comparison.results import Comparison, conclude, read_cell
+from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, search
+from alignkit.comparison.workers import run_all
+from alignkit.comparison.writing import write
+from alignkit.errors import ConfigError
+from alignkit.registry.grammar import Component
+from alignkit.registry.host import default_host
+from alignkit.report.text import number
+from alignkit.suites import Suite
+
+
+def compare(
+    suite: str | Component,
+    methods: Sequence[str | Component],
+    *,
+    seeds: int | Iterable[int] = 5,
+    budget: str | Mapping[str, Any] | Sequence[str] | None = None,
+    policy: str | None = None,
+    tune: int = 0,
+    tune_on: str | Component | None = None,
+    processes: int = 1,
+    run_dir: str | Path | None = None,
+    lora: int = 0,
+    temperature: float = 1.0,
+    samples: int = 4,
+    answers: int = 1,
+    max_new_tokens: int | None = None,
+    repeat: bool = False,
+    max_tokens: int = 2048,
+    sampler: str | Component = "default",
+    threads: int = 1,
+    quiet: bool = False,
+) -> Comparison:
+    """Compare methods on a suite: the same policy, budget, prompts and random numbers for all, several seeds of each.
+
+    Each (method, seed) is a run of its own below `run_dir`. What is there already is not made again; what fails is
+    shown as failed, and is tried again by the same call. One process or several make the same table.
+
+    Args:
+        suite: a registered suite, "NAME" or "NAME(key=value, …)".
+        methods: each an optimizer, "NAME(key=value, …)"; several separated by commas, one version after the other; or
+            a recipe.
+        seeds: how many, or which.
+        budget: what a method may spend, such as "generated_tokens=200k"; default the suite's.
+        policy: what to start from; default the suite's.
+        tune: trials of each method's own search space, on prompts that the comparison does not measure on; needs
+            `alignkit[compare]`. The first takes the settings as they are; what is written with a method stays.
+        tune_on: a suite to tune on; default a part of the prompts that the suite teaches.
+        processes: cells at once.
+        run_dir: where all is kept; default `runs/compare-` and the suite's name.
+        lora: rank of the adapter that is trained; 0 trains all weights.
+        temperature: of the held-out answers, and of a method's samples where it says nothing else.
+        samples: responses per prompt for a method that samples nothing itself.
+        answers: held-out answers per prompt.
+        max_new_tokens: longest answer; default the suite's.
+        repeat: a method that ends before its budget goes on from its own result, version after version.
+        max_tokens: padded cells of a micro-batch: the memory of a step.
+        sampler: a registered sampler, of the methods' samples.
+        threads: of the processor for one cell.
+        quiet: say nothing.
+
+    Returns:
+        What was found, also on disk: `comparison.json`, `.csv`, `.html`, and `scores.jsonl` with every prompt's score.
+
+    Raises:
+        ConfigError: no method, two of one label, no policy, a budget that is not counted.
+        PluginError: a name that is not registered, or a hyper-parameter that is refused.
+    """
+    spec, host = str(suite), default_host()
+    task = open_suite(host, spec)
+    conditions = Conditions(
+        suite=spec,
+        policy=_policy(task, policy, spec),
+        budget=budget_of(task.budget if budget is None else budget),
+        lora=lora,
+        temperature=temperature,
+        samples=samples,
+        answers=answers,
+        repeat=repeat,
+        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
+        sampler=str(sampler),
+    )
+    root = Path(run_dir or f"runs/compare-{slug(spec)}")
+    chosen = [read_method(host, text, task, temperature) for text in methods]
+    _check(chosen, processes, tune)
+    progress = Progress(quiet, processes)
+    every = range(seeds) if isinstance(seeds, int) else list(seeds)
+    if not every:
+        raise ConfigError("no seeds", where="compare", remedy="use 5")
+    tuned: dict[str, Tuned] = {}
+    if tune:
+        check_tuning(is_whole(task) or task.measure is not None, None if tune_on is None else str(tune_on))
+        trying = replace(conditions, suite=str(tune_on or spec), tuning=tune_on is None)
+        searches = [Search(root, trying, method, ranges_of(host, method), tune) for method in chosen if method.steps]
+        tuned = _tuned([each for each in searches if not each.method.recipe], progress, processes, threads)
+        chosen = [tuned[method.label].method if method.label in tuned else method for method in chosen]
+    cells = [
+        Cell(conditions, method, seed, cell_folder(root, conditions, method, seed))
+        for seed in every
+        for method in (Method(START, ()), *chosen)
+    ]
+    with progress.over(cells):
+        run_all(run_cell, cells, processes, progress.watch, threads, lost)
+    found = conclude(root, [read_cell(cell.folder) for cell in cells], {k: list(v.trials) for k, v in tuned.items()})
+    write(found)
+    write_page(found)
+    return found
+
+
+def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threads: int) -> dict[str, Tuned]:
+    """What each method's search found, by label."""
+
+    def watch(task: Search, what: str, found: Any) -> None:
+        if what == "ended":
+            best = max((row["score"] for row in found.trials if row["score"] is not None), default=None)
+            steps = ", ".join(map(str, found.method.steps))
+            progress.say(f"{task.name}: {len(found.trials)} trials, best {number(best)}: {steps}")
+
+    def killed(task: Search, reason: str) -> Tuned:
+        settings = [str(step) for step in task.method.steps]
+        return Tuned(task.method, ({"settings": settings, "score": None, "reason": reason, "spent": {}},))
+
+    found = run_all(search, searches, processes, watch, threads, killed)
+    return {task.method.label: each for task, each in zip(searches, found, strict=True)}
+
+
+def _policy(suite: Suite, given: str | None, spec: str) -> str:
+    if given:
+        return given
+    if suite.policy is not None:
+        return suite.policy if isinstance(suite.policy, str) else ""
+    raise ConfigError(
+        "nothing says which policy to start from",
+        where="compare",
+        effect=f"The suite {spec} names none.",
+        remedy='give policy="tiny", a folder, a hub name or "package:NAME"',
+    )
+
+
+def _check(methods: Sequence[Method], processes: int, tune: int) -> None:
+    labels: list[Any] = [method.label for method in methods]
+    double = sorted({label for label in labels if labels.count(label) > 1})
+    if not labels or double or START in labels:
+        what = "no method" if not labels else f"two methods are called {(double or [START])[0]!r}"
+        raise ConfigError(what, where="compare", remedy="name each method once")
+    if processes < 1 or tune < 0:
+        raise ConfigError(f"processes={processes}, tune={tune}", where="compare", remedy="use 1 and 0, or more")

@@ -1,0 +1,56 @@
+"""What a comparison leaves on disk beside its cells: JSON, CSV, and the scores of every prompt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from alignkit.budget import NAMES
+from alignkit.comparison.results import Comparison
+from alignkit.evaluation.statistics import Interval
+from alignkit.files import write_json, write_text
+
+JSON = "comparison.json"
+CSV = "comparison.csv"
+SCORES = "scores.jsonl"
+
+
+def write(found: Comparison) -> None:
+    """Write all three, each whole or not at all."""
+    write_json(found.folder / JSON, found.to_json())
+    write_text(found.folder / CSV, _csv(found))
+    write_text(found.folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores(found)))
+
+
+def scores(found: Comparison) -> Iterator[dict[str, Any]]:
+    """One row per method, seed, version, prompt and answer: for anybody's own test."""
+    for cell in found.cells:
+        for version in cell.path:
+            for row in cell.answers(version):
+                named = {"method": cell.method, "seed": cell.seed, "version": version["version"]}
+                kept = ("prompt_id", "sample", "scores", "kl", "length", "finished")
+                yield {**named, **{name: row.get(name) for name in kept}}
+
+
+def _csv(found: Comparison) -> str:
+    """A row per method."""
+    out = io.StringIO()
+    intervals = ("mean", "iqm", "gap", "better_than_start")
+    besides = list(dict.fromkeys(name for each in found.standings for name in each.besides))
+    writer = csv.writer(out, lineterminator="\n")
+    ends = [f"{name}{end}" for name in intervals for end in ("", "_low", "_high")]
+    writer.writerow(["method", "rank", "rank_best", "rank_worst", "seeds", "failed", *ends, *besides, *NAMES, "trials"])
+    for each in found.standings:
+        values = [value for name in intervals for value in _ends(getattr(each, name))]
+        more = [each.besides.get(name, "") for name in besides]
+        spent = [each.spent.get(name, "") for name in NAMES]
+        place = each.rank or ("", "", "")
+        writer.writerow([each.method, *place, len(each.seeds), len(each.failed), *values, *more, *spent, each.trials])
+    return out.getvalue()
+
+
+def _ends(interval: Interval | None) -> tuple[Any, Any, Any]:
+    return (interval.mean, interval.low, interval.high) if interval else ("", "", "")

@@ -1,0 +1,435 @@
+"""Comparisons: the same for all, whoever makes the cells and however often they are stopped; only what may be said."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from alignkit import cli, compare, merge_comparisons
+from alignkit.comparison import cell as cells
+from alignkit.comparison import tuning, workers
+from alignkit.comparison.cell import BudgetSpent, Cell, CellRun
+from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method
+from alignkit.comparison.progress import Progress
+from alignkit.comparison.results import conclude, read_cell
+from alignkit.errors import ConfigError, DataError, PluginError
+from alignkit.groups import Groups
+from alignkit.registry.host import default_host
+from alignkit.run_folder import STAGES
+from alignkit.stages import Improve, Stage
+from alignkit.suites import Suite
+
+SUITE = "embedded(kind='tiny', prompts=8, heldout=8)"
+IMITATES = "rejection_sampling(samples_per_prompt=8, learning_rate=5e-3, batch_size=4)"
+PAIRS = "dpo(learning_rate=4e-3, batch_size=4)"
+ARGUMENTS: dict[str, Any] = {"policy": "tiny", "seeds": 2, "samples": 2, "quiet": True}
+WRITTEN = ("comparison.json", "comparison.csv", "scores.jsonl")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods and the start in two seeds, on the tiny model."""
+    folder = tmp_path_factory.mktemp("compare") / "run"
+    compare(SUITE, [IMITATES, PAIRS], run_dir=folder, **ARGUMENTS)
+    return folder
+
+
+def written(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in WRITTEN]
+
+
+def stages(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.glob(f"cells/*/*/{STAGES}/[0-9]*")}
+
+
+def test_everything_is_written(done: Path) -> None:
+    found = json.loads((done / "comparison.json").read_text())
+    assert {each["method"] for each in found["methods"]} == {"start", IMITATES, PAIRS}
+    assert found["score"] == "gold"
+    assert not found["prompts_are_all"]
+    assert len(found["differences"]) == 3
+    rows = [json.loads(line) for line in (done / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 2 * 8
+    assert {row["seed"] for row in rows} == {0, 1}
+    with (done / "comparison.csv").open() as lines:
+        table = {row["method"]: row for row in csv.DictReader(lines)}
+    own = [row["scores"]["gold"] for row in rows if row["method"] == IMITATES]
+    assert float(table[IMITATES]["mean"]) == pytest.approx(sum(own) / 16)
+    assert float(table["start"]["generated_tokens"]) == 0.0
+    assert float(table[PAIRS]["generated_tokens"]) > 100.0  # its comparisons were sampled, which is its cost
+
+
+def test_a_method_and_the_start_answer_with_the_same_random_numbers(done: Path) -> None:
+    """A method that learns next to nothing gives the start's answers, seed by seed."""
+    found = conclude(done, [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))])
+    start = {cell.seed: [row["response"] for row in cell.rows] for cell in found.cells if cell.method == "start"}
+    still = compare(SUITE, ["dpo(learning_rate=1e-12)"], run_dir=done.parent / "still", **ARGUMENTS)
+    for each in still.cells:
+        assert [row["response"] for row in each.rows] == start[each.seed]
+    assert start[0] != start[1]
+    (difference,) = still.differences
+    assert difference.difference.mean == 0.0
+    assert not difference.sure
+
+
+def test_a_second_call_makes_nothing_and_a_third_seed_only_its_own(done: Path, tmp_path: Path) -> None:
+    before, text = stages(done), written(done)
+    compare(SUITE, [IMITATES, PAIRS], run_dir=done, **ARGUMENTS)
+    assert stages(done) == before
+    assert written(done) == text
+    more = shutil.copytree(done, tmp_path / "more")
+    kept = set(stages(more))
+    found = compare(SUITE, [PAIRS], run_dir=more, **{**ARGUMENTS, "seeds": 3})
+    assert {Path(path).parents[1].name for path in set(stages(more)) - kept} == {"s2"}
+    assert [each.seeds for each in found.standings] == [(0, 1, 2), (0, 1, 2)]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(done: Path, tmp_path: Path) -> None:
+    """Starts two interpreters, each with torch."""
+    compare(SUITE, [IMITATES, PAIRS], run_dir=tmp_path / "two", processes=2, **ARGUMENTS)
+    assert written(tmp_path / "two") == written(done)
+
+
+def test_what_was_interrupted_goes_on_to_the_same_bytes(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, work = [], Improve.work
+
+    def interrupted(self: Improve, place: Any) -> Any:
+        made.append(place.name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return work(self, place)
+
+    monkeypatch.setattr(Improve, "work", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(SUITE, [IMITATES, PAIRS], run_dir=tmp_path / "run", **ARGUMENTS)
+    compare(SUITE, [IMITATES, PAIRS], run_dir=tmp_path / "run", **ARGUMENTS)
+    assert len(made) == 2 + 3
+    assert written(tmp_path / "run") == written(done)
+
+
+def test_a_failed_cell_says_why_and_stops_nothing(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, improve = shutil.copytree(done, tmp_path / "run"), cells._improve
+
+    def failing(run: Any, suite: Any, current: Any, v0: Any, step: Any, *rest: Any) -> Any:
+        if step.name == "kto" and run.seed == 1:
+            raise DataError("it has no labels", where="row 3")
+        return improve(run, suite, current, v0, step, *rest)
+
+    monkeypatch.setattr(cells, "_improve", failing)
+    found = compare(SUITE, [PAIRS, "kto(batch_size=4)"], run_dir=folder, **ARGUMENTS)
+    by_name = {each.method: each for each in found.standings}
+    assert by_name["kto(batch_size=4)"].seeds == (0,)
+    assert "row 3: it has no labels" in by_name["kto(batch_size=4)"].failed[1]
+    assert by_name[PAIRS].seeds == (0, 1)
+    assert "kto(batch_size=4) failed under seed 1: DataError: row 3: it has no labels" in found.table()
+    assert "it has no labels" in found.page.read_text()
+    monkeypatch.undo()
+    again = compare(SUITE, [PAIRS, "kto(batch_size=4)"], run_dir=folder, **ARGUMENTS)
+    assert not any(each.failed for each in again.standings)
+
+
+def test_folders_of_two_machines_are_one_comparison(done: Path, tmp_path: Path) -> None:
+    parts = []
+    for seed in (0, 1):
+        parts.append(shutil.copytree(done, tmp_path / f"machine{seed}"))
+        compare(SUITE, [IMITATES, PAIRS], run_dir=parts[-1], **{**ARGUMENTS, "seeds": [seed]})
+    merged = merge_comparisons(parts, tmp_path / "merged")
+    assert merged.table() == compare(SUITE, [IMITATES, PAIRS], run_dir=done, **ARGUMENTS).table()
+    assert merged.page.is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"suite": "0123456789abcdef"}, r"suite .*01234567.* and not"),
+        ({"policy": "fedcba98"}, r"policy tiny \(fedcba98\) and not"),
+        ({"versions": {"alignkit-dpo": "9.9"}}, r"alignkit-dpo 9\.9 and not"),
+        ({"conditions": {"budget": {"flops": 5.0}}}, r"budget flops=5 and not none"),
+        ({"conditions": {"temperature": 0.5}}, r"temperature 0\.5 and not 1\.0"),
+    ],
+)
+def test_cells_that_are_not_comparable_are_refused_with_the_reason(
+    done: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    other = shutil.copytree(done, tmp_path / "other")
+    for path in other.glob("cells/*/*/cell.json"):
+        record = json.loads(path.read_text())
+        for name, value in change.items():
+            record[name] = {**record[name], **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=said):
+        merge_comparisons([done, other], tmp_path / "merged")
+
+
+def test_a_merge_needs_two_comparisons(done: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 folder"):
+        merge_comparisons([done], tmp_path / "merged")
+    with pytest.raises(DataError, match="no comparison"):
+        merge_comparisons([done, tmp_path], tmp_path / "merged")
+
+
+def test_the_page_is_one_file_with_everything(done: Path) -> None:
+    page = (done / "comparison.html").read_text()
+    assert not re.search(r"(?:src|href)=\"(?!#)", page)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page)
+    assert script
+    assert allowed
+    assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() == allowed[1]
+    for part in ("board", "differences", "kl", "curves", "costs", "answers", "made"):
+        assert f'<section id="{part}"' in page
+    assert page.count("data-method=") >= 3 * 8
+    assert "tokens generated" in page
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Spends(Stage[Any]):
+    """A stage that counts 60 tokens, or what it may."""
+
+    verb: ClassVar[str] = "spends"
+    makes: ClassVar[Any] = ("groups",)
+    budget: Any = None
+
+    def work(self, place: Any) -> dict[str, Any]:
+        place.meter.add("generated_tokens", min(60, (self.budget or {}).get("generated_tokens", 60)))
+        return {"budget": self.budget}
+
+    def handle(self, made: Any) -> Any:
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Measures(Spends):
+    """The same, of the comparison."""
+
+    makes: ClassVar[Any] = ("evaluation",)
+
+
+def test_each_stage_may_spend_what_is_left_and_measuring_is_free(tmp_path: Path) -> None:
+    with CellRun(tmp_path, 0, {"generated_tokens": 100.0}) as run:
+        assert run.make(Spends(name="a")).result["budget"] == {"generated_tokens": 100}
+        run.make(Measures(name="b"))
+        assert run.make(Spends(name="c")).result["budget"] == {"generated_tokens": 40}
+        assert run.spent()["generated_tokens"] == 100.0
+        with pytest.raises(BudgetSpent, match="generated_tokens is spent before d"):
+            run.make(Spends(name="d"))
+    assert [stage.spent("generated_tokens") for stage in run.made] == [60.0, 60.0, 40.0]
+
+
+def test_a_method_goes_on_until_its_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def improve(run: Any, suite: Any, current: Any, v0: Any, step: Any, conditions: Any, number: int) -> Any:
+        made = run.make(Spends(name=f"v{number}"))
+        return type("Improved", (), {"policy": made, "result": made.result})()
+
+    monkeypatch.setattr(cells, "_improve", improve)
+    monkeypatch.setattr(cells, "_measured", lambda *args: {"version": args[-2], "by": args[-1]})
+    steps = (default_host().resolve("optimizer", "dpo").name, "kto")
+    for repeat, versions in ((False, 2), (True, 4)):
+        conditions = Conditions(SUITE, "tiny", {"generated_tokens": 200.0}, repeat=repeat)
+        path: list[Any] = []
+        with CellRun(tmp_path / str(repeat), 0, conditions.budget) as run:
+            method = Method("both", tuple(read_method(default_host(), ",".join(steps), SUITE_OBJECT, 1.0).steps))
+            cells._chain(run, SUITE_OBJECT, None, Cell(conditions, method, 0, tmp_path), path)  # type: ignore[arg-type]
+        assert len(path) == versions
+        assert [row["by"].split("(")[0] for row in path] == ["dpo", "kto", "dpo", "kto"][:versions]
+    assert "is spent before v5" in path[-1]["note"]
+
+
+PROMPTS = [f"say {k}" for k in range(8)]
+SUITE_OBJECT = Suite(Groups.from_prompts(PROMPTS), Groups.from_prompts(["say x", "say y"]), {"gold": len})
+
+
+def test_budgets_are_read_as_they_are_written() -> None:
+    assert budget_of("generated_tokens=200k") == {"generated_tokens": 200_000}
+    assert budget_of(["flops=1.5T", "reward_calls=7"]) == {"flops": 1_500_000_000_000, "reward_calls": 7}
+    assert budget_of({"optimizer_steps": 3}) == {"optimizer_steps": 3}
+    for text, said in (("tokens=3", "not counted"), ("flops", "flops=''"), ("flops=0", "flops='0'")):
+        with pytest.raises(ConfigError, match=said):
+            budget_of(text)
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_is_an_optimizer_a_chain_or_a_recipe() -> None:
+    host = default_host()
+    found = read_method(host, "dpo(epochs=3),kto", replace(SUITE_OBJECT, settings={"dpo": {"epochs": 9}}), 0.5)
+    assert [str(step) for step in found.steps] == ["dpo(epochs=3, temperature=0.5)", "kto(temperature=0.5)"]
+    settled = read_method(host, "dpo", replace(SUITE_OBJECT, settings={"dpo": {"epochs": 9}}), 0.5)
+    assert settled.steps[0].params["epochs"] == 9
+    assert read_method(host, "llama2(heldout=4)", SUITE_OBJECT, 1.0).recipe
+    with pytest.raises(PluginError, match="and no recipe is; did you mean 'llama2'"):
+        read_method(host, "llama", SUITE_OBJECT, 1.0)
+    with pytest.raises(PluginError, match="epoch"):
+        read_method(host, "dpo(epoch=3)", SUITE_OBJECT, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("methods", "arguments", "said"),
+    [
+        ([], {}, "no method"),
+        ([PAIRS, PAIRS], {}, "two methods are called"),
+        ([PAIRS], {"policy": None}, "which policy"),
+        ([PAIRS], {"seeds": 0}, "no seeds"),
+        ([PAIRS], {"processes": 0}, "processes=0"),
+        ([PAIRS], {"budget": "steps=4"}, "not counted"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(
+    tmp_path: Path, methods: list[str], arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compare(SUITE, methods, run_dir=tmp_path / "run", **{**ARGUMENTS, **arguments})
+    assert not (tmp_path / "run").exists()
+
+
+# -- tuning ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_search_is_of_what_is_declared_and_not_written() -> None:
+    host = default_host()
+    rate, epochs = tuning.ranges_of(host, read_method(host, "dpo(loss=ipo)", SUITE_OBJECT, 1.0))
+    assert (epochs.name, epochs.low, epochs.whole) == ("epochs", 1, True)
+    assert (rate.name, rate.log, rate.whole) == ("learning_rate", True, False)
+    now = host.build("optimizer", "dpo").learning_rate
+    assert (rate.low, rate.high) == pytest.approx((0.2 * now, 5 * now), rel=0.01)
+    written = read_method(host, "dpo(learning_rate=1e-3)", SUITE_OBJECT, 1.0)
+    assert [each.name for each in tuning.ranges_of(host, written)] == ["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("space", "now", "expected"),
+    [
+        ((0.1, 0.5), 0.2, tuning.Range("x", 0, 0.1, 0.5)),
+        ((1, 4), 2, tuning.Range("x", 0, 1, 4, whole=True)),
+        ((1e-4, 1e-2, "log"), 1e-3, tuning.Range("x", 0, 1e-4, 1e-2, log=True)),
+        (("times", 0.5, 2.0), 0.3, tuning.Range("x", 0, 0.15, 0.6, log=True)),
+        (["a", "b"], "a", tuning.Range("x", 0, choices=("a", "b"))),
+    ],
+)
+def test_a_space_is_a_range_multiples_or_choices(space: Any, now: Any, expected: tuning.Range) -> None:
+    assert tuning._range("x", 0, space, now, "here") == expected
+
+
+@pytest.mark.parametrize("space", [(2.0, 1.0), (1.0,), "learning_rate", (1.0, 2.0, "square"), []])
+def test_what_is_no_space_is_refused(space: Any) -> None:
+    with pytest.raises(PluginError, match="is no range"):
+        tuning._range("x", 0, space, 1.0, "here")
+
+
+def test_trials_begin_with_what_is_set_and_keep_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score is highest at a rate of 3e-3, three times what is set."""
+
+    def trial(task: Any, method: Method) -> dict[str, Any]:
+        rate = method.steps[0].params.get("learning_rate", 1e-3)
+        tried.append(rate)
+        failed = len(tried) == 3
+        return {"settings": [str(method.steps[0])], "score": None if failed else -abs(rate - 3e-3), "reason": "x"}
+
+    tried: list[float] = []
+    monkeypatch.setattr(tuning, "_trial", trial)
+    host = default_host()
+    method = read_method(host, "dpo", replace(SUITE_OBJECT, settings={"dpo": {"learning_rate": 1e-3}}), 1.0)
+    task = tuning.Search(tmp_path, Conditions(SUITE, "tiny"), method, tuning.ranges_of(host, method), 12)
+    found, first = tuning.search(task), list(tried)
+    assert first[0] == 1e-3
+    assert len(first) == len(found.trials) == 12
+    best = found.method.steps[0].params["learning_rate"]
+    assert abs(best - 3e-3) == min(abs(rate - 3e-3) for k, rate in enumerate(first) if k != 2)
+    tried.clear()
+    assert tuning.search(task).method == found.method
+    assert tried == first
+
+
+def test_settings_are_tried_on_prompts_that_are_not_the_tests() -> None:
+    whole, part = open_suite(default_host(), SUITE), open_suite(default_host(), SUITE, tuning=True)
+    taught, measured, test = (
+        {row["prompt_id"] for row in groups} for groups in (part.prompts, part.heldout, whole.heldout)
+    )
+    assert (len(taught), len(measured)) == (6, 2)
+    assert not taught & measured
+    assert not (taught | measured) & test
+
+
+def test_a_suite_without_prompts_to_spare_is_not_tuned_on() -> None:
+    with pytest.raises(ConfigError, match="chosen by the test itself"):
+        tuning.check_tuning(True, None)
+    tuning.check_tuning(True, "another")
+
+
+def test_tuning_runs_end_to_end(done: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(done, tmp_path / "run")
+    found = compare(
+        SUITE, [PAIRS.replace("learning_rate=4e-3, ", "")], tune=2, run_dir=folder, **{**ARGUMENTS, "seeds": 1}
+    )
+    (rows,) = found.trials.values()
+    assert [row["score"] is not None for row in rows] == [True, True]
+    assert len({row["settings"][0] for row in rows}) == 2
+    assert max(each.trials for each in found.standings) == 2
+    assert "2 trials on other prompts" in found.page.read_text()
+
+
+# -- workers, progress, command line -----------------------------------------------------------------------------------
+
+
+def die(item: str) -> str:
+    if item == "dies":
+        os._exit(9)
+    return f"{item} done"
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_no_other_with_it() -> None:
+    """Starts five interpreters."""
+    items = ["a", "dies", "b"]
+    found = workers.run_all(die, items, 2, lambda *_: None, 1, lambda item, why: f"{item}: {why}")
+    assert found[0::2] == ["a done", "b done"]
+    assert "was killed" in found[1]
+
+
+def test_progress_counts_cells_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    conditions = Conditions(SUITE, "tiny")
+    three = [Cell(conditions, Method(name, ()), 0, tmp_path) for name in ("a", "b", "\x1b[31mc")]
+    progress = Progress()
+    with progress.over(three):
+        for each, status in zip(three, ("complete", "failed", "complete"), strict=True):
+            progress.watch(each, "begins", None)
+            progress.watch(each, "ended", {"status": status, "reason": "no memory"})
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"a s0: done \(.*\); 1 of 3, about .* left", lines[0])
+    assert "b s0: failed: no memory; 2 of 3" in lines[1]
+    assert "3 of 3" in lines[2]
+    assert "\x1b" not in lines[2]
+
+
+def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(suite: str, methods: list[str], **arguments: Any) -> Any:
+        seen.update(arguments, suite=suite, methods=methods)
+        return type("Found", (), {"table": lambda self: "the table", "page": "page.html"})()
+
+    monkeypatch.setattr("alignkit.comparison.compare", fake)
+    words = ["compare", "toy", "a", "b,c", "--seeds", "3", "--budget", "flops=1G", "--tune", "4", "--processes", "2"]
+    assert cli.main([*words, "--policy", "tiny", "--repeat"]) == 0
+    assert (seen["suite"], seen["methods"], seen["seeds"]) == ("toy", ["a", "b,c"], 3)
+    assert (seen["budget"], seen["tune"], seen["processes"], seen["repeat"]) == (["flops=1G"], 4, 2, True)
+    assert "the table" in capsys.readouterr().out
+    assert cli.main(["compare"]) == 2
+    assert cli.main(["compare", "toy", "--from", "a", "b"]) == 2
