@@ -124,8 +124,8 @@ def unreduced(subject: Subject) -> str:
 @check("loss")
 def no_coupling_across_the_batch(subject: Subject) -> str:
     """The value of an element depends on that element alone; what is shared across the batch comes in declared and
-    detached, as KTO's baseline does. Otherwise a result depends on who happens to be in the micro-batch: TRL's `aot`
-    sorts over the batch, CPL's reference drops pairs of others' values."""
+    detached, as a baseline of the round does. Otherwise a result depends on who happens to be in the micro-batch: TRL's `aot`
+    sorts over the batch, the reference code of correctness.md 1.7 averages over pairs that are not won yet."""
     loss, tensors = per_element(subject)
     whole = terms_of(loss, tensors)
     for index in range(tensors.count):
@@ -279,7 +279,7 @@ def _widened(value: Tensor) -> Tensor:
 def denominators(subject: Subject) -> str:
     """An element keeps its value when a longer one joins the batch, and a response without a learned token gives a
     finite value and no gradient: a loss that divides by lengths divides by at least one. trl#6024; HIR's reference
-    and CPL's give 0/0."""
+    and that of correctness.md 1.7 give 0/0."""
     loss, tensors = per_element(subject)
     if not any(tensors.levels[n] in ("token", "mask") for n in tensors.values):
         return _short_groups(loss, tensors)

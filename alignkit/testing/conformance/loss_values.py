@@ -106,7 +106,7 @@ FAR = {"chosen_logprobs": -2000.0, "rejected_logprobs": -3.0, "ref_chosen_logpro
 @check("loss")
 def finite_far_away(subject: Subject) -> str:
     """A pair that is lost by thousands of nats, or scores 1200 apart, still has a finite value and gradient:
-    log(sigmoid(x)) is -inf at -100 where logsigmoid is -100 (correctness.md 1.2); CPL's reference gives NaN where all
+    log(sigmoid(x)) is -inf at -100 where logsigmoid is -100 (correctness.md 1.2); one reference code gives NaN where all
     pairs saturate (1.7)."""
     loss, tensors = per_element(subject)
     far = tensors.changed(lambda n, v: torch.full_like(v, FAR[n]) if n in FAR else v)
@@ -156,7 +156,7 @@ def gradcheck(subject: Subject) -> str:
 
 @check("loss")
 def starts_at_the_reference(subject: Subject) -> str:
-    """Where the policy is its reference nothing else of their log-probs matters: DPO starts at log 2 whatever the
+    """Where the policy is its reference nothing else of their log-probs matters: a logistic loss starts at log 2 whatever the
     pair. NeMo-Aligner#227, #228, trl#744, #2042, #5542: a loss at step 0 that was not ln 2; a reference of the other
     response is the usual cause."""
     loss, tensors = per_element(subject)
@@ -200,7 +200,7 @@ def _reference_slopes(loss: BoundLoss, start: Tensors, pairs: list[tuple[str, st
 def direction(subject: Subject) -> str:
     """It pushes the right way: a comparison won by far costs less than one lost by far, a ranking in order less than
     one turned round, a good response becomes likelier, a token of positive advantage too. The most asked question of
-    five trackers is why chosen log-probs fall (trl#800, DPO repo #8, #32); a sign, or chosen and rejected exchanged,
+    five trackers is why chosen log-probs fall (trl#800, LF#6153); a sign, or chosen and rejected exchanged,
     is the case where it is a fault."""
     loss, tensors = with_gradient(subject)
     said = [
