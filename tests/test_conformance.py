@@ -139,6 +139,18 @@ def test_a_whole_distribution_is_checked_for_what_its_import_costs_and_what_it_a
     assert of_distribution("says-what-it-needs", {}, requires=">=0.1") == "fail"
 
 
+def test_what_is_broken_on_purpose_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = planted("losses").LOSSES["straight_through"][1]
+    monkeypatch.setattr(loss, "declined", {"gradcheck": "it is one"}, raising=False)
+    [subject] = find("loss:through", host_with("loss", "through", loss))
+    found = {one.name: examine(subject, one) for one in checks_of("loss")}
+    assert (found["gradcheck"].verdict, found["gradcheck"].text) == (
+        "does not apply",
+        "declined by its author: it is one",
+    )
+    assert found["unreduced"].verdict == "pass"
+
+
 # -- how it is told ----------------------------------------------------------------------------------------------------
 
 
