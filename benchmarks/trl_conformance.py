@@ -39,10 +39,10 @@ KEPT = ("documented", "refuses-negative", "infinite-is-refused-or-harmless", "ke
 """Checks of how a component is declared, which says nothing of TRL."""
 
 
-SAID = """- `aot` and `aot_unpaired` sort log-ratios over the micro-batch, so that a pair's value and gradient depend on its
-  neighbours and on the size of the micro-batch.
-- `discopop` multiplies an exponential that overflows by a weight that is 0, where a comparison is lost by far (two thousand
-  nats): not finite.
+SAID = """- `aot` and `aot_unpaired` sort log-ratios over the micro-batch, so that a pair's value and gradient depend on
+  its neighbours and on the size of the micro-batch.
+- `discopop` multiplies an exponential that overflows by a weight that is 0, where a comparison is lost by far (two
+  thousand nats): not finite.
 - `cispo` detaches the clipped ratio on purpose, so that autograd is not the derivative of the value. A component says so by
   `declined`.
 - "As returned": what `_compute_loss` and `compute_loss` give is a mean over the micro-batch, and a mean of means over
