@@ -43,8 +43,8 @@ SAID = """- `aot` and `aot_unpaired` sort log-ratios over the micro-batch, so th
   its neighbours and on the size of the micro-batch.
 - `discopop` multiplies an exponential that overflows by a weight that is 0, where a comparison is lost by far (two
   thousand nats): not finite.
-- `cispo` detaches the clipped ratio on purpose, so that autograd is not the derivative of the value. A component says so by
-  `declined`.
+- `cispo` detaches the clipped ratio on purpose, so that autograd is not the derivative of the value. A component says
+  so by `declined`.
 - "As returned": what `_compute_loss` and `compute_loss` give is a mean over the micro-batch, and a mean of means over
   accumulated micro-batches is not the mean of the step."""
 """What the table means."""
