@@ -188,8 +188,12 @@ def test_a_failure_says_what_where_and_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = planted("losses").LOSSES["prefers_the_rejected"][1]
-    monkeypatch.setattr("alignkit.testing.conformance.default_host", lambda: host_with("loss", "bad", bad))
-    monkeypatch.setattr("alignkit.registry.host.default_host", lambda: host_with("loss", "bad", bad))
+    host = host_with("loss", "bad", bad)
+    for module in (
+        "alignkit.testing.conformance",
+        "alignkit.registry.host",
+    ):  # the face has a function of the first name
+        monkeypatch.setattr(sys.modules[module], "default_host", lambda: host)
     assert cli.main(["plugins", "--check", "loss:bad", "--json"]) == 1
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["direction"]["verdict"] == "fail"
