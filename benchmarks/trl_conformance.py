@@ -39,6 +39,17 @@ KEPT = ("documented", "refuses-negative", "infinite-is-refused-or-harmless", "ke
 """Checks of how a component is declared, which says nothing of TRL."""
 
 
+SAID = """- `aot` and `aot_unpaired` sort log-ratios over the micro-batch, so that a pair's value and gradient depend on
+  its neighbours and on the size of the micro-batch.
+- `discopop` multiplies an exponential that overflows by a weight that is 0, where a comparison is lost by far (two
+  thousand nats): not finite.
+- `cispo` detaches the clipped ratio on purpose, so that autograd is not the derivative of the value. A component says
+  so by `declined`.
+- "As returned": what `_compute_loss` and `compute_loss` give is a mean over the micro-batch, and a mean of means over
+  accumulated micro-batches is not the mean of the step."""
+"""What the table means."""
+
+
 class Given(torch.nn.Module):
     """A model that answers with log-probs [rows, tokens] that it was given."""
 
@@ -211,7 +222,8 @@ def main() -> int:
         print("TRL is not installed: pip install --no-deps trl==1.16.0", file=sys.stderr)
         return 2
     found = outcomes()
-    text = f"TRL {found_version}, torch {torch.__version__}, by `benchmarks/trl_conformance.py`.\n\n{table(found)}\n"
+    head = f"TRL {found_version}, torch {torch.__version__}, by `benchmarks/trl_conformance.py`."
+    text = f"{head}\n\n{table(found)}\n\n{SAID}\n"
     print(text)
     (RESULTS / "trl_conformance.md").write_text(text, encoding="utf-8")
     (RESULTS / "trl_conformance.json").write_text(

@@ -18,7 +18,8 @@ from alignkit.groups import Groups
 from alignkit.registry.grammar import use
 from alignkit.registry.hookspecs import KINDS, hookimpl
 from alignkit.registry.host import PluginHost, default_host
-from alignkit.testing.conformance import CHECKS, Given, checks_of, conformance, examine, find
+from alignkit.registry.metadata import PluginInfo
+from alignkit.testing.conformance import CHECKS, Given, Subject, checks_of, conformance, examine, find
 from alignkit.testing.conformance.imports import HEAVY, SECONDS, imported
 
 HERE = Path(__file__).parent / "planted"
@@ -116,6 +117,40 @@ def test_importing_something_heavy_or_meddlesome_is_found(tmp_path: Path, monkey
     assert imported(["meddler"])["meddler"]["changed"] == ["default dtype", "environment"]
 
 
+def of_distribution(check: str, seen: dict[str, Any], requires: str = "<0.2,>=0.1") -> str:
+    """The verdict of a check of a whole distribution that was seen to be so."""
+    info = PluginInfo("alignkit-dpo", "0.1.0", "dpo", "alignkit_dpo", requires=requires)
+    subject = Subject("plugin", "alignkit-dpo", PluginHost(allow=()), info=info)
+    plain = {"seconds": 0.1, "new": ["alignkit_dpo"], "changed": [], "cuda": False}
+    subject.kept["probe"] = ({"alignkit_dpo": {**plain, **seen}}, None)
+    [one] = [one for one in checks_of("plugin") if one.name == check]
+    return examine(subject, one).verdict
+
+
+def test_a_whole_distribution_is_checked_for_what_its_import_costs_and_what_it_asks_for() -> None:
+    assert of_distribution("import-is-cheap", {}) == "pass"
+    assert of_distribution("import-is-cheap", {"new": ["trl"]}) == "fail"
+    assert of_distribution("import-is-cheap", {"seconds": 4.0}) == "fail"
+    assert of_distribution("import-changes-nothing", {}) == "pass"
+    assert of_distribution("import-changes-nothing", {"changed": ["environment"]}) == "fail"
+    assert of_distribution("import-changes-nothing", {"cuda": True}) == "fail"
+    assert of_distribution("says-what-it-needs", {}) == "pass"
+    assert of_distribution("says-what-it-needs", {}, requires="") == "fail"
+    assert of_distribution("says-what-it-needs", {}, requires=">=0.1") == "fail"
+
+
+def test_what_is_broken_on_purpose_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = planted("losses").LOSSES["straight_through"][1]
+    monkeypatch.setattr(loss, "declined", {"gradcheck": "it is one"}, raising=False)
+    [subject] = find("loss:through", host_with("loss", "through", loss))
+    found = {one.name: examine(subject, one) for one in checks_of("loss")}
+    assert (found["gradcheck"].verdict, found["gradcheck"].text) == (
+        "does not apply",
+        "declined by its author: it is one",
+    )
+    assert found["unreduced"].verdict == "pass"
+
+
 # -- how it is told ----------------------------------------------------------------------------------------------------
 
 
@@ -129,10 +164,9 @@ def test_every_kind_has_checks_and_each_tells_the_pain_it_spares() -> None:
 
 
 def test_every_check_has_a_planted_fault_that_it_finds() -> None:
-    """But those of which nothing smaller than a broken library is an example."""
+    """But those of whole distributions, which the test below is about, and those that only say how a run went."""
     untested = {
-        "runs-a-round", "done-already", "numbers-are-declared", "builds-from-its-defaults", "metric-inputs-unchanged",
-        "finite-value", "state-can-be-saved", "truth-scores-answers", "longest-answer", "says-what-it-needs",
+        "runs-a-round", "done-already", "numbers-are-declared", "builds-from-its-defaults", "says-what-it-needs",
         "import-is-cheap", "import-changes-nothing",
     }  # fmt: skip
     assert {check for _, _, check, _ in FAULTS} | untested >= {one.name for one in CHECKS}
@@ -154,8 +188,12 @@ def test_a_failure_says_what_where_and_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = planted("losses").LOSSES["prefers_the_rejected"][1]
-    monkeypatch.setattr("alignkit.testing.conformance.default_host", lambda: host_with("loss", "bad", bad))
-    monkeypatch.setattr("alignkit.registry.host.default_host", lambda: host_with("loss", "bad", bad))
+    host = host_with("loss", "bad", bad)
+    for module in (
+        "alignkit.testing.conformance",
+        "alignkit.registry.host",
+    ):  # the face has a function of the first name
+        monkeypatch.setattr(sys.modules[module], "default_host", lambda: host)
     assert cli.main(["plugins", "--check", "loss:bad", "--json"]) == 1
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["direction"]["verdict"] == "fail"

@@ -428,6 +428,17 @@ class RanksFromZero(Longest):
         return [rank - 1 for rank in super().ranks(responses)]
 
 
+@plant("annotator", "other-groups-do-not-matter")
+class TurnsWithTheCrowd(Longest):
+    """Judges otherwise when there is more than one group."""
+
+    def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
+        told = super().annotate(groups)["preference"]
+        if len(groups) == 1:
+            told = told.map_rows(lambda row: {"ranks": [len(row["ranks"]) + 1 - rank for rank in row["ranks"]]})
+        return {"preference": told}
+
+
 @plant("annotator", "nothing-to-judge")
 class MakesOneUp(Longest):
     """Judges a response that is alone."""
@@ -494,6 +505,52 @@ class LastOneWins(Metric):
         return self.last
 
 
+class CountsTokens(Metric):
+    """Learned tokens."""
+
+    spec: ClassVar[MetricSpec] = MetricSpec("tokens")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, response_mask):
+        self.total += response_mask.sum()
+
+    def compute(self):
+        return self.total
+
+
+@plant("metric", "finite-value")
+class DividesByNothing(CountsTokens):
+    """A share of nothing."""
+
+    def compute(self):
+        return self.total * 0 / 0
+
+
+@plant("metric", "state-can-be-saved")
+class KeepsItElsewhere(CountsTokens):
+    """Counts its updates where nobody saves them."""
+
+    seen = 0
+
+    def update(self, response_mask):
+        super().update(response_mask)
+        self.seen += 1
+
+    def compute(self):
+        return self.total / max(self.seen, 1)
+
+
+@plant("metric", "metric-inputs-unchanged")
+class MasksInPlace(CountsTokens):
+    """Hides what it does not need from everybody."""
+
+    def update(self, logprobs, response_mask):
+        self.total += logprobs.mul_(response_mask).sum()
+
+
 # -- transforms, suites, recipes, stages -------------------------------------------------------------------------------
 
 
@@ -526,6 +583,18 @@ def leaks() -> Suite:
 def draws() -> Suite:
     """Other prompts every time."""
     return Suite(Groups.from_prompts([str(random.random())]), Groups.from_prompts(["b"]), {"brief": brief})
+
+
+@plant("suite", "truth-scores-answers")
+def one_score_for_all() -> Suite:
+    """Its truth has one score for a group."""
+    return Suite(Groups.from_prompts(["a"]), Groups.from_prompts(["b"]), {"truth": OneForAll()})
+
+
+@plant("suite", "longest-answer")
+def no_room() -> Suite:
+    """No answer may have a token."""
+    return Suite(Groups.from_prompts(["a"]), Groups.from_prompts(["b"]), {"brief": brief}, max_new_tokens=0)
 
 
 @plant("recipe", "command-line")

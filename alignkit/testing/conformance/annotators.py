@@ -74,7 +74,8 @@ def rankings(groups: Groups) -> dict[str, dict[str, int]]:
 @check("annotator")
 def one_ranking_a_group(subject: Subject) -> str:
     """Each group it judges comes back once, with a rank for every response from 1 on, a rating of the scale or none,
-    and its dimension named; what it cannot judge is left out. findings A13 (ranks from 0, another dimension)."""
+    and its dimension named; what it cannot judge is left out. This library once took ranks from 0, and
+    dimensions that nobody had declared."""
     annotator, rows = annotator_of(subject), rows_of(subject)
     found = judged(subject, rows)
     if set(found) != set(annotator.dimensions):

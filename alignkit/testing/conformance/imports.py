@@ -79,7 +79,7 @@ def imported(modules: list[str]) -> dict[str, Any]:
 @check("plugin")
 def import_is_cheap(subject: Subject) -> str:
     """Importing it loads nothing heavy that only a run of it needs, and takes less than 3 s of CPU beyond torch and
-    the core: every listing and every run pays it; findings D10 (7 to 30 s of silence while importing)."""
+    the core: every listing and every run pays it. Here it was once 7 to 30 s of silence."""
     seen = probe(subject)
     heavy = [name for name in HEAVY if name in seen["new"]]
     if heavy:
@@ -92,7 +92,7 @@ def import_is_cheap(subject: Subject) -> str:
 @check("plugin")
 def import_changes_nothing(subject: Subject) -> str:
     """Importing it leaves the process as it was: default dtype, threads, random states, logging, environment, CUDA.
-    A plugin that is merely installed must not change another's results; lightning's callbacks_factory (peers.md 31),
+    A plugin that is merely installed must not change another's results; lightning's callbacks_factory,
     LF#10757, unsloth#4006."""
     seen = probe(subject)
     if seen["changed"]:

@@ -113,7 +113,8 @@ def compared(loss: BoundLoss, one: Tensors, other: Tensors, mask: Tensor) -> Ite
 def unreduced(subject: Subject) -> str:
     """A loss returns one value per token, response, pair or group. One that takes its own mean, or returns a number,
     hides from the engine what it must divide by: trl#6024, #3021, #5619, OpenRLHF#1249, where the gradient was 0.5 to
-    4 times what it should be; findings A13 ([R, T, 1] accepted in silence)."""
+    4 times what it should be; [R, T, 1] was once accepted here in silence, with
+    a sixth of the gradient."""
     loss, tensors = loss_of(subject), tensors_of(subject)
     if wrong := wrong_sizes(loss, tensors, is_watched(subject)):
         refuse(wrong)
@@ -124,8 +125,8 @@ def unreduced(subject: Subject) -> str:
 @check("loss")
 def no_coupling_across_the_batch(subject: Subject) -> str:
     """The value of an element depends on that element alone; what is shared across the batch comes in declared and
-    detached, as KTO's baseline does. Otherwise a result depends on who happens to be in the micro-batch: TRL's `aot`
-    sorts over the batch, CPL's reference drops pairs of others' values."""
+    detached, as a baseline of the round does. Otherwise a result depends on who happens to be in the micro-batch:
+    TRL's `aot` sorts over the batch, jhejna's reference code averages over the pairs that are not won yet."""
     loss, tensors = per_element(subject)
     whole = terms_of(loss, tensors)
     for index in range(tensors.count):
@@ -166,7 +167,7 @@ def gradient_stays_in_its_element(subject: Subject) -> str:
 @check("loss")
 def micro_batch_invariance(subject: Subject) -> str:
     """The gradient of a step is the same in one micro-batch and in many, for every reduction a method may declare. A
-    mean of means is not the mean: trl#6024, #3021, #5619, ms-swift#10117, unsloth#1178; correctness.md P7."""
+    mean of means is not the mean: trl#6024, #3021, #5619, ms-swift#10117, unsloth#1178."""
     loss, tensors = per_element(subject)
     for reduction in ("token", "sequence", "group", "constant"):
         results = []
@@ -188,7 +189,7 @@ def micro_batch_invariance(subject: Subject) -> str:
 
 @check("loss")
 def batch_order(subject: Subject) -> str:
-    """Turning the order of the batch round turns the values round and changes nothing else; correctness.md P6."""
+    """Turning the order of the batch round turns the values round and changes nothing else."""
     loss, tensors = per_element(subject)
     turned = tensors.take(*reversed(range(tensors.count)))
     first, second = terms_of(loss, tensors), terms_of(loss, turned)
@@ -202,7 +203,7 @@ def batch_order(subject: Subject) -> str:
 def hidden_positions(subject: Subject) -> str:
     """What stands where nothing is learned changes neither value nor gradient. HIR's reference counts ignored
     positions as probability 1, trl#2022 summed a placeholder log-prob of padding for 21 months, verl#6310 wrote a
-    reward on one; correctness.md P5."""
+    reward on one."""
     loss, tensors = per_element(subject)
     masks = {"token": tensors.mask, "group": tensors.values.get("group_mask", torch.ones(ELEMENTS, 4)).bool()}
     wide = [n for n in tensors.values if tensors.levels[n] in masks and tensors.values[n].is_floating_point()]
@@ -256,7 +257,7 @@ def _to_the_right(value: Tensor, mask: Tensor) -> Tensor:
 @check("loss")
 def batch_composition(subject: Subject) -> str:
     """A longer neighbour widens the padding, and no value notices. RM scores that changed with the batch:
-    reward-bench#137; correctness.md P6 (extra pad columns)."""
+    reward-bench#137."""
     loss, tensors = per_element(subject)
     wide = [n for n in tensors.values if tensors.levels[n] in ("token", "mask")]
     if not wide:
@@ -279,7 +280,7 @@ def _widened(value: Tensor) -> Tensor:
 def denominators(subject: Subject) -> str:
     """An element keeps its value when a longer one joins the batch, and a response without a learned token gives a
     finite value and no gradient: a loss that divides by lengths divides by at least one. trl#6024; HIR's reference
-    and CPL's give 0/0."""
+    and others give 0/0."""
     loss, tensors = per_element(subject)
     if not any(tensors.levels[n] in ("token", "mask") for n in tensors.values):
         return _short_groups(loss, tensors)

@@ -32,7 +32,7 @@ def with_gradient(subject: Subject) -> tuple[BoundLoss, Tensors]:
 @check("loss")
 def has_a_gradient(subject: Subject) -> str:
     """What is returned is differentiable in something that is trained. A loss that is detached trains nothing and
-    says nothing (findings D3: a detached loss); a dict of diagnostics that no method learns from may be."""
+    says nothing , and was once accepted here; a dict of diagnostics that no method learns from may be."""
     loss, tensors = per_element(subject)
     terms = terms_of(loss, tensors.with_gradients())
     learned = [name for name, term in terms.items() if term.requires_grad]
@@ -64,7 +64,7 @@ def every_logprob_counts(subject: Subject) -> str:
 @check("loss")
 def finite_and_exact_in_float32(subject: Subject) -> str:
     """float32 gives what float64 gives, to 1e-4, value and gradient: a difference of large sums, or exp of one, is
-    where digits go (correctness.md 1.1, logit numerics)."""
+    where digits go."""
     loss, tensors = per_element(subject)
     exact, single = tensors.with_gradients(), tensors.to(torch.float32).with_gradients()
     for name, value in terms_of(loss, exact).items():
@@ -86,8 +86,7 @@ def _near(one: Tensor, other: Tensor, mask: Tensor) -> bool:
 
 @check("loss")
 def finite_in_bf16(subject: Subject) -> str:
-    """In bfloat16 values and gradients stay finite, and keep their dtype's range: findings A2, p07, a head whose
-    gradient cancelled in bf16."""
+    """In bfloat16 values and gradients stay finite: a head of this library once had a gradient of exactly 0 there."""
     loss, tensors = per_element(subject)
     half = tensors.to(torch.bfloat16).with_gradients()
     for name, value in terms_of(loss, half).items():
@@ -106,7 +105,7 @@ FAR = {"chosen_logprobs": -2000.0, "rejected_logprobs": -3.0, "ref_chosen_logpro
 @check("loss")
 def finite_far_away(subject: Subject) -> str:
     """A pair that is lost by thousands of nats, or scores 1200 apart, still has a finite value and gradient:
-    log(sigmoid(x)) is -inf at -100 where logsigmoid is -100 (correctness.md 1.2); CPL's reference gives NaN where all
+    log(sigmoid(x)) is -inf at -100 where logsigmoid is -100; one paper's reference code gives NaN where all
     pairs saturate (1.7)."""
     loss, tensors = per_element(subject)
     far = tensors.changed(lambda n, v: torch.full_like(v, FAR[n]) if n in FAR else v)
@@ -156,8 +155,8 @@ def gradcheck(subject: Subject) -> str:
 
 @check("loss")
 def starts_at_the_reference(subject: Subject) -> str:
-    """Where the policy is its reference nothing else of their log-probs matters: DPO starts at log 2 whatever the
-    pair. NeMo-Aligner#227, #228, trl#744, #2042, #5542: a loss at step 0 that was not ln 2; a reference of the other
+    """Where the policy is its reference nothing else of their log-probs matters: a logistic loss starts at log 2.
+    NeMo-Aligner#227, #228, trl#744, #2042, #5542: a loss at step 0 that was not ln 2; a reference of the other
     response is the usual cause."""
     loss, tensors = per_element(subject)
     pairs = [(n, f"ref_{n}") for n in tensors.values if f"ref_{n}" in tensors.values]
@@ -200,7 +199,7 @@ def _reference_slopes(loss: BoundLoss, start: Tensors, pairs: list[tuple[str, st
 def direction(subject: Subject) -> str:
     """It pushes the right way: a comparison won by far costs less than one lost by far, a ranking in order less than
     one turned round, a good response becomes likelier, a token of positive advantage too. The most asked question of
-    five trackers is why chosen log-probs fall (trl#800, DPO repo #8, #32); a sign, or chosen and rejected exchanged,
+    five trackers is why chosen log-probs fall (trl#800, LF#6153); a sign, or chosen and rejected exchanged,
     is the case where it is a fault."""
     loss, tensors = with_gradient(subject)
     said = [
@@ -280,7 +279,7 @@ def _of_text(loss: BoundLoss, tensors: Tensors) -> str:
 
 @check("loss")
 def values_learn_their_target(subject: Subject) -> str:
-    """A value above its return falls, one below rises: correctness.md 1.1, value loss; the sign of the returns."""
+    """A value above its return falls, one below rises: the sign of the returns."""
     loss, tensors = with_gradient(subject)
     if not {"values", "returns"} <= set(tensors.values):
         skip("it has no value model")
@@ -294,7 +293,7 @@ def values_learn_their_target(subject: Subject) -> str:
 @check("loss")
 def soft_labels_are_the_mean(subject: Subject) -> str:
     """With preference_prob p a pair costs p times the loss of the label plus 1 - p times that of the other label:
-    findings t02 and t03, soft labels that were something else or dropped."""
+    soft labels that were something else, or dropped in silence, here too once."""
     loss, tensors = per_element(subject)
     if "preference_prob" not in tensors.values:
         skip("it asks for no preference_prob")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.errors import NumericError
 from alignkit.metrics.base import Metric, alone, values_of
 from alignkit.metrics.states import restore, states_of
 from alignkit.testing.conformance.loss_data import ELEMENTS, Tensors, draw
@@ -76,7 +77,10 @@ def differ(one: dict[str, float], other: dict[str, float]) -> bool:
 @check("metric")
 def finite_value(subject: Subject) -> str:
     """It gives a finite number, or named ones: trl#2022, a "negative entropy" that was logged for 21 months."""
-    found = fed(metric_of(subject), updates(subject))
+    try:
+        found = fed(metric_of(subject), updates(subject))
+    except NumericError as error:
+        refuse(error.what, "compute")
     return ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "nothing to tell"
 
 

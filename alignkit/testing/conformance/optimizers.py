@@ -61,7 +61,7 @@ def finite_gradient(subject: Subject) -> str:
 @check("optimizer")
 def prepared_batch(subject: Subject) -> str:
     """What `prepare` returns is aligned with its groups, detached, finite where it is learned from, and called by
-    names that were declared: findings A13 (2R values accepted), B4 (graphs that keep models alive)."""
+    names that were declared: 2R values were once accepted here, and graphs that kept models alive."""
     batch = first_call(subject).batch
     responses = batch.groups.num_responses
     promised = {n for n, spec in VOCABULARY.items() if spec.source == "method"} | set(trial(subject).method.provides)
@@ -97,7 +97,7 @@ def hidden_advantages(subject: Subject) -> str:
 @check("optimizer")
 def prepare_changes_nothing(subject: Subject) -> str:
     """`prepare` writes into nothing that it was given, moves no global random state, and gives the same twice:
-    ms-swift#3607, open-instruct#648 (a fixed seed that is not reproducible); findings p05."""
+    ms-swift#3607, open-instruct#648 (a fixed seed that is not reproducible)."""
     call = first_call(subject)
     for name, before in call.before.items():
         if not torch.equal(before.nan_to_num(), call.given[name].nan_to_num()):
@@ -160,7 +160,8 @@ class _Numbers(dict[str, float]):
 @check("optimizer")
 def constant_rewards(subject: Subject) -> str:
     """Where all responses score alike nothing is NaN: the advantage is 0, or the round is refused in words. A
-    deviation of 0 divides (verl, TRL: eps), b03 (whitening equal scores), t01 (a round that is solved)."""
+    deviation of 0 divides (verl, TRL: eps), and whitening equal scores made noise of
+    rounding."""
     call = first_call(subject)
     name = _scored(call)
     groups = call.groups.with_rewards(name, [[1.0] * len(row["responses"]) for row in call.groups])

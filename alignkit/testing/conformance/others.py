@@ -68,8 +68,8 @@ def transformed(subject: Subject, rows: Groups | None = None) -> Groups:
 
 @check("transform")
 def gives_groups(subject: Subject) -> str:
-    """It returns `Groups` with every column, each row's own lengths agreeing: findings A3 (edited text whose old
-    token ids were learned)."""
+    """It returns `Groups` with every column, each row's own lengths agreeing, and the text of a response that of
+    its token ids: an edited text was once scored here, and its old tokens learned."""
     found = transformed(subject)
     if not isinstance(found, Groups):
         refuse(f"it returns a {type(found).__name__}")
@@ -214,7 +214,7 @@ def stage_key(subject: Subject, values: dict[str, Any]) -> str:
 @check("stage")
 def every_field_counts(subject: Subject) -> str:
     """A field that is changed changes the key, unless it is marked `NO_EFFECT`: an argument that a key forgets gives
-    a stale result in silence; findings A1."""
+    a stale result in silence."""
     values = stage_values(subject)
     before, tried = stage_key(subject, values), []
     for each in dataclasses.fields(subject.target):

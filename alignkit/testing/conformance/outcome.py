@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -106,9 +106,17 @@ class Outcome:
     reproduce: str = ""
 
 
+def declined(subject: Subject) -> Mapping[str, str]:
+    """The checks that a component's author says it breaks on purpose, with the reason: its attribute `declined`."""
+    said = getattr(subject.record.object, "declined", {}) if subject.record else {}
+    return said if isinstance(said, Mapping) else {}
+
+
 def examine(subject: Subject, one: Check) -> Outcome:
     """Run one check on one component. Whatever a component raises is a failure of that check and of no other."""
     label = subject.label
+    if reason := declined(subject).get(one.name):
+        return Outcome(label, one.name, "does not apply", f"declined by its author: {reason}")
     again = f"alignkit plugins --check {label}"
     try:
         return Outcome(label, one.name, "pass", one.run(subject) or "")

@@ -90,8 +90,8 @@ def one_score_a_response(subject: Subject) -> str:
 
 @check("reward")
 def finite_or_missing(subject: Subject) -> str:
-    """A score is a finite number or missing with a reason; NaN and infinity are neither. trl#6427; findings A13 (a
-    class whose NaN is not missing)."""
+    """A score is a finite number or missing with a reason; NaN and infinity are neither. trl#6427; a class whose NaN
+    was no missing score was once accepted here."""
     for rows in (rows_of(subject), EMPTY):
         for values in scored(subject, rows).values:
             bad = [value for value in values if value is not None and not math.isfinite(value)]

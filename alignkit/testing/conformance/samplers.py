@@ -56,7 +56,7 @@ def ids(groups: Groups) -> list[list[list[int]]]:
 @check("sampler")
 def as_many_as_asked(subject: Subject) -> str:
     """Every prompt gets its n responses, none empty, none longer than the limit, and with every token its log-prob:
-    trl#6533 (one answer for all), findings p14."""
+    trl#6533 (one answer for all)."""
     limit = sampler_of(subject).max_new_tokens
     for number, row in enumerate(sampled(subject)):
         if len(row["responses"]) != 3:
@@ -73,7 +73,7 @@ def as_many_as_asked(subject: Subject) -> str:
 @check("sampler")
 def ends_where_it_ends(subject: Subject) -> str:
     """A response is finished where its last token is an end token, or a stop text cut it, and holds no token after an
-    end: trl#1623, #2059, trl#5988 (endless generations), findings p11."""
+    end: trl#1623, #2059, trl#5988 (endless generations)."""
     ends = set(policy_of(subject).chat.end_ids)
     several = sampled(subject, n=24)
     for number, row in enumerate(several):
@@ -91,7 +91,7 @@ def ends_where_it_ends(subject: Subject) -> str:
 @check("sampler")
 def same_seed_same_samples(subject: Subject) -> str:
     """The random numbers are those of the keys: the same seed gives the same samples and another seed others, and no
-    global random state is read. ms-swift#3607, open-instruct#648; findings p05 (the same numbers every round)."""
+    global random state is read. ms-swift#3607, open-instruct#648; here once the same numbers every round."""
     first = ids(sampled(subject))
     torch_state = torch.get_rng_state()
     torch.manual_seed(99)
@@ -109,7 +109,7 @@ def same_seed_same_samples(subject: Subject) -> str:
 @check("sampler")
 def batch_size_invariance(subject: Subject) -> str:
     """Another batch size, other prompts beside it and more samples leave a sample as it was: vLLM and TRL cannot
-    (trl#6789, #7269: chunk size 1 or 8 moves tokens); findings p44."""
+    (trl#6789, #7269: chunk size 1 or 8 moves tokens)."""
     whole = ids(sampled(subject))
     if whole != ids(sampled(subject, batch_size=1)):
         refuse("another batch size gives other samples", "batch_size=1")
@@ -123,7 +123,7 @@ def batch_size_invariance(subject: Subject) -> str:
 @check("sampler")
 def logprobs_are_the_policy(subject: Subject) -> str:
     """The log-prob of each token is log_softmax(logits / T) before truncation, at the sampler's T, as training works
-    it out: trl#4159, #4772, verl#2953, vllm#42259; correctness.md P2 (a forgotten T is off by 0.7 nats)."""
+    it out: trl#4159, #4772, verl#2953, vllm#42259; a forgotten T is off by 0.7 nats."""
     sampler, policy = sampler_of(subject), policy_of(subject)
     prompts = sampler._encoded(policy, PROMPTS)
     for number, (row, prompt) in enumerate(zip(sampled(subject), prompts, strict=True)):
@@ -193,7 +193,7 @@ def _probabilities(subject: Subject, sampler: Sampler) -> Tensor:
 @check("sampler")
 def warp_only_excludes(subject: Subject) -> str:
     """`warp` puts the excluded tokens at -inf and leaves the others as they are, row by row, and never all of them:
-    findings A13 (all -inf, NaN or another width accepted); trl#6789 (renormalised log-probs against the whole)."""
+    here once all -inf, NaN or another width were accepted; trl#6789 (renormalised log-probs against the whole)."""
     sampler = sampler_of(subject)
     if not sampler.truncates:
         skip("it truncates nothing")

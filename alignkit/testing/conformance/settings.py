@@ -66,7 +66,7 @@ def _described(text: str) -> set[str]:
 @check(*CONSTRUCTED)
 def refuses_negative(subject: Subject) -> str:
     """A negative number is refused where the default is not negative, unless the hyper-parameter's text speaks of
-    negative ones: a sign that turns a loss round learns the opposite in silence; findings r11, b18. (No component can
+    negative ones: a sign that turns a loss round learns the opposite in silence. (No component can
     be configured with NaN: the grammar refuses it.)"""
     needs_settings(subject)
     numbers = dict(_numbers(subject))
@@ -130,7 +130,7 @@ def _accepts(subject: Subject, name: str, value: Any) -> str | None:
 @check("loss")
 def infinite_is_refused_or_harmless(subject: Subject) -> str:
     """An infinite hyper-parameter of a loss is refused, or gives finite values (a clip range may be infinite):
-    findings p43, `kl_horizon=inf` ended in a bare error."""
+    here once `kl_horizon=inf` ended in a bare error."""
     numbers = {n: d for n, d in _numbers(subject) if isinstance(d, float)}
     if not numbers:
         skip("it has no hyper-parameter that is a real number")
@@ -150,7 +150,7 @@ def infinite_is_refused_or_harmless(subject: Subject) -> str:
 @check(*CONSTRUCTED)
 def key_sees_settings(subject: Subject) -> str:
     """Another setting is another key, and the same setting the same: a hyper-parameter that a hand-written `key()`
-    leaves out gives "done already" with the old result, the worst that a durable run can do; findings A1, p03, p40."""
+    leaves out gives "done already" with the old result, the worst that a durable run can do."""
     needs_settings(subject)
     if subject.loads:
         skip(subject.loads)

@@ -502,6 +502,7 @@ def rewards(
 ) -> tuple[Tensor, Tensor]:
     """The implied rewards beta log(pi / ref) of the chosen and the rejected responses, [pairs] each."""
     check_shapes(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+    positive("implied rewards", beta=beta)
     return beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
 
 
@@ -533,7 +534,6 @@ def preference_statistics(
         per_token: the loss compares means over tokens: so do the rewards.
         referenced: the loss looks at the reference; otherwise the rewards do not either.
     """
-    positive("preference_statistics", beta=beta)
     ref_chosen, ref_rejected = ref_chosen_logprobs, ref_rejected_logprobs
     if ref_chosen is None or ref_rejected is None or not referenced:
         ref_chosen, ref_rejected = torch.zeros_like(chosen_logprobs), torch.zeros_like(rejected_logprobs)
