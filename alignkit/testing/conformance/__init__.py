@@ -18,6 +18,8 @@ from alignkit.registry.host import PluginHost, default_host
 from alignkit.testing.conformance import (
     annotators,
     imports,
+    lessons,
+    loss_effects,
     loss_form,
     loss_values,
     metrics,
@@ -30,8 +32,23 @@ from alignkit.testing.conformance import (
 from alignkit.testing.conformance.outcome import CHECKS, Check, Outcome, checks_of, examine
 from alignkit.testing.conformance.subject import Given, Subject, find
 
-PARTS = (imports, settings, loss_form, loss_values, samplers, optimizers, rewards, annotators, metrics, others)
-"""The modules whose checks are in `CHECKS`."""
+PARTS = (
+    imports,
+    settings,
+    loss_form,
+    loss_effects,
+    loss_values,
+    samplers,
+    optimizers,
+    lessons,
+    rewards,
+    annotators,
+    metrics,
+    others,
+)
+"""The modules whose checks are in `CHECKS`, in the order in which they are run."""
+
+CHECKS.sort(key=lambda one: [part.__name__ for part in PARTS].index(one.run.__module__))
 
 
 def outcomes(name: str, host: PluginHost | None = None, given: Given | None = None) -> list[Outcome]:

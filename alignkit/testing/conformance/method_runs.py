@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from alignkit.engine.prepare import Prepare
+from alignkit.errors import NumericError, PluginError
 from alignkit.groups import Groups
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.run import Run
-from alignkit.testing.conformance.outcome import skip
+from alignkit.testing.conformance.outcome import refuse, skip
 from alignkit.testing.conformance.subject import Subject, refusal
 from alignkit.testing.given import PROMPTS, letters
 from alignkit.testing.learning import first_gradients
@@ -118,6 +119,8 @@ def trial(subject: Subject, **changes: Any) -> Trial:
     """
     try:
         found: Trial = subject.once(f"trial {changes}", lambda: improved(subject, small(subject), **changes))
+    except (PluginError, NumericError) as error:  # what the method made, and not what it was given
+        refuse(str(error), "the first round")
     except Exception as error:
         reason = refusal(error)
         if reason is None or subject.label in subject.given.groups:
@@ -196,6 +199,9 @@ class _Watched:
 
     method: Any
     calls: list[Call]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
 
     def prepare_arguments(self) -> tuple[str, ...]:
         return tuple(self.method.prepare_arguments())

@@ -7,7 +7,7 @@ import math
 from alignkit.groups import Groups
 from alignkit.rewards import Reward, Scores
 from alignkit.stages.base import Context
-from alignkit.testing.conformance.outcome import check, refuse, skip
+from alignkit.testing.conformance.outcome import DoesNotApplyError, check, refuse, skip
 from alignkit.testing.conformance.subject import Subject, refusal
 from alignkit.testing.conformance.watching import watched_randomness
 
@@ -110,7 +110,12 @@ def empty_and_no_responses(subject: Subject) -> str:
         "no prompts": Groups.from_rows([]),
     }
     for what, rows in cases.items():
-        scores = scored(subject, rows)
+        try:
+            scores = scored(subject, rows)
+        except DoesNotApplyError:
+            raise
+        except Exception as error:
+            refuse(f"{what}: it raises {type(error).__name__}: {error}", "score")
         if [len(v) for v in scores.values] != [len(row["responses"]) for row in rows]:
             refuse(f"{what}: as many scores as responses are wanted", "values")
     return "scored or missing"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit.errors import AlignkitError
 from alignkit.groups import Groups
 from alignkit.models import Policy
 from alignkit.sampling import Sampler
@@ -58,7 +59,11 @@ def as_many_as_asked(subject: Subject) -> str:
     """Every prompt gets its n responses, none empty, none longer than the limit, and with every token its log-prob:
     trl#6533 (one answer for all)."""
     limit = sampler_of(subject).max_new_tokens
-    for number, row in enumerate(sampled(subject)):
+    try:
+        rows = sampled(subject)
+    except AlignkitError as error:
+        refuse(str(error), "generate")
+    for number, row in enumerate(rows):
         if len(row["responses"]) != 3:
             refuse(f"{len(row['responses'])} responses where 3 were asked for", f"prompt {number}")
         for k, tokens in enumerate(row["response_ids"]):

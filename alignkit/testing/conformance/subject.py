@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,8 +153,3 @@ def _all_of(info: PluginInfo, host: PluginHost, given: Given) -> list[Subject]:
 def refusal(error: Exception) -> str | None:
     """The text of an error that a component explains itself by, or None for any other."""
     return str(error) if isinstance(error, AlignkitError) else None
-
-
-def names_of(subjects: Sequence[Subject]) -> list[str]:
-    """The labels, in order."""
-    return [subject.label for subject in subjects]
