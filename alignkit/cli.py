@@ -232,7 +232,7 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
     folder = new_plugin(options.name, options.kind, options.into)
     source = next((folder / "src").glob("*/__init__.py"))
-    print(f"wrote {folder}: a {options.kind} that works, its test, its page. Try it:\n")
+    print(f"wrote {folder}: a plugin that works, with one {options.kind}, its tests and its page. Try it:\n")
     where = shlex.quote(str(folder))
     for command in (f"pip install -e {where}", "alignkit plugins --components", f"pytest {where}"):
         print(f"  {command}")

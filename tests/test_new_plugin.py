@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 PAGES = """
-import re, pathlib, pytest
+import re, pathlib, pytest, runpy
 
 PAGES = sorted(pathlib.Path({folder!r}).glob("*/README.md"))
 
@@ -31,7 +31,8 @@ def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) == 1
-    exec(compile(blocks[0], str(page), "exec"), {{}})
+    (tmp_path / "page.py").write_text(blocks[0])
+    runpy.run_path(str(tmp_path / "page.py"))
 """
 
 
