@@ -56,7 +56,7 @@ if __name__ == "__main__":
         v0 = run.policy("tiny", lora=None)
         made = run.improve(v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v1")
         cut = run.improve(
-            v0, PROMPTS, optimizer=Plain(), reward=letters, reference=v0, max_new_tokens=10, name="v2",
+            v0, PROMPTS, optimizer=Plain(rounds=3), reward=letters, reference=v0, max_new_tokens=10, name="v2",
             reference_logprobs="online", budget={"generated_tokens": 60},
         )  # fmt: skip
     records = [json.loads((one.policy.path / "stage.json").read_text()) for one in (made, cut)]
