@@ -157,7 +157,7 @@ def test_folders_of_two_machines_are_one_comparison(done: Path, tmp_path: Path) 
         ({"suite": "0123456789abcdef"}, r"suite .*01234567.* and not"),
         ({"policy": "fedcba98"}, r"policy tiny \(fedcba98\) and not"),
         ({"versions": {"alignkit-dpo": "9.9"}}, r"alignkit-dpo 9\.9 and not"),
-        ({"conditions": {"budget": {"flops": 5.0}}}, r"budget flops=5 and not none"),
+        ({"conditions": {"budget": {"flops": 5.0}}}, r"budget flops=5 and not generated_tokens=200000"),
         ({"conditions": {"temperature": 0.5}}, r"temperature 0\.5 and not 1\.0"),
     ],
 )

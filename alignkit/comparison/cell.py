@@ -142,13 +142,13 @@ def _work(cell: Cell) -> dict[str, Any]:
     with CellRun(cell.folder, cell.seed, conditions.budget, conditions.max_tokens) as run:
         suite = open_suite(run.host, conditions.suite, conditions.tuning)
         lora = LoRA(r=conditions.lora) if conditions.lora else None
-        v0: PolicyHandle = suite.start(run, conditions.policy or None, lora=lora, name="v0")
+        v0: PolicyHandle = suite.start(run, conditions.policy or None, lora=lora, name="start")
         path: list[dict[str, Any]] = []
         if not cell.method.steps:
             path.append(_measured(run, suite, v0, v0, conditions, 0, START))
         elif cell.method.recipe:
-            _recipe(run, cell.method.steps[0].name, cell.method.steps[0].params, conditions)
-            path.append(_measured(run, suite, run.policies[-1], v0, conditions, 1, "recipe"))
+            note = _recipe(run, cell.method.steps[0].name, cell.method.steps[0].params, conditions)
+            path.append({**_measured(run, suite, run.policies[-1], v0, conditions, 1, "recipe"), "note": note})
         else:
             _chain(run, suite, v0, cell, path)
         return {
@@ -157,6 +157,7 @@ def _work(cell: Cell) -> dict[str, Any]:
             "suite": suite_digest(suite),
             "policy": model_digest(v0.model_folder),
             "whole": is_whole(suite),
+            "hidden": suite.hidden,
             "spent": run.spent(),
             "stages": [stage.folder.name for stage in run.made],
             "path": path,
@@ -233,14 +234,23 @@ def _data(
     return run.transform(drawn, RankBy(truth), name=f"{name}/comparisons")
 
 
-def _recipe(run: CellRun, name: str, arguments: Mapping[str, Any], conditions: Conditions) -> None:
-    """Run a recipe to its end, from the policy and on the suite that are compared, where it takes them."""
+def _recipe(run: CellRun, name: str, arguments: Mapping[str, Any], conditions: Conditions) -> str:
+    """Run a recipe, from the policy and on the suite that are compared, where it takes them.
+
+    Returns:
+        What its budget stopped it at, or nothing where it came to its end.
+    """
     main = run.host.resolve("recipe", name).object
     takes = list(inspect.signature(main).parameters)[1:]
     ours = {"policy": conditions.policy, "suite": conditions.suite, "lora": conditions.lora}
-    main(run, **{key: value for key, value in ours.items() if key in takes} | dict(arguments))
+    note = ""
+    try:
+        main(run, **{key: value for key, value in ours.items() if key in takes} | dict(arguments))
+    except BudgetSpent as spent:
+        note = spent.what
     if len(run.policies) < 2:
-        raise ConfigError("it made no policy", where=f"recipe {name}")
+        raise ConfigError(note or "it made no policy", where=f"recipe {name}")
+    return note
 
 
 def _measured(

@@ -18,6 +18,7 @@ from alignkit.evaluation import few_runs
 from alignkit.evaluation.statistics import Interval, per_prompt_scores
 from alignkit.files import read_json
 from alignkit.metrics.specs import ANSWERS
+from alignkit.report.collect import is_number
 from alignkit.run_folder import STAGES, Row, mapping, read_evaluation, read_stage
 
 THRESHOLDS = 21
@@ -62,6 +63,13 @@ class Done:
     def score(self, name: str) -> dict[str, float]:
         """One score by prompt."""
         return per_prompt_scores(self.rows, name)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means of all that was measured of its last version."""
+        found = mapping(read_stage(self.folder / STAGES / self.path[-1]["evaluation"]).result.get("metrics"))
+        means: Row = {name: value.get("mean") if isinstance(value, dict) else value for name, value in found.items()}
+        return {name: float(mean) for name, mean in means.items() if is_number(mean)}
 
     def answers(self, version: Mapping[str, Any]) -> list[Row]:
         """The evaluated answers of one of its versions."""
@@ -161,6 +169,13 @@ class Comparison:
     versions: Row = field(default_factory=dict)
     trials: Mapping[str, list[Row]] = field(default_factory=dict)
 
+    @property
+    def only_of_the_whole(self) -> list[str]:
+        """What was measured of a version as a whole and of no single answer, such as a distance to an optimum."""
+        rows = next((cell.rows for cell in self.cells if cell.rows), [])
+        single = {*(mapping(rows[0].get("scores")) if rows else ()), *ANSWERS}
+        return list(dict.fromkeys(name for each in self.standings for name in each.besides if name not in single))
+
     def table(self) -> str:
         """The leaderboard as text."""
         from alignkit.comparison.table import leaderboard
@@ -234,7 +249,7 @@ def conclude(folder: Path, cells: Sequence[Done], trials: Mapping[str, list[Row]
     better |= {(d.b, d.a): d.sure and d.difference.mean < 0 for d in differences}
     placed = few_runs.ranks(means, better)
     standings = [
-        _standing(label, [c for c in cells if c.method == label], scores, thresholds, whole) for label in scores
+        _standing(label, [c for c in cells if c.method == label], scores, thresholds, whole, score) for label in scores
     ]
     standings = [
         replace(each, rank=placed.get(each.method), trials=len(tried.get(each.method, ()))) for each in standings
@@ -310,6 +325,7 @@ def _standing(
     scores: Mapping[str, Table],
     thresholds: Sequence[float],
     whole: bool,
+    score: str,
 ) -> Standing:
     failed = {cell.seed: cell.failed for cell in cells if cell.failed}
     done, table = [cell for cell in cells if not cell.failed], scores[label]
@@ -333,7 +349,7 @@ def _standing(
         better_than_start=None
         if versus is None
         else _interval(few_runs.probability_of_improvement, table.values, versus.values, whole=whole, share=True),
-        besides=_besides(done),
+        besides=_besides(done, score),
         spent={name: float(np.mean([mapping(c.record.get("spent")).get(name, 0) for c in done])) for name in NAMES},
         profile=tuple(float(v) for v in few_runs.performance_profile(table.values, thresholds)),
         **common,
@@ -345,15 +361,11 @@ def _interval(statistic: Any, *values: Any, whole: bool, share: bool = False) ->
     return found.interval(low=0.0, high=1.0) if share else found.interval()
 
 
-def _besides(done: Sequence[Done]) -> dict[str, float]:
-    """The mean of every other score, and of what evaluations always measure, over seeds and prompts."""
-    names = [name for cell in done[:1] if cell.rows for name in mapping(cell.rows[0].get("scores"))]
-    found = {}
-    for name in [*names[1:], *ANSWERS]:
-        values = [value for cell in done for value in cell.score(name).values()]
-        if values:
-            found[name] = float(np.mean(values))
-    return found
+def _besides(done: Sequence[Done], score: str) -> dict[str, float]:
+    """The mean over seeds of whatever was measured beside the leading score."""
+    measured = [cell.metrics for cell in done]
+    names = dict.fromkeys(name for each in measured for name in each if name != score)
+    return {name: float(np.mean([each[name] for each in measured if name in each])) for name in names}
 
 
 def _notes(done: Sequence[Done]) -> tuple[str, ...]:

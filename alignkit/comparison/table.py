@@ -14,27 +14,32 @@ def leaderboard(found: Comparison) -> str:
     """The methods, best first, the differences that can be told from none, and what failed."""
     asked = list(found.conditions.get("budget") or {}) or ["generated_tokens", "optimizer_steps"]
     gap = any(each.gap for each in found.standings)
-    head = ["rank", "method", "seeds", brief(found.score, 20), "iqm", *(["gap"] if gap else [])]
-    head += ["P(> start)", "KL", *(name.replace("_", " ") for name in asked)]
-    rows = [_row(each, asked, gap) for each in found.standings]
+    besides = ["kl", *found.only_of_the_whole]
+    head = ["rank", "method", "seeds", brief(found.score, 20), "iqm", *(["gap to 1"] if gap else [])]
+    head += ["P(> start)", *(name.replace("_", " ") for name in (*besides, *asked))]
+    names = _distinct([visible(each.method) for each in found.standings])
+    rows = [_row(each, name, besides, asked, gap) for each, name in zip(found.standings, names, strict=True)]
     return "\n".join([*_aligned([head, *rows]), "", *_words(found)])
 
 
-def _row(each: Standing, asked: Sequence[str], gap: bool) -> list[str]:
+def _distinct(labels: Sequence[str], width: int = 44) -> list[str]:
+    """The labels, cut where they are long, and as far as they stay different."""
+    longest = max(map(len, labels), default=0)
+    found = [brief(label, width) for label in labels]
+    return found if len(set(found)) == len(labels) or width >= longest else _distinct(labels, width + 8)
+
+
+def _row(each: Standing, name: str, besides: Sequence[str], asked: Sequence[str], gap: bool) -> list[str]:
     place = "–"
     if each.rank:
         rank, best, worst = each.rank
         place = f"{rank}" if best == worst else f"{rank} ({best}–{worst})"
     seeds = str(len(each.seeds)) + (f" of {len(each.seeds) + len(each.failed)}" if each.failed else "")
-    cells = [place, brief(visible(each.method), 44), seeds, _spelled(each.mean), _spelled(each.iqm)]
+    cells = [place, name, seeds, _spelled(each.mean), _spelled(each.iqm)]
     cells += [_spelled(each.gap)] if gap else []
     chance = percent(each.better_than_start.mean) if each.better_than_start else "–"
-    return [
-        *cells,
-        chance,
-        number(each.besides.get("kl")),
-        *(short(each.spent[name]) if each.spent else "–" for name in asked),
-    ]
+    spent = [short(each.spent[name]) if each.spent else "–" for name in asked]
+    return [*cells, chance, *(number(each.besides.get(name)) for name in besides), *spent]
 
 
 def _spelled(interval: Interval | None) -> str:

@@ -41,7 +41,8 @@ def _csv(found: Comparison) -> str:
     intervals = ("mean", "iqm", "gap", "better_than_start")
     besides = list(dict.fromkeys(name for each in found.standings for name in each.besides))
     writer = csv.writer(out, lineterminator="\n")
-    ends = [f"{name}{end}" for name in intervals for end in ("", "_low", "_high")]
+    titles = ("mean", "iqm", "optimality_gap", "better_than_start")
+    ends = [f"{name}{end}" for name in titles for end in ("", "_low", "_high")]
     writer.writerow(["method", "rank", "rank_best", "rank_worst", "seeds", "failed", *ends, *besides, *NAMES, "trials"])
     for each in found.standings:
         values = [value for name in intervals for value in _ends(getattr(each, name))]
