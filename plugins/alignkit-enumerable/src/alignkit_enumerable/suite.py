@@ -126,6 +126,12 @@ def enumerable(*, beta: float = 0.5, length: int = 2, seed: int = 7) -> Suite:
     )
 
 
+enumerable.declined = {  # type: ignore[attr-defined]
+    "heldout-is-held-out": "what is measured is exact, over both prompts and every response: nothing is estimated",
+    "truth-scores-answers": "its rewards stand in a table of token ids, which only its own policy writes",
+}
+
+
 def start(problem: Problem, run: Any, *, name: str = "v0") -> PolicyHandle:
     """The policy that starts, as a stage of the run."""
     made: PolicyHandle = run.stage(Start(problem, name=name))
