@@ -39,7 +39,7 @@ class Imitates(PolicyOptimizer):
         return self.brief
 
 
-def length(response: str) -> float:
+def letters(response: str) -> float:
     return float(len(response))
 
 
@@ -47,7 +47,7 @@ def length(response: str) -> float:
 def test_trained_tokens_are_those_of_steps_that_were_taken(tmp_path, brief):
     with Run(tmp_path, quiet=True) as run:
         v0 = run.policy("tiny", lora=None)
-        made = run.improve(v0, PROMPTS, optimizer=Imitates(brief=brief), reward=length, max_new_tokens=5, name="v1")
+        made = run.improve(v0, PROMPTS, optimizer=Imitates(brief=brief), reward=letters, max_new_tokens=5, name="v1")
         steps = (made.policy.path / "metrics.jsonl").read_text().splitlines()
     tokens = [sum(map(len, row["response_ids"])) for row in made.rollouts.groups]
     budget = made.result["budget"]
@@ -64,7 +64,7 @@ def test_a_combination_counts_each_response_once_and_its_models_tokens(tmp_path)
             return Scores(scores.values, scores.reasons, 10 * groups.num_responses)
 
     groups = Groups.from_rows([{"prompt": "p", "responses": ["a", "bb"]}])
-    both = WeightedSum((Costly(length, "one"), Costly(length, "two")), (1.0, 1.0))
+    both = WeightedSum((Costly(letters, "one"), Costly(letters, "two")), (1.0, 1.0))
     for score in (score_groups, metered_scores):
         meter = Meter()
         score(groups, both, meter)
@@ -238,7 +238,7 @@ def verbs(tmp_path_factory):
     with Run(tmp_path_factory.mktemp("verbs") / "run", quiet=True) as run:
         v0 = run.policy("tiny", lora=None)
         reward = run.train_reward(v0, PAIRS, loss=ranking, epochs=2, batch_size=2, heldout_fraction=0.5)
-        improve = {"reward": length, "reference": v0, "max_new_tokens": 5, "heldout": PROMPTS.select([0, 1])}
+        improve = {"reward": letters, "reference": v0, "max_new_tokens": 5, "heldout": PROMPTS.select([0, 1])}
         return {
             "run": run,
             "policy": v0,
@@ -248,7 +248,7 @@ def verbs(tmp_path_factory):
             "annotate": run.annotate(PAIRS, Ties())["preference"],
             "score": run.score(PAIRS, reward),
             "transform": run.transform(PROMPTS, scored, policy=v0),
-            "evaluate": run.evaluate(v0, PROMPTS, {"length": length}, max_new_tokens=5, metrics=["perplexity"]),
+            "evaluate": run.evaluate(v0, PROMPTS, {"letters": letters}, max_new_tokens=5, metrics=["perplexity"]),
             "improve": run.improve(
                 v0, PROMPTS, optimizer=Mixed(batch_size=0, epochs=1), reference_logprobs="online",
                 streams={"texts": TEXTS}, **improve,
