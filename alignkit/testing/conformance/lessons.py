@@ -13,7 +13,13 @@ from alignkit.testing.conformance.method_runs import improved, small
 from alignkit.testing.conformance.outcome import check, refuse, skip
 from alignkit.testing.conformance.subject import Subject
 
-LEARN = {"rounds": 4, "learning_rate": 3e-3, "prompts_per_round": 8, "samples_per_prompt": 32, "require_finished": False}
+LEARN = {
+    "rounds": 4,
+    "learning_rate": 3e-3,
+    "prompts_per_round": 8,
+    "samples_per_prompt": 32,
+    "require_finished": False,
+}
 """Settings of a short lesson, those that a method has; answers of one token do not end."""
 
 
