@@ -92,7 +92,7 @@ def test_rounds_of_one_sampling_are_left_out_together():
 
 
 def test_where_no_round_has_anything_it_is_an_error():
-    with pytest.raises(NothingToLearnError, match="kept none of the sampled groups"):
+    with pytest.raises(NothingToLearnError, match="kept none of the groups"):
         improved(Choosy(kept=(False, False), rounds=2))
     source, rows, _, _ = improved(Choosy(kept=(False, True), rounds=2))
     assert ([row["round"] for row in rows], source.left_out) == ([1], [0])
