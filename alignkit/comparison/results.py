@@ -21,6 +21,7 @@ from alignkit.metrics.specs import ANSWERS
 from alignkit.report.collect import is_number
 from alignkit.run_folder import STAGES, Row, mapping, read_evaluation, read_stage
 
+TABLE = "comparison.txt"
 THRESHOLDS = 21
 """Points of a performance profile."""
 LEVEL = 0.05
@@ -177,10 +178,8 @@ class Comparison:
         return list(dict.fromkeys(name for each in self.standings for name in each.besides if name not in single))
 
     def table(self) -> str:
-        """The leaderboard as text."""
-        from alignkit.comparison.table import leaderboard
-
-        return leaderboard(self)
+        """The leaderboard as text, as it was written beside the rest."""
+        return (self.folder / TABLE).read_text(encoding="utf-8").rstrip("\n")
 
     @property
     def page(self) -> Path:

@@ -90,19 +90,9 @@ def compare(
     """
     spec, host = str(suite), default_host()
     task = open_suite(host, spec)
-    conditions = Conditions(
-        suite=spec,
-        policy=_policy(task, policy, spec),
-        budget=budget_of(task.budget if budget is None else budget),
-        lora=lora,
-        temperature=temperature,
-        samples=samples,
-        answers=answers,
-        repeat=repeat,
-        max_new_tokens=max_new_tokens,
-        max_tokens=max_tokens,
-        sampler=str(sampler),
-    )
+    start, limits = _policy(task, policy, spec), budget_of(task.budget if budget is None else budget)
+    same = (lora, temperature, samples, answers, repeat, max_new_tokens, max_tokens, str(sampler))
+    conditions = Conditions(spec, start, limits, *same)
     root = Path(run_dir or f"runs/compare-{slug(spec)}")
     chosen = [read_method(host, text, task, temperature) for text in methods]
     _check(chosen, processes, tune)
@@ -112,10 +102,9 @@ def compare(
         raise ConfigError("no seeds", where="compare", remedy="use 5")
     tuned: dict[str, Tuned] = {}
     if tune:
-        check_tuning(is_whole(task) or task.measure is not None, None if tune_on is None else str(tune_on))
-        trying = replace(conditions, suite=str(tune_on or spec), tuning=tune_on is None)
-        searches = [Search(root, trying, method, ranges_of(host, method), tune) for method in chosen if method.steps]
-        tuned = _tuned([each for each in searches if not each.method.recipe], progress, processes, threads)
+        tuned = _tuning(
+            task, conditions, chosen, tune, None if tune_on is None else str(tune_on), root, progress, threads
+        )
         chosen = [tuned[method.label].method if method.label in tuned else method for method in chosen]
     cells = [
         Cell(conditions, method, seed, cell_folder(root, conditions, method, seed))
@@ -128,6 +117,24 @@ def compare(
     write(found)
     write_page(found)
     return found
+
+
+def _tuning(
+    task: Suite,
+    conditions: Conditions,
+    methods: Sequence[Method],
+    trials: int,
+    tune_on: str | None,
+    root: Path,
+    progress: Progress,
+    threads: int,
+) -> dict[str, Tuned]:
+    """The search of every method that is no recipe, by label."""
+    check_tuning(is_whole(task) or task.measure is not None, tune_on)
+    trying = replace(conditions, suite=tune_on or conditions.suite, tuning=tune_on is None)
+    own = [method for method in methods if not method.recipe]
+    searches = [Search(root, trying, method, ranges_of(default_host(), method), trials) for method in own]
+    return _tuned(searches, progress, progress.processes, threads)
 
 
 def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threads: int) -> dict[str, Tuned]:

@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk beside its cells: JSON, CSV, and the scores of every prompt."""
+"""What a comparison leaves on disk beside its cells: the table, JSON, CSV, and every prompt's scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignkit.budget import NAMES
-from alignkit.comparison.results import Comparison
+from alignkit.comparison.results import TABLE, Comparison
+from alignkit.comparison.table import leaderboard
 from alignkit.evaluation.statistics import Interval
 from alignkit.files import write_json, write_text
 
@@ -19,7 +20,8 @@ SCORES = "scores.jsonl"
 
 
 def write(found: Comparison) -> None:
-    """Write all three, each whole or not at all."""
+    """Write all of it, each file whole or not at all."""
+    write_text(found.folder / TABLE, leaderboard(found) + "\n")
     write_json(found.folder / JSON, found.to_json())
     write_text(found.folder / CSV, _csv(found))
     write_text(found.folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores(found)))

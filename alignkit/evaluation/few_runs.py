@@ -1,8 +1,8 @@
 """What several runs of several methods say, where runs are few (Agarwal et al. 2021, arXiv 2108.13264).
 
-Scores are a matrix [seeds, prompts] of each method: runs are the seeds, what they are tried on the prompts. Statistics
-are those of the paper; intervals are made to hold their word for two to ten seeds, where the percentile bootstrap does
-not:
+Scores are a matrix [seeds, prompts] of each method: the paper's runs are seeds, and what they solve are prompts.
+Statistics are those of the paper; intervals are made to hold their word for two to ten seeds, where the percentile
+bootstrap does not:
 
 1. Seeds and prompts cross: one prompt is hard under every seed. So the variance of a statistic is found by drawing
    again the seeds alone (A), the prompts alone (B), and single scores (C), each method a stratum of its own.
