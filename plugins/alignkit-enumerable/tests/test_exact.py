@@ -131,11 +131,11 @@ def test_a_hot_table_is_flatter_in_every_state() -> None:
 
 
 def test_objective_and_optimum_by_hand() -> None:
-    """Two responses, r = (log 4, 0), a fair reference, beta = 1: pi* = (4, 1) / 5 and J* = log Z = log 2.5."""
-    scape = Landscape(torch.tensor([[math.log(4), 0.0]], dtype=torch.float64), two([0.5, 0.5]), 1.0)
+    """Two responses, r = (log 2, 0), a fair reference, beta = 1/2: pi* = (4, 1) / 5 and J* = log(2.5) / 2."""
+    scape = Landscape(torch.tensor([[math.log(2), 0.0]], dtype=torch.float64), two([0.5, 0.5]), 0.5)
     assert scape.optimum().exp()[0].tolist() == pytest.approx([0.8, 0.2])
-    assert float(scape.objective(scape.optimum())) == pytest.approx(math.log(2.5))
-    assert float(scape.objective(scape.ref)) == pytest.approx(math.log(2))
+    assert float(scape.objective(scape.optimum())) == pytest.approx(math.log(2.5) / 2)
+    assert float(scape.objective(scape.ref)) == pytest.approx(math.log(2) / 2)
     assert scape.optimum(0.0).exp()[0].tolist() == [1.0, 0.0]
     assert float(kl(two([0.8, 0.2]), two([0.5, 0.5]))) == pytest.approx(0.8 * math.log(1.6) + 0.2 * math.log(0.4))
     assert float(kl(two([1.0, 0.0]), two([0.5, 0.5]))) == pytest.approx(math.log(2))
