@@ -47,6 +47,9 @@ class Direct(Reward):
     cache: str | None = None
     name: str = "direct"
     _backend: ClassVar[Any] = None
+    declined: ClassVar[dict[str, str]] = {
+        "key-sees-settings": "`draws` counts with an endpoint, where it has an effect"
+    }
 
     def __post_init__(self) -> None:
         check_key_env(self.key_env)

@@ -107,6 +107,9 @@ class Judge(Annotator):
 
     constitution: ClassVar[tuple[str, ...]] = ()  # of an instance: its principles
     _backend: ClassVar[Any] = None
+    declined: ClassVar[dict[str, str]] = {
+        "key-sees-settings": "`draws` counts with an endpoint, where it has an effect"
+    }
 
     @property
     def limits(self) -> tuple[float, float]:
