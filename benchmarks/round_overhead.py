@@ -122,7 +122,9 @@ def machine() -> str:
 
 
 def shown(values: list[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+    """The median, and the least and the greatest where there are several."""
+    spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.0f}{spread}"
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
