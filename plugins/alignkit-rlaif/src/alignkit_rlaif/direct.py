@@ -59,7 +59,7 @@ class Direct(Reward):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "served_model", "key_env", "cache"):
+        for name in ("model", "served_model", "key_env", "draws", "cache"):
             del fields[name]
         return {"direct": {**fields, "model": identity_of(self.model, self._endpoint())}, **class_code(type(self))}
 
