@@ -31,7 +31,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and say how it ended: 0 well, 2 an error explained, 130 interrupted.
+    """Run one command and say how it ended: 0 well, 1 a check that failed, 2 an error explained, 130 interrupted.
 
     Args:
         argv: the arguments after the program's name; None for those of the process.
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     plugins = verbs.add_parser("plugins", help="list what is installed; reads metadata and imports nothing")
     plugins.add_argument("--components", action="store_true", help="load the plugins and list every component")
     plugins.add_argument("--json", action="store_true", help="print JSON")
+    plugins.add_argument(
+        "--check", metavar="NAME", help="check a distribution's components, or one as kind:name; 1 if a check fails"
+    )
     plugins.set_defaults(verb=_plugins)
 
     new = verbs.add_parser("new-plugin", help="write a plugin that works: a distribution with its test, to make yours")
@@ -113,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 def _plugins(options: argparse.Namespace) -> int:
     from alignkit.registry.host import PluginHost, strict_from_environment
 
+    if options.check:
+        return _check(options.check, options.json)
+
     # Not strict until all is printed: a broken plugin must not lock anyone out of the list that names it.
     host = PluginHost(strict=False)
     if options.components:
@@ -125,6 +131,23 @@ def _plugins(options: argparse.Namespace) -> int:
     if strict_from_environment():
         host.raise_failures()
     return 0
+
+
+def _check(name: str, as_json: bool) -> int:
+    """The conformance of what is installed: 1 when a check fails."""
+    import dataclasses
+
+    from alignkit.registry.host import default_host
+    from alignkit.testing.conformance import outcomes, table
+
+    with contextlib.redirect_stdout(sys.stderr):  # what components print while they are tried is no part of the table
+        found = outcomes(name)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
+    else:
+        _print_table(table.COLUMNS, table.rows(found))
+        print(printable(table.summary(name, found, default_host())))
+    return int(any(one.verdict == "fail" for one in found))
 
 
 def _plugins_json(host: PluginHost, components: bool) -> list[dict[str, Any]]:

@@ -34,6 +34,13 @@ class DataError(AlignkitError):
     """Rows that cannot be learned from, or a file that cannot be read."""
 
 
+class NothingToLearnError(DataError):
+    """A round of `improve` without anything to learn from, such as one in which every prompt is solved.
+
+    The round is left out, and said; it is an error where no round has anything.
+    """
+
+
 class ConfigError(AlignkitError):
     """An argument outside its range, or arguments that contradict each other."""
 

@@ -6,6 +6,7 @@ the shape of what it masks; what it hides may be anything, NaN included, and cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -29,6 +30,24 @@ def check_shapes(**tensors: Tensor) -> None:
 
 
 # -- masked statistics -------------------------------------------------------------------------------------------------
+
+
+def check_range(where: str, low: float = 0.0, high: float = math.inf, **values: float) -> None:
+    """Refuse numbers outside [low, high]; NaN and infinity always.
+
+    Args:
+        where: whose they are.
+        low: the smallest that is allowed.
+        high: the largest.
+        values: by name.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name, value in values.items():
+        if not low <= value <= high or math.isinf(value):
+            limits = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+            raise ConfigError(f"{name}={value} must be finite and {limits}", where=where)
 
 
 def masked_sum(x: Tensor, mask: Tensor | None, dim: int | None = None) -> Tensor:
@@ -242,6 +261,8 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
         the same shape, to be minimised.
     """
     check_shapes(ratio=ratio, advantages=advantages)
+    if not (clip_low >= 0 and clip_high >= 0):
+        raise ConfigError(f"a clip range of {clip_low} and {clip_high} must not be negative", where="clipped_surrogate")
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
 
 

@@ -123,6 +123,8 @@ class Training:
             raise ConfigError(f"schedule {self.schedule!r}", where=where, remedy="use constant, cosine or linear")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=where)
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ConfigError(f"min_lr_ratio={self.min_lr_ratio} must be in [0, 1]", where=where)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={self.betas} must each be in [0, 1)", where=where)
 

@@ -13,7 +13,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
-  `preference_cross_entropy`; `check_shapes`.
+  `preference_cross_entropy`; `check_range`, `check_shapes`.
 - Which responses stay and how they rank: `take_responses`, `take_present`, `eligible`, `best_responses`,
   `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`.
 - Random numbers by counter: `stream_key`, `uniforms`, `permutation`, `derived_seed`.
@@ -21,7 +21,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
   `bad_text`; `strict_json`, `write_json`.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
-- Errors: `AlignkitError`, `ConfigError`, `DataError`, `NumericError`, `PluginError`, `did_you_mean`.
+- Errors: `AlignkitError`, `ConfigError`, `DataError`, `NothingToLearnError`, `NumericError`, `PluginError`,
+  `did_you_mean`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from alignkit._lazy import face
 
 _HOMES = {
-    "alignkit.errors": "AlignkitError ConfigError DataError NumericError PluginError did_you_mean",
+    "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
     "alignkit.files": "write_json",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
@@ -40,8 +41,8 @@ _HOMES = {
         "best_responses eligible labels_from_ranks rank_by_reward take_present take_responses with_ranks"
     ),
     "alignkit.functional": (
-        "ScoreAt check_shapes clipped_surrogate explained_variance gae k1 k2 k3 last_token_index logistic_ranking "
-        "masked_mean masked_sum masked_var preference_cross_entropy score_at_last score_index whiten"
+        "ScoreAt check_range check_shapes clipped_surrogate explained_variance gae k1 k2 k3 last_token_index "
+        "logistic_ranking masked_mean masked_sum masked_var preference_cross_entropy score_at_last score_index whiten"
     ),
     "alignkit.vocabulary": "VOCABULARY",
     "alignkit.metrics": "Mean Metric MetricSpec Ratio",
@@ -72,12 +73,14 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.errors import AlignkitError as AlignkitError
     from alignkit.errors import ConfigError as ConfigError
     from alignkit.errors import DataError as DataError
+    from alignkit.errors import NothingToLearnError as NothingToLearnError
     from alignkit.errors import NumericError as NumericError
     from alignkit.errors import PluginError as PluginError
     from alignkit.errors import did_you_mean as did_you_mean
     from alignkit.evaluation import bootstrap_mean as bootstrap_mean
     from alignkit.files import write_json as write_json
     from alignkit.functional import ScoreAt as ScoreAt
+    from alignkit.functional import check_range as check_range
     from alignkit.functional import check_shapes as check_shapes
     from alignkit.functional import clipped_surrogate as clipped_surrogate
     from alignkit.functional import explained_variance as explained_variance

@@ -273,7 +273,7 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
     part_scores = []
     for part in parts:
         groups = _with_scores(groups, part, meter)
-        column = [next(r for r in row["rewards"] if r["name"] == part.name) for row in groups]
+        column = [next(r for r in row if r["name"] == part.name) for row in groups.column("rewards")]
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = reward.combine(groups, part_scores)  # type: ignore[attr-defined]
     return groups.with_rewards(reward.name, scores.values, scores.reasons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,31 @@ def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
         groups in the same order. What is known of a whole comparison (`rating`, `preference_prob`) stays only where the
         responses stay as they were.
     """
-    rows = [_take(row, list(indices)) for row, indices in zip(groups, kept, strict=True) if indices]
-    return Groups.from_rows(rows)
+    chosen = [(number, list(places)) for number, places in enumerate(kept) if places]
+    if len(kept) != len(groups):
+        raise DataError(f"{len(kept)} choices for {len(groups)} groups", where="take_responses")
+    some = groups.select(number for number, _ in chosen)
+    places = [indices for _, indices in chosen]
+    same = [indices == list(range(size)) for indices, size in zip(places, some.sizes(), strict=True)]
+    if all(same):
+        return some
+    columns = {name: _taken(some.column(name), places) for name in ("responses", *PER_RESPONSE)}
+    columns["rewards"] = [
+        [_reward_of(reward, indices) for reward in rewards or []]
+        for rewards, indices in zip(some.column("rewards"), places, strict=True)
+    ]
+    for name in ("rating", "preference_prob"):
+        columns[name] = [value if whole else None for value, whole in zip(some.column(name), same, strict=True)]
+    return some.with_columns(columns)
+
+
+def _taken(column: Sequence[Any], places: Sequence[Sequence[int]]) -> list[Any]:
+    """Of each row's values those at its places; None stays None."""
+    return [values and [values[i] for i in indices] for values, indices in zip(column, places, strict=True)]
+
+
+def _reward_of(reward: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    return {**reward, **{part: [reward[part][i] for i in indices] for part in ("values", "reasons")}}
 
 
 def take_present(groups: Groups, present: Tensor) -> Groups:
@@ -44,13 +68,13 @@ def take_present(groups: Groups, present: Tensor) -> Groups:
     if not bool(present.any()):
         raise DataError("no response has a reward", where="prepare", effect="Learning from nothing was refused.")
     flags = iter(present.tolist())
-    return take_responses(groups, [[k for k in range(len(row["responses"])) if next(flags)] for row in groups])
+    return take_responses(groups, [[k for k in range(size) if next(flags)] for size in groups.sizes()])
 
 
 def eligible(groups: Groups, reward_name: str, require_finished: bool) -> list[list[bool]]:
     """Which responses may be imitated, [groups][K]: with a reward and, if asked for, not known to have been cut off."""
     _, present = groups.rewards(reward_name)
-    finished = [row["finished"] or [None] * len(row["responses"]) for row in groups]
+    finished = [known or [None] * size for known, size in zip(groups.column("finished"), groups.sizes(), strict=True)]
     return [
         [there and (done is not False or not require_finished) for there, done in zip(*pair, strict=True)]
         for pair in zip(present, finished, strict=True)
@@ -75,17 +99,6 @@ def best_responses(groups: Groups, reward_name: str, n: int) -> Groups:
         ranked = sorted((k for k, there in enumerate(present) if there), key=lambda k: -values[k])
         kept.append(sorted(ranked[:n]))
     return take_responses(groups, kept)
-
-
-def _take(row: dict[str, Any], indices: list[int]) -> dict[str, Any]:
-    if indices == list(range(len(row["responses"]))):
-        return row
-    columns = {name: row[name] and [row[name][i] for i in indices] for name in ("responses", *PER_RESPONSE)}
-    rewards = [
-        {**r, "values": [r["values"][i] for i in indices], "reasons": [r["reasons"][i] for i in indices]}
-        for r in row["rewards"] or []
-    ]
-    return {**row, **columns, "rewards": rewards, "rating": None, "preference_prob": None}
 
 
 # -- how they rank -----------------------------------------------------------------------------------------------------
@@ -119,11 +132,18 @@ def with_ranks(groups: Groups, ranks: Sequence[Sequence[int]]) -> Groups:
         groups: any.
         ranks: [groups][K], 1 is best, equal ranks tie.
     """
-    rows = []
-    for number, (row, new) in enumerate(zip(groups, ranks, strict=True)):
-        meta = {key: value for key, value in groups.meta(number).items() if key != "margin"}
-        rows.append({**row, "ranks": list(new), "rating": None, "preference_prob": None, "meta": meta or None})
-    return Groups.from_rows(rows)
+    unknown = [None] * len(groups)
+    metas = [
+        {key: value for key, value in json.loads(meta).items() if key != "margin"} if meta else {}
+        for meta in groups.column("meta")
+    ]
+    columns: dict[str, list[Any]] = {
+        "ranks": [list(new) for new in ranks],
+        "rating": unknown,
+        "preference_prob": unknown,
+        "meta": [meta or None for meta in metas],
+    }
+    return groups.with_columns(columns)
 
 
 def labels_from_ranks(ranks: Sequence[int]) -> list[bool | None]:

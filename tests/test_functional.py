@@ -287,3 +287,23 @@ def test_soft_preference_golden_and_limits():
     (gradient,) = torch.autograd.grad(preference_cross_entropy(difference, 0.5).sum(), difference)
     assert float(gradient[2]) == 0.0
     assert torch.isfinite(preference_cross_entropy(torch.tensor([1e4, -1e4]), 0.3)).all()
+
+
+def test_a_number_out_of_its_range_is_refused_by_name() -> None:
+    F.check_range("method", beta=0.0, gamma=2.5)
+    F.check_range("method", 1, 4, n=4)
+    for values, text in (
+        ({"beta": -0.1}, "beta=-0.1 must be finite and at least 0"),
+        ({"beta": math.inf}, "beta=inf must be finite and at least 0"),
+        ({"gamma": 1.0, "beta": math.nan}, "beta=nan must be finite and at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            F.check_range("method", **values)
+    with pytest.raises(ConfigError, match=r"share=1.5 must be finite and in \[0, 1\]"):
+        F.check_range("method", high=1.0, share=1.5)
+
+
+@pytest.mark.parametrize("limits", [(-0.1, 0.2), (0.2, -0.1), (math.nan, 0.2)])
+def test_a_clip_range_is_not_negative(limits: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="clip range"):
+        F.clipped_surrogate(torch.ones(2), torch.ones(2), *limits)

@@ -174,8 +174,38 @@ def test_best_of_n_of_uniform_samples_is_n_over_n_plus_one():
     assert curve[8]["median"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_best_of_n_of_many_samples_is_the_exact_expectation():
+    """The k-th smallest of n is the i-th of N with probability C(i-1, k-1) C(N-i, n-k) / C(N, n): in whole numbers."""
+    size = 120
+    scores = [sorted(row) for row in np.random.default_rng(0).normal(size=(2, size)).tolist()]
+    curve = best_of_n_curve(scores)
+
+    def expected(n, k):
+        counts = [math.comb(i, k - 1) * math.comb(size - 1 - i, n - k) for i in range(size)]
+        return statistics.mean(
+            math.fsum(count / math.comb(size, n) * value for count, value in zip(counts, row, strict=True))
+            for row in scores
+        )
+
+    for n in (1, 2, 3, 60, 61, 119, 120):
+        assert curve[n]["max"] == pytest.approx(expected(n, n), abs=1e-12)
+        middle = {(n + 1) // 2, n // 2 + 1}
+        assert curve[n]["median"] == pytest.approx(statistics.mean(expected(n, k) for k in middle), abs=1e-12)
+
+
+def test_best_of_n_of_thousands_of_samples_stays_finite():
+    curve = best_of_n_curve([list(range(1, 1501))])
+    assert curve[1500]["max"] == pytest.approx(1500)
+    assert curve[750]["max"] == pytest.approx(750 * 1501 / 751)  # n (N + 1) / (n + 1)
+    assert curve[751]["median"] == pytest.approx(1501 / 2)
+
+
 def test_best_of_n_ends_at_the_smallest_number_of_samples():
-    assert list(best_of_n_curve([[1.0, 2.0, 3.0], [1.0, 2.0]])) == [1, 2]
+    """Of 1, 2, 3 and of 4, 6, each prompt weighing the same: the maximum of two is 8/3 or 6."""
+    curve = best_of_n_curve([[1.0, 2.0, 3.0], [6.0, 4.0]])
+    assert list(curve) == [1, 2]
+    assert curve[1] == {"max": pytest.approx(3.5), "median": pytest.approx(3.5)}
+    assert curve[2] == {"max": pytest.approx((8 / 3 + 6) / 2), "median": pytest.approx((2 + 5) / 2)}
 
 
 def test_accuracy_by_level_tells_ties_apart_and_keeps_the_levels_in_order():

@@ -196,7 +196,19 @@ def verbs() -> str:
     return "\n".join(lines).rstrip()
 
 
+def checks() -> str:
+    """The checks of the conformance kit."""
+    from alignkit.registry.hookspecs import KINDS
+    from alignkit.testing.conformance import CHECKS
+
+    order = ["plugin", "any", *KINDS]
+    sorted_checks = sorted(CHECKS, key=lambda one: (order.index(one.kinds[0]), -len(one.kinds)))
+    rows = [f"| {', '.join(one.kinds)} | `{one.name}` | {one.doc} |" for one in sorted_checks]
+    return "\n".join(["| kind | check | what must hold, and where it did not |", "|---|---|---|", *rows])
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "checks": checks,
     "vocabulary": vocabulary,
     "prepare": prepare,
     "offers": offers,

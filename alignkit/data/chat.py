@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from alignkit.data.control_tokens import ControlSafe
+from alignkit.data.known_prompts import KnownPrompts
 from alignkit.data.template import (
     MAX_TEMPLATE,
     Piece,
@@ -86,6 +87,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, *, template: str | None = None, extra_end_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.notes: Counter[str] = Counter()
+        self._known = KnownPrompts()
         self.template = _checked_template(tokenizer, template)
         self._nonce = f"Ak{secrets.token_hex(8)}Z"
         self._safe = ControlSafe(tokenizer, self.template)
@@ -101,7 +103,8 @@ class ChatFormat:
         if pad is None:
             pad = end if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id = int(pad)
-        if "strftime_now" in self.template:
+        self._reads_clock = "strftime_now" in self.template
+        if self._reads_clock:
             self.note("the chat template reads the clock: the same prompt has other ids on another day")
 
     @cached_property
@@ -184,8 +187,26 @@ class ChatFormat:
     def encode_trained_prompt(
         self, messages: Turns, train: Train = "last", max_tokens: int | None = None
     ) -> tuple[list[int], list[bool] | None]:
-        """As `encode_prompt`, with the mask [P] of the tokens that are learned from (None: no token)."""
+        """As `encode_prompt`, with the mask [P] of the tokens that are learned from (None: no token).
+
+        A prompt that was encoded before is remembered, unless the template reads the clock.
+        """
         turns = turns_of(messages)
+        asked = (tuple((turn["role"], turn["content"], turn["trained"]) for turn in turns), train, max_tokens)
+        known = self._known.find(asked)
+        if known is not None:
+            for text in known.notes:
+                self.note(text)
+            return known.copies()
+        before = Counter(self.notes)
+        ids, trained = self._encode_fitting(turns, train, max_tokens)
+        if not self._reads_clock:
+            self._known.keep(asked, ids, trained, list((self.notes - before).elements()))
+        return ids, trained
+
+    def _encode_fitting(
+        self, turns: list[dict[str, Any]], train: Train, max_tokens: int | None
+    ) -> tuple[list[int], list[bool] | None]:
         if self._folds_system and turns and turns[0]["role"] == "system":
             turns = fold_system(turns)
             self.note(FOLDED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,25 +59,25 @@ def encode_groups(
     Returns:
         The encoded rows in order, and one problem (an error, never a note) for each row left out.
     """
-    encoded, problems = [], []
-    for index, row in enumerate(groups):
+    encoded: list[EncodedGroup] = []
+    problems: list[Problem] = []
+    for index, row in enumerate(groups.each("prompt_id", "prompt", "responses", "response_ids", "tokenizer")):
+        name, prompt, texts, ids, tokenizer = row
         try:
-            ids, trained = chat.encode_trained_prompt(row["prompt"], train, max_prompt_tokens)
+            prompt_ids, trained = chat.encode_trained_prompt(prompt, train, max_prompt_tokens)
         except DataError as error:
-            problems.append(_prompt_problem(row, index, error))
+            problems.append(_prompt_problem(name, index, error))
             continue
         try:
-            responses = _responses(row, chat, reuse_ids)
+            responses = _responses(texts, ids if reuse_ids else None, tokenizer, chat)
         except DataError as error:
-            problems.append(
-                Problem("D22", index, row["prompt_id"], "responses", error.what, error.effect, error.remedy)
-            )
+            problems.append(Problem("D22", index, name, "responses", error.what, error.effect, error.remedy))
             continue
-        problem = _length_problem(row, index, responses, max_response_tokens)
+        problem = _length_problem(name, index, responses, max_response_tokens)
         if problem:
             problems.append(problem)
         else:
-            encoded.append(EncodedGroup(ids, responses, trained, index))
+            encoded.append(EncodedGroup(prompt_ids, responses, trained, index))
     return encoded, problems
 
 
@@ -101,30 +101,31 @@ def encode_texts(groups: Groups, chat: ChatFormat, max_tokens: int) -> list[Enco
         DataError: text that is not valid Unicode.
     """
     encoded = []
-    for index, row in enumerate(groups):
-        ids = chat.encode_text(row["responses"][0])
+    for index, (responses,) in enumerate(groups.each("responses")):
+        ids = chat.encode_text(responses[0])
         pieces = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
         encoded += [EncodedGroup(piece[:1], [piece[1:]], None, index) for piece in pieces if len(piece) > 1]
     return encoded
 
 
-def _responses(row: Mapping[str, Any], chat: ChatFormat, reuse_ids: bool) -> list[list[int]]:
-    ids = row["response_ids"]
-    if reuse_ids and ids is not None:
-        if row["tokenizer"] == chat.fingerprint:
-            return [[int(i) for i in response] for response in ids]
-        chat.note(RETOKENISED if row["tokenizer"] else UNSAVED)
-    return [chat.encode_response(text) for text in row["responses"]]
+def _responses(
+    texts: Sequence[str], ids: list[list[int]] | None, tokenizer: str | None, chat: ChatFormat
+) -> list[list[int]]:
+    if ids is not None:
+        if tokenizer == chat.fingerprint:
+            return ids
+        chat.note(RETOKENISED if tokenizer else UNSAVED)
+    return [chat.encode_response(text) for text in texts]
 
 
-def _prompt_problem(row: Mapping[str, Any], index: int, error: DataError) -> Problem:
+def _prompt_problem(prompt: str, index: int, error: DataError) -> Problem:
     from alignkit.data.chat import TooLongError
 
     code = "D05" if isinstance(error, TooLongError) else "D13"
-    return Problem(code, index, row["prompt_id"], "prompt", error.what, error.effect, error.remedy)
+    return Problem(code, index, prompt, "prompt", error.what, error.effect, error.remedy)
 
 
-def _length_problem(row: Mapping[str, Any], index: int, responses: list[list[int]], most: int) -> Problem | None:
+def _length_problem(prompt: str, index: int, responses: list[list[int]], most: int) -> Problem | None:
     for place, ids in enumerate(responses):
         if not ids:
             what, effect, remedy = "has no tokens", "there is nothing to learn from", "sample or write it again"
@@ -137,5 +138,5 @@ def _length_problem(row: Mapping[str, Any], index: int, responses: list[list[int
         else:
             continue
         field = f"responses[{place}]"
-        return Problem("D05", index, row["prompt_id"], field, what, effect, remedy)
+        return Problem("D05", index, prompt, field, what, effect, remedy)
     return None

@@ -77,20 +77,24 @@ def _with_pairs(
     """(the tensors with those of the pairs, the group [P] of each pair): what is said of the two responses, and what is
     read from each of them."""
     device, pairs = batch.targets.device, data.pairs
-    taken = [p for group in batch.group_order for p in data.pairs_by_group.get(group, [])]
-    place = {int(number): place for place, number in enumerate(batch.responses)}
-    groups = {group: index for index, group in enumerate(batch.group_order)}
-
-    def index(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
-
+    taken = data.pairs_among(batch.group_order)
     sides = {
-        "chosen": index([place[int(pairs.chosen[p])] for p in taken]),
-        "rejected": index([place[int(pairs.rejected[p])] for p in taken]),
+        "chosen": _places(batch.responses, pairs.chosen[taken]),
+        "rejected": _places(batch.responses, pairs.rejected[taken]),
     }
     told = {name: values[taken].to(device) for name, values in pairs.tensors.items()}
     read = _read_from_responses(_by_response(tensors, scores, batch.response_mask), sides)
-    return tensors | told | read, index([groups[int(pairs.group[p])] for p in taken])
+    return tensors | told | read, _places(torch.tensor(batch.group_order), pairs.group[taken]).to(device)
+
+
+def _places(numbers: Tensor, wanted: Tensor) -> Tensor:
+    """Where in `numbers` each of those wanted stands, on the device of `numbers`."""
+    at_home = numbers.cpu()
+    place = torch.full((int(torch.cat([at_home, wanted]).max()) + 1,), -1)
+    place[at_home] = torch.arange(len(at_home))
+    found = place[wanted]
+    assert bool((found >= 0).all()), "a pair joins responses of two micro-batches"
+    return found.to(numbers.device)
 
 
 def _by_response(tensors: Mapping[str, Tensor], scores: Tensor | None, mask: Tensor) -> dict[str, Tensor]:

@@ -1,12 +1,16 @@
-"""Contradictions of `improve`, refused before anything is spent. Needs no model, and no torch."""
+"""Contradictions of `improve`, refused before anything is spent, and what is learned otherwise than it is given.
+
+Needs no model, and no torch.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alignkit.errors import ConfigError
+from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import BoundLoss
 from alignkit.vocabulary import KEEP, PREPARE, not_offered, select
@@ -73,6 +77,26 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
         )
     if select([*by_losses, *method.prepare_arguments()], source="reference") and not facts.referenced:
         raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
+
+
+def unread_soft_labels(groups: Groups, losses: Sequence[BoundLoss]) -> str:
+    """What to say where losses learn soft labels as certain ones; an empty string where they do not.
+
+    Args:
+        groups: what is learned from.
+        losses: what learns from them, the one that matters first.
+    """
+    judged = [name for name in losses[0].tensor_names if name in ("ranks", "labels")]
+    reads = any("preference_prob" in loss.tensor_names for loss in losses)
+    if reads or not (judged or select(losses[0].tensor_names, level="pair")):
+        return ""
+    soft = sum(ranks is not None and prob not in (None, 1.0) for ranks, prob in groups.each("ranks", "preference_prob"))
+    if not soft:
+        return ""
+    return (
+        f"loss {losses[0].name} takes no soft labels: {soft} of {len(groups)} rows have a preference_prob, and are "
+        "learned as if it were 1. Use a loss that names preference_prob, or leave it out of the data."
+    )
 
 
 def _refuse_wrong_names(method: PolicyOptimizer) -> None:

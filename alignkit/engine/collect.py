@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from alignkit.engine.judging import Judging
 from alignkit.engine.setting import Setting
-from alignkit.errors import DataError
+from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.randomness import permutation
@@ -26,6 +26,7 @@ class Collect:
         setting: where.
         resample: times that dropped groups are sampled anew.
         sampled: what was kept of each sampling so far.
+        current: what the rounds of one sampling learn from; None where nothing was kept.
     """
 
     method: PolicyOptimizer
@@ -35,20 +36,28 @@ class Collect:
     setting: Setting
     resample: int = 3
     sampled: list[Groups] = field(default_factory=list)
+    current: Groups | None = None
 
     def __call__(self, index: int) -> Groups:
         """The groups of round `index`.
 
         Raises:
-            DataError: the method keeps none, the annotator ranks none, too many rewards are missing.
+            NothingToLearnError: the method keeps none.
+            DataError: the annotator ranks none, too many rewards are missing.
         """
         every = self.method.sample_every or max(self.setting.rounds, 1)
         prompts = self.round_prompts(index // every)
         self.judging.begin()
         if not self.method.samples_per_prompt:
             return self.judging.judge(prompts, index, 0)
-        if index % every:
-            return self.sampled[-1]
+        if not index % every:
+            self.current = self._kept(prompts, index)
+        if self.current is None:
+            raise NothingToLearnError("the method kept none of the sampled groups", where=f"round {index}")
+        return self.current
+
+    def _kept(self, prompts: Groups, index: int) -> Groups | None:
+        """Sampled and judged, and sampled anew for what the method does not keep; None where it keeps none."""
         groups = self._drawn(prompts, index, 0)
         for attempt in range(1, self.resample + 1):
             kept, dropped = self._parted(groups)
@@ -57,7 +66,7 @@ class Collect:
             groups = Groups.concat([kept, self._drawn(dropped, index, attempt)])
         groups, _ = self._parted(groups)
         if not len(groups):
-            raise DataError("the method kept none of the sampled groups", where=f"round {index}")
+            return None
         self.sampled.append(groups)
         return groups
 

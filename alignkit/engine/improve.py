@@ -11,7 +11,7 @@ is told to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
@@ -25,6 +25,7 @@ from alignkit.engine.prepare import Prepare
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import Step, TrainingData
+from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import BoundLoss
@@ -45,7 +46,8 @@ class Improvement:
         describe: says what a round is like.
         early_stop: watches held-out prompts.
         state: of the method, plain JSON.
-        last: metrics of the last round.
+        last: metrics of the last round that learned.
+        left_out: rounds without anything to learn from.
     """
 
     method: PolicyOptimizer
@@ -58,6 +60,7 @@ class Improvement:
     early_stop: EarlyStop
     state: dict[str, Any]
     last: Mapping[str, float]
+    left_out: list[int] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -67,12 +70,30 @@ class Improvement:
     def rounds(self) -> RoundLoop:
         """Round by round: yields the lesson, is sent the means of its metrics, yields whether to stop."""
         for index in range(self.count):
-            groups = self.collect(index)  # sample, score, annotate, keep
-            lesson = self.lesson(groups, index)  # know, prepare, describe
+            lesson = self._lesson_if_any(index)
             means = yield lesson  # Lightning takes its steps
             assert means is not None
-            self.state = dict(self.method.update(self.state, means))
-            yield self.early_stop.over(index)
+            if lesson is None:
+                yield False
+            else:
+                self.state = dict(self.method.update(self.state, means))
+                yield self.early_stop.over(index)
+
+    def _lesson_if_any(self, index: int) -> Lesson | None:
+        """What round `index` learns; None where there is nothing, which is said.
+
+        Raises:
+            NothingToLearnError: nor was there in any other round.
+        """
+        try:
+            groups = self.collect(index)  # sample, score, annotate, keep
+            return self.lesson(groups, index)  # know, prepare, describe
+        except NothingToLearnError as nothing:
+            self.left_out.append(index)
+            if len(self.left_out) == self.count:
+                raise
+            self.setting.say(f"{self.setting.label(index)}: left out, there is nothing to learn from. {nothing.what}")
+            return None
 
     def lesson(self, groups: Groups, index: int) -> Lesson:
         """What round `index` learns from its groups."""

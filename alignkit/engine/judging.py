@@ -58,7 +58,7 @@ class Judging:
         gone, scored = gone + sum(not p for row in present for p in row), scored + groups.num_responses
         self.unscored[part] = gone, scored
         if gone > self.max_missing * scored:
-            entries = [e for row in groups for e in row["rewards"] if e["name"] == self.reward.name]
+            entries = [e for row in groups.column("rewards") for e in row if e["name"] == self.reward.name]
             reasons = [reason for entry in entries for reason in entry["reasons"] if reason]
             raise DataError(
                 f"{gone / scored:.0%} of the rewards are missing; the first reason: {[*reasons, 'none given'][0]}",

@@ -65,9 +65,9 @@ class Known:
         """
         total, width = data.response_mask.shape
         out = {name: torch.zeros(total, width, dtype=torch.float32) for name in names}
-        bare = replace(data, tensors={})
+        bare = replace(data, tensors={})  # with the batches that are laid out already
         for numbers in [each for each in micro_batches if each and names]:
-            batch = bare.collate(numbers).to(self.models.policy.device)
+            batch = bare.collate(numbers, again=True).to(self.models.policy.device)
             found = self._forward(bare, batch, frozenset(names))
             for name, values in out.items():
                 values[batch.responses.cpu(), : found[name].shape[1]] = found[name].float().cpu()

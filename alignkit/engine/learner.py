@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.engine.assemble import assemble
+from alignkit.engine.checks import unread_soft_labels
 from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.progress import StepProgress
@@ -27,6 +29,8 @@ from alignkit.models.batch import MicroBatch
 from alignkit.optimizers import Term, Training
 from alignkit.registry.records import BoundLoss
 
+log = logging.getLogger("alignkit")
+
 
 @dataclass(frozen=True)
 class StepLoader:
@@ -40,6 +44,9 @@ class StepLoader:
     def __len__(self) -> int:
         return len(self.steps)
 
+
+NO_STEP = Step([], [])
+"""What stands for the steps of a round without any: Lightning ends a fit at an epoch that is empty."""
 
 Micro = Callable[[Step, MicroBatch], tuple[Tensor, dict[str, float]]]
 
@@ -113,7 +120,7 @@ class Learner(L.LightningModule):
         self.lesson: Lesson | None = None
         self.round_index = -1
         self.steps_done = 0
-        self._skip = False
+        self._skip = self._said = False
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -142,15 +149,26 @@ class Learner(L.LightningModule):
         # Under a mixed precision, what is sampled and recomputed must be computed as the steps will be.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             lesson = next(self.loop)
-        assert isinstance(lesson, Lesson)
+        assert lesson is None or isinstance(lesson, Lesson)
         self.lesson = lesson
-        return StepLoader(lesson.steps)
+        if lesson is not None:
+            self._say_what_is_not_read(lesson)
+        return StepLoader([NO_STEP] if lesson is None else lesson.steps)
+
+    def _say_what_is_not_read(self, lesson: Lesson) -> None:
+        """Once a stage: soft labels that no loss with a weight reads."""
+        main, *extras = self.objectives
+        weighted = [each.loss for each in extras if (term := self.terms.get(each.name)) and term.weight]
+        unread = unread_soft_labels(lesson.data.groups, [main.loss, *weighted])
+        if unread and not self._said and self.global_rank == 0:
+            log.warning("%s", unread)
+        self._said = self._said or bool(unread)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch
 
     def training_step(self, step: Step, batch_idx: int) -> None:
-        if self._skip:
+        if self._skip or self.lesson is None:
             return
         optimizer: Any = self.optimizers()
         with self.meter.phase("train"):
@@ -169,8 +187,8 @@ class Learner(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Tell the loop how the round went, and do as it says."""
-        assert self.lesson is not None
-        if self.loop.send({**self.round_means.read(), **self.lesson.metrics}):
+        of_round = {} if self.lesson is None else self.lesson.metrics
+        if self.loop.send({**self.round_means.read(), **of_round}):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -290,8 +308,10 @@ class Learner(L.LightningModule):
         self.round_means.update(row)
         assert self.lesson is not None
         row |= self.lesson.metrics
-        self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
-        self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
+        heard: Any = self.trainer
+        if heard.loggers or heard.callbacks:  # a progress bar is a callback; nobody else reads Lightning's own log
+            self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))
+            self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
         self._skip = self.lesson.skip_rest(row)

@@ -30,8 +30,9 @@ class Lesson:
     skip_rest: Callable[[Mapping[str, float]], bool] = _never
 
 
-RoundLoop = Generator[Lesson | bool, Mapping[str, float] | None, None]
-"""For each round: yields its lesson, is sent the means of its metrics, and yields whether to stop."""
+RoundLoop = Generator[Lesson | bool | None, Mapping[str, float] | None, None]
+"""For each round: yields its lesson (None: nothing to learn), is sent the means of its metrics, and yields whether to
+stop."""
 
 
 class Rounds(Protocol):

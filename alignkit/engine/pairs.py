@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkit.errors import DataError
 from alignkit.groups import RATINGS, Groups
+
+_KINDS = dict.fromkeys(("chosen", "rejected", "group", "rating"), torch.long) | dict.fromkeys(
+    ("margin", "preference_prob", "chosen_safe", "rejected_safe"), torch.float32
+)
 
 
 @dataclass(frozen=True)
@@ -30,54 +38,46 @@ class Pairs:
     tensors: Mapping[str, Tensor]
 
 
-def _safe(meta: Mapping[str, object], k: int) -> float:
-    flags = meta.get("safe")
-    known = isinstance(flags, list) and k < len(flags) and flags[k] is not None
-    return float(bool(flags[k])) if known else -1.0  # type: ignore[index]
-
-
 def pairs_of(groups: Groups) -> Pairs:
     """Every pair of responses whose ranks differ; ties make no pair.
 
     `meta["margin"]` gives explicit margins, `meta["safe"]` (one flag per response) the safety labels.
     """
-    columns: dict[str, list[float]] = {
-        name: []
-        for name in (
-            "chosen",
-            "rejected",
-            "group",
-            "rating",
-            "margin",
-            "preference_prob",
-            "chosen_safe",
-            "rejected_safe",
-        )
-    }
+    parts: list[dict[str, NDArray[Any]]] = []
     first = 0
-    for number, row in enumerate(groups):
-        ranks, meta = row["ranks"] or [], groups.meta(number) if row["meta"] else {}
-        for a in range(len(ranks)):
-            for b in range(len(ranks)):
-                if ranks[a] < ranks[b]:
-                    prob = row["preference_prob"]
-                    values = {
-                        "chosen": first + a,
-                        "rejected": first + b,
-                        "group": number,
-                        "rating": RATINGS.index(row["rating"]) if row["rating"] else -1,
-                        "margin": float(meta.get("margin") or 0.0),
-                        "preference_prob": 1.0 if prob is None else prob,
-                        "chosen_safe": _safe(meta, a),
-                        "rejected_safe": _safe(meta, b),
-                    }
-                    for name, value in values.items():
-                        columns[name].append(value)
-        first += len(row["responses"])
-    whole = ("chosen", "rejected", "group", "rating")
-    tensors = {n: torch.tensor(v, dtype=torch.long if n in whole else torch.float32) for n, v in columns.items()}
-    chosen, rejected, group = (tensors.pop(n) for n in ("chosen", "rejected", "group"))
+    columns = groups.each("ranks", "meta", "rating", "preference_prob")
+    for number, (size, (ranks, meta, rating, prob)) in enumerate(zip(groups.sizes(), columns, strict=True)):
+        if ranks:
+            known = json.loads(meta) if meta else {}
+            better, worse = np.nonzero(np.less.outer(ranks, ranks))
+            safe = _safe(known.get("safe"), len(ranks))
+            told = {
+                "group": number,
+                "rating": RATINGS.index(rating) if rating else -1,
+                "margin": float(known.get("margin") or 0.0),
+                "preference_prob": 1.0 if prob is None else prob,
+            }
+            sides: dict[str, NDArray[Any]] = {"chosen": first + better, "rejected": first + worse}
+            sides |= {"chosen_safe": safe[better], "rejected_safe": safe[worse]}
+            parts.append(sides | {name: np.full(len(better), value) for name, value in told.items()})
+        first += size
+    tensors = {
+        name: torch.cat([_tensor(part[name], kind) for part in parts] or [torch.zeros(0, dtype=kind)])
+        for name, kind in _KINDS.items()
+    }
+    chosen, rejected, group = (tensors.pop(name) for name in ("chosen", "rejected", "group"))
     return Pairs(chosen, rejected, group, tensors)
+
+
+def _tensor(values: NDArray[Any], kind: torch.dtype) -> Tensor:
+    return torch.from_numpy(values).to(kind)
+
+
+def _safe(flags: Any, count: int) -> NDArray[np.float64]:
+    """[count]: 1 safe, 0 not, -1 where nothing is said."""
+    given = flags[:count] if isinstance(flags, list) else []
+    known = [-1.0 if flag is None else float(bool(flag)) for flag in given]
+    return np.array(known + [-1.0] * (count - len(known)))
 
 
 def given_pairs(groups: Groups, pairs: Sequence[tuple[int, int]]) -> Pairs:
@@ -90,7 +90,7 @@ def given_pairs(groups: Groups, pairs: Sequence[tuple[int, int]]) -> Pairs:
     Raises:
         DataError: a number outside the round, or a response paired with itself.
     """
-    owner = [number for number, row in enumerate(groups) for _ in row["responses"]]
+    owner = [number for number, size in enumerate(groups.sizes()) for _ in range(size)]
     wrong = [pair for pair in pairs if pair[0] == pair[1] or not all(0 <= n < len(owner) for n in pair)]
     if wrong:
         raise DataError(f"{wrong[0]} is not a pair of the round's {len(owner)} responses", where="Batch.pairs")

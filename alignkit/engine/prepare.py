@@ -14,7 +14,7 @@ from alignkit.engine.judging import Judging
 from alignkit.engine.known import Known
 from alignkit.engine.setting import Setting
 from alignkit.engine.training_data import TrainingData
-from alignkit.errors import DataError, NumericError
+from alignkit.errors import NothingToLearnError, NumericError
 from alignkit.groups import Groups
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.randomness import stream_key
@@ -55,7 +55,7 @@ class Prepare:
             state: of the method.
 
         Raises:
-            DataError: nothing is left to learn from.
+            NothingToLearnError: nothing is left to learn from.
             NumericError: a metric that is not finite.
         """
         where = f"{type(self.method).__name__}, round {index}"
@@ -64,7 +64,7 @@ class Prepare:
         with self.setting.meter.phase("prepare"):
             batch = self.method.prepare(groups, state, **given)
         if not len(batch.groups):
-            raise DataError("prepare kept nothing to learn from", where=where)
+            raise NothingToLearnError("prepare kept nothing to learn from", where=where)
         bad = {name: value for name, value in batch.metrics.items() if not math.isfinite(value)}
         if bad:
             raise NumericError(f"prepare gave the metrics {bad}", where=where)

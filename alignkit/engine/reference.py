@@ -71,11 +71,11 @@ def kl_per_response(
     Returns:
         [groups][K].
     """
-    out = [[0.0] * len(row["responses"]) for row in groups]
+    out = [[0.0] * size for size in groups.sizes()]
     if reference is None:
         return out
-    longest = max(len(ids) for row in groups for ids in row["response_ids"])
-    drawn = [row["logprobs"] for row in groups]
+    longest = max(len(ids) for row in groups.column("response_ids") for ids in row)
+    drawn = groups.column("logprobs")
     data, _ = TrainingData.of(policy, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
     for numbers in data.all_micro_batches(max_tokens):
         batch = data.collate(numbers).to(policy.device)

@@ -34,7 +34,7 @@ class Scorer:
         """Raw scores of all responses; a response that cannot be encoded is missing, with the reason."""
         most = self.max_length
         data, problems = TrainingData.of(self.model, groups, max_prompt_tokens=most, max_response_tokens=most)
-        values: list[list[float | None]] = [[None] * len(row["responses"]) for row in groups]
+        values: list[list[float | None]] = [[None] * size for size in groups.sizes()]
         reasons: list[list[str | None]] = [["not encoded"] * len(row) for row in values]
         for problem in problems:
             if problem.row is not None:

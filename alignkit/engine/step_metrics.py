@@ -75,12 +75,13 @@ class RoundMeans:
 
     def __init__(self) -> None:
         self._means: dict[str, MeanMetric] = {}
+        self._idle: dict[str, MeanMetric] = {}  # of the rounds before: one is dear to make
 
     def update(self, row: Mapping[str, float]) -> None:
         """Count a step; names may come and go."""
         for name, value in row.items():
             if name not in self._means:
-                self._means[name] = _mean()
+                self._means[name] = self._idle.pop(name) if name in self._idle else _mean()
             self._means[name].update(value)
 
     def read(self) -> dict[str, float]:
@@ -89,7 +90,9 @@ class RoundMeans:
 
     def reset(self) -> None:
         """Begin a round."""
-        self._means.clear()
+        for mean in self._means.values():
+            mean.reset()
+        self._idle, self._means = self._idle | self._means, {}
 
     def state(self) -> dict[str, Tensor]:
         """What was counted so far, as tensors by name."""

@@ -23,6 +23,9 @@ from alignkit.randomness import permutation
 if TYPE_CHECKING:
     from alignkit.data.chat import Train
 
+KEPT_CELLS = 1 << 20
+"""Padded cells of the batches of a round that are laid out once, about 60 bytes each."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -62,6 +65,7 @@ class TrainingData:
     shared: bool = True
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
+    _laid_out: dict[tuple[int, ...], MicroBatch] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -166,7 +170,8 @@ class TrainingData:
     @cached_property
     def labels(self) -> Tensor:
         """[R] what was said of each response on its own: 1 good, 0 bad, -1 unknown."""
-        flags = [flag for row in self.groups for flag in row["labels"] or [None] * len(row["responses"])]
+        said = zip(self.groups.column("labels"), self.groups.sizes(), strict=True)
+        flags = [flag for labels, size in said for flag in labels or [None] * size]
         return torch.tensor([-1.0 if flag is None else float(flag) for flag in flags])
 
     @cached_property
@@ -192,14 +197,18 @@ class TrainingData:
     @cached_property
     def ranks(self) -> list[list[int] | None]:
         """Of each group's responses, where they are ranked."""
-        return list(self.groups.dataset["ranks"])
+        return self.groups.column("ranks")
 
     @cached_property
-    def pairs_by_group(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {}
-        for pair, group in enumerate(self.pairs.group.tolist()):
-            found.setdefault(group, []).append(pair)
-        return found
+    def pairs_by_group(self) -> tuple[Tensor, ...]:
+        """Of each group the numbers of its pairs."""
+        order = torch.argsort(self.pairs.group, stable=True)
+        counts = torch.bincount(self.pairs.group, minlength=len(self.encoded))
+        return order.split(counts.tolist())
+
+    def pairs_among(self, numbers: Sequence[int]) -> Tensor:
+        """[P] the pairs of these groups, group after group."""
+        return torch.cat([self.pairs_by_group[i] for i in numbers])
 
     @cached_property
     def learned_tokens(self) -> list[list[int]]:
@@ -207,15 +216,22 @@ class TrainingData:
         extra = [sum(flag for flag in (g.prompt_trained or [])[1:]) for g in self.encoded]
         return [[e + len(r) for r in g.responses] for e, g in zip(extra, self.encoded, strict=True)]
 
-    def collate(self, numbers: Sequence[int]) -> MicroBatch:
-        """The batch of these groups."""
-        return collate(
-            [self.encoded[i] for i in numbers],
-            list(numbers),
-            [self.first_response[i] for i in numbers],
-            pad_id=self.pad_id,
-            shared=self.shared,
-        )
+    def collate(self, numbers: Sequence[int], *, again: bool = False) -> MicroBatch:
+        """The batch of these groups.
+
+        Args:
+            numbers: of the groups, in order.
+            again: they will be asked for once more (the pass before the steps, and the step): the batch is kept, as
+                long as those that are kept have fewer than `KEPT_CELLS` cells.
+        """
+        found = self._laid_out.get(tuple(numbers))
+        if found is None:
+            first = self.first_response
+            few = [self.encoded[i] for i in numbers]
+            found = collate(few, list(numbers), [first[i] for i in numbers], pad_id=self.pad_id, shared=self.shared)
+            if again and sum(each.input_ids.numel() for each in (*self._laid_out.values(), found)) <= KEPT_CELLS:
+                self._laid_out[tuple(numbers)] = found
+        return found
 
     @cached_property
     def response_mask(self) -> Tensor:
@@ -287,7 +303,7 @@ class TrainingData:
         if kind == "response":
             return float(sum(len(self.encoded[i].responses) for i in numbers))
         if kind in ("pair", "pair_group"):
-            per_group = [len(self.pairs_by_group.get(i, [])) for i in numbers]
+            per_group = [len(self.pairs_by_group[i]) for i in numbers]
             return float(sum(per_group) if kind == "pair" else sum(n > 0 for n in per_group))
         return float(len(numbers))
 

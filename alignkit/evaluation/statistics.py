@@ -7,6 +7,7 @@ independent evidence. The bootstrap is the percentile bootstrap; proportions use
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -150,12 +151,18 @@ def best_of_n_curve(scores: Sequence[Sequence[float]]) -> dict[int, dict[str, fl
     rows = [np.sort(_finite(row)) for row in scores]
     if not rows or min(map(len, rows)) == 0:
         raise ConfigError("a prompt without a score", where="best_of_n_curve", remedy="give [prompts][N] with N >= 1")
+    sizes = Counter(map(len, rows))
+    # The weights depend on N alone, so that the prompts of one N are averaged before anything is weighted.
+    means = {size: np.mean([row for row in rows if len(row) == size], axis=0) for size in sizes}
     curve = {}
-    for n in range(1, min(map(len, rows)) + 1):
+    for n in range(1, min(sizes) + 1):
         middle = sorted({(n + 1) // 2, n // 2 + 1})
-        maxima = [_expected_rank(row, n, n) for row in rows]
-        medians = [sum(_expected_rank(row, n, k) for k in middle) / len(middle) for row in rows]
-        curve[n] = {"max": float(np.mean(maxima)), "median": float(np.mean(medians))}
+        point = {"max": 0.0, "median": 0.0}
+        for size, ordered in means.items():
+            share = sizes[size] / len(rows)
+            point["max"] += share * float(ordered @ _rank_weights(size, n, n))
+            point["median"] += share * float(np.mean([ordered @ _rank_weights(size, n, k) for k in middle]))
+        curve[n] = point
     return curve
 
 
@@ -218,12 +225,17 @@ def _agreement(chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> di
     return {**wilson(right, len(chosen)).to_dict(), "ties": int((chosen == rejected).sum())}
 
 
-def _expected_rank(ordered: NDArray[np.float64], n: int, k: int) -> float:
-    """The expected k-th smallest of n drawn without replacement from these, which are sorted."""
-    size = len(ordered)
-    total = math.comb(size, n)
-    weights = [math.comb(i, k - 1) * math.comb(size - 1 - i, n - k) / total for i in range(size)]
-    return float(np.dot(weights, ordered))
+def _rank_weights(size: int, n: int, k: int) -> NDArray[np.float64]:
+    """[size]: the probability that the k-th smallest of n, drawn without replacement, is the i-th smallest of all.
+
+    C(i-1, k-1) C(size-i, n-k) / C(size, n) for i = 1 … size, through the ratios of neighbours: no big integers.
+    """
+    weights = np.zeros(size)
+    i = np.arange(k, size - n + k, dtype=np.float64)  # every i that can be the k-th, but the last
+    logs = np.concatenate([[0.0], np.cumsum(np.log(i / (i - k + 1)) + np.log((size - i - n + k) / (size - i)))])
+    found = np.exp(logs - logs.max())
+    weights[k - 1 : size - n + k] = found / found.sum()
+    return weights
 
 
 def _resampled_means(units: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

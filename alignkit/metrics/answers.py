@@ -64,6 +64,8 @@ class SelfBLEU(Metric, BLEUScore):
     answers_needed = 2
 
     def __init__(self, n_gram: int = 4, smooth: bool = False) -> None:
+        if not 1 <= n_gram <= 4:
+            raise ConfigError(f"n_gram={n_gram} must be in [1, 4]", where="self_bleu")
         super().__init__(n_gram=n_gram, smooth=smooth)
 
     def update(self, responses: Sequence[str]) -> None:  # type: ignore[override]

@@ -83,4 +83,4 @@ def _shown(what: str, tick: Callable[[str], None]) -> Progress:
 
 
 def _tokens(groups: Groups) -> int:
-    return sum(len(ids) for row in groups for ids in row["response_ids"])
+    return sum(len(ids) for row in groups.column("response_ids") for ids in row)

@@ -47,8 +47,8 @@ class Sampler:
             raise ConfigError(
                 f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true"
             )
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ConfigError("max_new_tokens and batch_size must be at least 1", where="Sampler")
+        if min(self.max_new_tokens, self.max_prompt_tokens, self.batch_size) < 1:
+            raise ConfigError("max_new_tokens, max_prompt_tokens and batch_size start at 1", where="Sampler")
 
     def warp(self, logprobs: Tensor) -> Tensor:
         """Truncate: log-probs [N, V] (tempered) in, the same with the excluded tokens at -inf out."""
@@ -133,9 +133,10 @@ class Sampler:
         Raises:
             DataError: a prompt that does not fit, or that `generate` did not answer.
         """
-        ids = self._encoded(policy, prompts)
+        bare = prompts.without_responses()
+        ids = self._encoded(policy, bare)
         times = occurrences(prompts) if occurrence is None else occurrence
-        names = prompts.dataset["prompt_id"]
+        names = bare.column("prompt_id")
         keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(names, times, strict=True)]
         meter = meter or Meter()
         with meter.phase("generate"):
@@ -143,11 +144,11 @@ class Sampler:
         if any(len(written.get(i, ())) != n for i in range(len(ids))):
             raise DataError(f"not every prompt has its {n} responses", where=f"{type(self).__name__}.generate")
         meter.add("generated_tokens", sum(len(s.ids) for each in written.values() for s in each))
-        return Groups.from_rows([self._row(row, written[i], policy, name) for i, row in enumerate(prompts)])
+        return bare.with_columns(self._answers([written[i] for i in range(len(ids))], policy, name))
 
     def _encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:
         encoded, problems = encode_groups(
-            prompts.without_responses(),
+            prompts,
             policy.chat,
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_new_tokens,
@@ -168,18 +169,21 @@ class Sampler:
                 progress(done, total, tokens, time.monotonic() - started)
             yield number, responses
 
-    def _row(self, row: dict[str, Any], responses: Sequence[Sampled], policy: Policy, name: str) -> dict[str, Any]:
-        for response in responses if self.stop else ():
+    def _answers(self, written: Sequence[Sequence[Sampled]], policy: Policy, name: str) -> dict[str, list[Any]]:
+        """The columns that say what was written: a value for each prompt."""
+        for response in (response for responses in written for response in responses) if self.stop else ():
             self._end_at_stop(response, policy)
+        by = {"policy": name, "temperature": self.temperature}
         return {
-            **{key: row[key] for key in ("prompt_id", "prompt", "tags", "meta", "iteration")},
-            "responses": [policy.chat.decode(s.ids) for s in responses],
-            "response_ids": [s.ids for s in responses],
-            "finished": [s.finished for s in responses],
-            "logprobs": [s.logprobs for s in responses],
-            "sampled_logprobs": [s.sampled_logprobs for s in responses] if self.truncates else None,
-            "sampled_by": [{"policy": name, "temperature": self.temperature} for _ in responses],
-            "tokenizer": policy.chat.fingerprint,
+            "responses": [[policy.chat.decode(s.ids) for s in responses] for responses in written],
+            "response_ids": [[s.ids for s in responses] for responses in written],
+            "finished": [[s.finished for s in responses] for responses in written],
+            "logprobs": [[s.logprobs for s in responses] for responses in written],
+            "sampled_logprobs": [
+                [s.sampled_logprobs for s in responses] if self.truncates else None for responses in written
+            ],
+            "sampled_by": [[by] * len(responses) for responses in written],
+            "tokenizer": [policy.chat.fingerprint] * len(written),
         }
 
     def _end_at_stop(self, response: Sampled, policy: Policy) -> None:
@@ -194,7 +198,7 @@ def occurrences(prompts: Groups) -> list[int]:
     """How often the prompt of each row stood in an earlier row."""
     seen: Counter[str] = Counter()
     times = []
-    for prompt in prompts.dataset["prompt_id"]:
+    for prompt in prompts.column("prompt_id"):
         times.append(seen[prompt])
         seen[prompt] += 1
     return times

@@ -237,7 +237,8 @@ class Improve(Stage[Improved]):
 
     def _kept(self, place: Place, rounds: Improvement, best: int | None) -> dict[str, Any]:
         """Write what was made; returns the small results."""
-        sampled = Groups.concat(rounds.collect.sampled).map_rows(lambda row: {"iteration": self.iteration})
+        sampled = Groups.concat(rounds.collect.sampled)
+        sampled = sampled.with_columns({"iteration": [self.iteration] * len(sampled)})
         models, counts = rounds.known.models, place.meter.counts
         if place.writes:
             sampled.save(place.folder / "groups")
@@ -256,6 +257,8 @@ class Improve(Stage[Improved]):
         }
         if self.reward is not None and self.optimizer.samples_per_prompt > 1:
             result |= _best_of_n(sampled, self.reward.name)
+        if rounds.left_out:
+            result["rounds_left_out"] = rounds.left_out
         return result | ({"best_round": best} if best is not None else {})
 
     # -- what is returned ----------------------------------------------------------------------------------------------

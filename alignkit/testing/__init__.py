@@ -1,4 +1,5 @@
-"""What tests of methods repeat: the tiny model, one step with its gradients, rounds of improvement, tensors of groups.
+"""What tests of methods repeat: the tiny model, one step with its gradients, rounds of improvement, tensors of groups;
+and `conformance`, the checks that every plugin should pass.
 
 For the tests of plugins, of this repository and elsewhere, and of the core. Everything runs on the CPU in a moment and
 fetches nothing. Whatever of the engine a test needs stands here once, so that an engine that changes inside breaks no
@@ -9,6 +10,7 @@ from alignkit.data.encode import encode_groups
 from alignkit.models.tiny import tiny_model
 from alignkit.models.tiny_tokenizer import CONTROL_TOKENS, tiny_tokenizer
 from alignkit.registry.host import PluginHost, default_host
+from alignkit.testing.conformance import conformance
 from alignkit.testing.given import (
     DEMOS,
     PAIRS,
@@ -34,6 +36,7 @@ __all__ = [
     "PluginHost",
     "Watched",
     "bound",
+    "conformance",
     "default_host",
     "encode_groups",
     "first_gradients",

@@ -129,9 +129,33 @@ def test_simpo_golden(dtype: torch.dtype) -> None:
     """-6 over 3 tokens is -2, -12 over 4 is -3: beta 2 and gamma 1 make an argument of 1."""
     tensors = one(-6.0, -12.0, 3.0, 4.0, 1.0, dtype=dtype)
     assert simpo(*tensors, beta=2.0, gamma=1.0).item() == near(dtype, 0.3132616875)
-    assert simpo(*tensors[:4], torch.full((1,), 0.5, dtype=dtype), beta=2.0, gamma=1.0).item() == near(
-        dtype, 0.8132616875
-    )
+    # A half of -log s(1), a half of -log s(-3): the margin is asked of whichever response won.
+    soft = simpo(*tensors[:4], torch.full((1,), 0.5, dtype=dtype), beta=2.0, gamma=1.0)
+    assert soft.item() == near(dtype, (0.3132616875 + 3.0485873516) / 2)
+
+
+def asked_of(loss: Callable[..., Tensor]) -> list[str]:
+    return [n for n, p in inspect.signature(loss).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@pytest.mark.parametrize("name", [name for name, loss in PAIR_LOSSES.items() if "preference_prob" in asked_of(loss)])
+@pytest.mark.parametrize("prob", [0.5, 0.7, 0.96])
+def test_a_soft_label_is_the_mean_of_the_hard_ones(name: str, prob: float) -> None:
+    """p times the loss of the pair and 1 - p times that of the pair turned round."""
+    loss = PAIR_LOSSES[name]
+    pair = {
+        n: torch.tensor([3.0 + i if n.endswith("lengths") else -2.0 - i * i], dtype=torch.float64)
+        for i, n in enumerate(asked_of(loss))
+    }
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    turned = {n: pair[next((n.replace(a, b) for a, b in sides.items() if a in n), n)] for n in pair}
+
+    def at(tensors: dict[str, Tensor], p: float) -> float:
+        return float(loss(**tensors | {"preference_prob": torch.tensor([p], dtype=torch.float64)}))
+
+    mean = prob * at(pair, 1.0) + (1 - prob) * at(turned, 1.0)
+    assert at(pair, prob) == pytest.approx(mean, rel=1e-12)
+    assert at(turned, 1 - prob) == pytest.approx(mean, rel=1e-12)
 
 
 @both

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.plugin import ConfigError, DataError, Groups, class_code, occurrences, stream_key
+from alignkit.plugin import ConfigError, DataError, Groups, check_range, class_code, occurrences, stream_key
 from alignkit_constitutional.constitution import Constitution, Entry, read_constitution
 
 logger = logging.getLogger("alignkit.constitutional")
@@ -150,6 +150,9 @@ class CritiqueRevise:
     require_finished: bool = True
 
     def __post_init__(self) -> None:
+        lengths = ("max_new_tokens", "max_critique_tokens", "max_prompt_tokens")
+        check_range("critique_revise", low=1, **{name: getattr(self, name) for name in lengths})
+        check_range("critique_revise", temperature=self.temperature)
         if self.learn not in LEARN:
             raise ConfigError(f"learn={self.learn!r}", where="critique_revise", remedy=f"use one of {', '.join(LEARN)}")
         if self.rounds < 1 or not 0 <= self.shots <= len(self.read.examples):
@@ -191,8 +194,8 @@ class CritiqueRevise:
 
     def chains(self, groups: Groups, ctx: Any) -> list[Chain]:
         """As `__call__`, before anything is left out: one chain per prompt, in order."""
-        prompts: list[list[Turn]] = groups.dataset["prompt"]
-        times = list(zip(groups.dataset["prompt_id"], occurrences(groups), strict=True))
+        prompts: list[list[Turn]] = groups.column("prompt")
+        times = list(zip(groups.column("prompt_id"), occurrences(groups), strict=True))
         replies = self._ask(ctx, prompts, self.max_new_tokens, "prompt")
         chains = [Chain(r.text, r.refused or (None if r.text else "empty response")) for r in replies]
         for number in range(1, self.rounds + 1):

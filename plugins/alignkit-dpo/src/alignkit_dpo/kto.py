@@ -25,6 +25,7 @@ from alignkit.plugin import (
     MetricSpec,
     PolicyOptimizer,
     Term,
+    check_range,
     check_shapes,
     labels_from_ranks,
     masked_sum,
@@ -66,6 +67,7 @@ def kto(
         [responses].
     """
     positive("kto", beta=beta)
+    check_range("kto", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     ratio = masked_sum(logprobs - ref_logprobs, response_mask, -1)
     check_shapes(ratio=ratio, labels=labels, kl_baseline=kl_baseline)
     side = 2 * labels - 1
@@ -96,6 +98,7 @@ def label_statistics(
         `accuracy` and `ties` [responses]; the others [responses, 1], to be averaged over the good responses ("chosen")
         or over the bad ones ("rejected") by a mask.
     """
+    positive("label_statistics", beta=beta)
     reward = beta * masked_sum(logprobs - ref_logprobs, response_mask, -1)
     ahead = (2 * labels - 1) * (reward - beta * kl_baseline)
     wide = {"logprobs": masked_sum(logprobs, response_mask, -1).unsqueeze(1), "rewards": reward.unsqueeze(1)}

@@ -11,17 +11,18 @@ finite h, and none drops a pair that it has already won.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignkit.plugin import ConfigError, check_shapes, logistic_ranking, preference_cross_entropy
+from alignkit.plugin import ConfigError, check_range, check_shapes, logistic_ranking, preference_cross_entropy
 
 
 def positive(where: str, **values: float) -> None:
-    """Refuse a hyper-parameter that must be positive and is not.
+    """Refuse a hyper-parameter that must be positive and finite and is not.
 
     Args:
         where: the loss.
@@ -31,8 +32,8 @@ def positive(where: str, **values: float) -> None:
         ConfigError: naming the first.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name}={value} must be positive", where=where)
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name}={value} must be positive and finite", where=where)
 
 
 def noise(where: str, label_smoothing: float, least: float = 0.0) -> None:
@@ -431,6 +432,10 @@ def simpo(
 ) -> Tensor:
     """-log s(beta (log pi_w / |y_w| - log pi_l / |y_l|) - gamma) (Meng et al. 2024, SimPO, arXiv 2405.14734, eq. 6).
 
+    A soft label p is the mean of the two hard ones, so the margin is asked of whichever response won: p of the above
+    plus 1 - p of the same with the two exchanged. (The paper has hard labels alone. Its authors' `label_smoothing` does
+    not move the margin: -(1 - e) log s(d) - e log s(-d), d the argument above.)
+
     Args:
         chosen_logprobs: [pairs].
         rejected_logprobs: [pairs].
@@ -441,8 +446,11 @@ def simpo(
         gamma: target margin in units of the reward, 0.3 to 1.6 in the paper; gamma/beta of about 0.5.
     """
     positive("simpo", beta=beta)
+    check_range("simpo", gamma=gamma)
     gap = per_token(chosen_logprobs, chosen_lengths) - per_token(rejected_logprobs, rejected_lengths)
-    return preference_cross_entropy(beta * gap - gamma, preference_prob)
+    check_shapes(gap=gap, preference_prob=preference_prob)
+    won, lost = logsigmoid(beta * gap - gamma), logsigmoid(-beta * gap - gamma)
+    return -preference_prob * won - (1 - preference_prob) * lost
 
 
 def orpo(
@@ -494,6 +502,7 @@ def rewards(
 ) -> tuple[Tensor, Tensor]:
     """The implied rewards beta log(pi / ref) of the chosen and the rejected responses, [pairs] each."""
     check_shapes(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+    positive("implied rewards", beta=beta)
     return beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
 
 

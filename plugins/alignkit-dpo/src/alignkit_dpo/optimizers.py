@@ -18,9 +18,9 @@ from alignkit.plugin import (
     Batch,
     Component,
     ConfigError,
-    DataError,
     Groups,
     MetricSpec,
+    NothingToLearnError,
     PolicyOptimizer,
     Term,
     parse,
@@ -184,9 +184,9 @@ class DPO(PreferenceOptimizer):
             state: unused.
 
         Raises:
-            DataError: none of them holds a pair.
+            NothingToLearnError: none of them holds a pair.
         """
-        return pairs_only(groups, [list(range(len(row["responses"]))) for row in groups], "dpo")
+        return pairs_only(groups, [list(range(size)) for size in groups.sizes()], "dpo")
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,10 @@ class OnlineDPO(PreferenceOptimizer):
             reward_name: the reward that ranks them otherwise.
 
         Raises:
-            DataError: every prompt's samples tie.
+            NothingToLearnError: every prompt's samples tie.
         """
         ranked = groups if annotated or reward_name is None else rank_by_reward(groups, reward_name)
-        batch = pairs_only(ranked, [best_and_worst(row["ranks"]) for row in ranked], "online_dpo")
+        batch = pairs_only(ranked, [best_and_worst(ranks) for ranks in ranked.column("ranks")], "online_dpo")
         left_out = {"tied_prompts": len(ranked) - len(batch.groups), "unscored_prompts": len(groups) - len(ranked)}
         return Batch(batch.groups, metrics={**batch.metrics, **{name: float(n) for name, n in left_out.items()}})
 
@@ -269,20 +269,19 @@ def pairs_only(groups: Groups, kept: list[list[int]], where: str) -> Batch:
         a batch; `pairs` is logged. Of groups that stay whole it is the same object, whose tensors the engine has.
 
     Raises:
-        DataError: nothing is left.
+        NothingToLearnError: nothing is left.
     """
-    ranks = [
-        [row["ranks"][k] for k in places] if row["ranks"] else [] for row, places in zip(groups, kept, strict=True)
-    ]
+    said = groups.column("ranks")
+    ranks = [[own[k] for k in places] if own else [] for own, places in zip(said, kept, strict=True)]
     chosen = [places if len(set(r)) > 1 else [] for r, places in zip(ranks, kept, strict=True)]
     pairs = sum(a < b for r in ranks for a in r for b in r)
     if not pairs:
-        unranked = sum(not row["ranks"] for row in groups)
-        raise DataError(
+        unranked = sum(not own for own in said)
+        raise NothingToLearnError(
             f"{len(groups)} prompts and no comparison: {unranked} without ranks, the others' responses all tie",
             where=where,
             effect="There is nothing to learn from.",
             remedy="give groups with ranks (run.annotate, read_groups), or sample more or hotter",
         )
-    whole = all(c == list(range(len(row["responses"]))) for c, row in zip(chosen, groups, strict=True))
+    whole = all(c == list(range(size)) for c, size in zip(chosen, groups.sizes(), strict=True))
     return Batch(groups if whole else take_responses(groups, chosen), metrics={"pairs": float(pairs)})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import ConfigError, DataError, EvaluationHandle, Groups, PolicyHandle, Run, use
-from alignkit.plugin import Component, prompt_id
+from alignkit.plugin import Component, check_range, prompt_id
 from alignkit_gatt.constraints import check_constraints, obeys
 from alignkit_gatt.gatt import Answer, check_dialogues, play, sampling_view, training_view
 
@@ -41,6 +41,9 @@ class InstructionConsistency:
     def __post_init__(self) -> None:
         if self.every < 1 or self.told not in ("once", "always"):
             raise ConfigError(f"every={self.every}, told={self.told!r}", where="instruction_consistency")
+        lengths = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
+        check_range("instruction_consistency", low=1, **lengths)
+        check_range("instruction_consistency", temperature=self.temperature)
 
     def __call__(self, groups: Groups, ctx: Any) -> Groups:
         """Rows with one response, tagged with the turn.

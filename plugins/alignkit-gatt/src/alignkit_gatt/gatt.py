@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.plugin import ConfigError, DataError, Groups, class_code, take_responses
+from alignkit.plugin import ConfigError, DataError, Groups, check_range, class_code, take_responses
 from alignkit_gatt.constraints import SHIPPED, check_constraints, obeys, of_kinds, read_constraints, with_instructions
 
 Turns = list[dict[str, Any]]
@@ -236,6 +236,8 @@ class GhostAttention:
                 raise ConfigError(f"{name}={getattr(self, name)!r}", where="gatt", remedy=f"use {' or '.join(known)}")
         if self.most < 1 or self.samples_per_turn < 1 or not 0 <= self.shortened <= 1:
             raise ConfigError("most and samples_per_turn start at 1, shortened is in [0, 1]", where="gatt")
+        check_range("gatt", low=1, max_new_tokens=self.max_new_tokens, max_prompt_tokens=self.max_prompt_tokens)
+        check_range("gatt", temperature=self.temperature)
 
     def key(self) -> Any:
         """The fields, and the content of the file of constraints."""

@@ -91,6 +91,6 @@ class GRPO(PolicyOptimizer):
             DataError: no response has a reward.
         """
         groups, scores = take_present(groups, present), rewards[present]
-        sizes = [len(row["responses"]) for row in groups]
+        sizes = groups.sizes()
         advantages = group_advantages(scores, sizes, self.scale).unsqueeze(1) * response_mask[present]
         return Batch(groups, {"advantages": advantages}, group_metrics(scores, sizes))

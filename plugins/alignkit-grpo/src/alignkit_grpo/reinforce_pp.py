@@ -93,5 +93,5 @@ class ReinforcePP(PolicyOptimizer):
         groups, scores, mask = take_present(groups, present), rewards[present], response_mask[present]
         kl = torch.zeros_like(logprobs) if ref_logprobs is None else k1(logprobs, ref_logprobs)
         raw = reward_to_go(scores, kl[present], mask, self.kl_coef)
-        metrics = group_metrics(scores, [len(row["responses"]) for row in groups])
+        metrics = group_metrics(scores, groups.sizes())
         return Batch(groups, {"advantages": whiten(raw, mask)}, metrics)

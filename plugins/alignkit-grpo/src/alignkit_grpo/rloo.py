@@ -82,7 +82,7 @@ class RLOO(PolicyOptimizer):
             DataError: no response has a reward.
         """
         groups, mask = take_present(groups, present), response_mask[present]
-        sizes, scores = [len(row["responses"]) for row in groups], rewards[present]
+        sizes, scores = groups.sizes(), rewards[present]
         if ref_logprobs is not None:
             scores = scores - self.kl_coef * masked_sum(k1(logprobs, ref_logprobs)[present], mask, 1)
         advantages = leave_one_out(scores, sizes)

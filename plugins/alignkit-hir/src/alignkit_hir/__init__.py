@@ -26,6 +26,7 @@ from alignkit.plugin import (
     PolicyOptimizer,
     Register,
     Term,
+    check_range,
     hookimpl,
     preference_cross_entropy,
     use,
@@ -46,6 +47,7 @@ def label_smoothed_nll(logprobs: Tensor, mean_logprobs: Tensor, *, label_smoothi
     Returns:
         [responses, tokens], unreduced.
     """
+    check_range("label_smoothed_nll", high=1.0, label_smoothing=label_smoothing)
     return -(1 - label_smoothing) * logprobs - label_smoothing * mean_logprobs
 
 
@@ -72,6 +74,7 @@ def instruction_contrast(
     Returns:
         [pairs], unreduced.
     """
+    check_range("instruction_contrast", high=1.0, label_smoothing=label_smoothing)
     difference = chosen_logprobs / chosen_lengths - rejected_logprobs / rejected_lengths
     return preference_cross_entropy(difference, 1 - label_smoothing)
 
@@ -94,10 +97,10 @@ class HIR(PolicyOptimizer):
         temperature: of sampling.
         relabel: what says which instruction a response did achieve: "verifiable", "correctness", "instructions", or a
             function of a `Sample`; see `alignkit_hir.relabelling`.
-        threshold: the score from which an answer is right.
+        threshold: the score from which an answer is right; negative where scores are.
         contrastive_coef: weight of `instruction_contrast`.
         contrastive_smoothing: its eps.
-        entropy_coef: weight of the entropy, which is raised.
+        entropy_coef: weight of the entropy, which is raised; a negative one lowers it.
         replay: most relabelled samples of earlier rounds that are learned from again, the newest.
         require_finished: leave out what the length limit cut off, since imitating it teaches not to stop.
     """
@@ -133,6 +136,7 @@ class HIR(PolicyOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("hir", contrastive_coef=self.contrastive_coef)
         relabelling(self.relabel, self.threshold)  # a misspelled one is refused before any work
         if not 0 <= self.contrastive_smoothing <= 1 or self.replay < 0:
             raise ConfigError(
@@ -285,7 +289,7 @@ class Hindsight:
 
     Args:
         relabel: as in `HIR`.
-        threshold: as in `HIR`.
+        threshold: as in `HIR`, negative where scores are.
         reward: the name of the column that says whether an answer is right; None where no score is needed.
     """
 

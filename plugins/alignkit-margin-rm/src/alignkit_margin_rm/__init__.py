@@ -16,6 +16,7 @@ from alignkit.plugin import (
     ConfigError,
     DataError,
     Register,
+    check_range,
     check_shapes,
     hookimpl,
     logistic_ranking,
@@ -74,6 +75,7 @@ def pairwise_ranking(
     """
     check_shapes(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, margin=margin)
     ranking = logistic_ranking(chosen_rewards - rejected_rewards, margin)
+    check_range("pairwise_ranking", center_rewards_coefficient=center_rewards_coefficient)
     return ranking + center_rewards_coefficient * (chosen_rewards + rejected_rewards) ** 2
 
 
@@ -128,6 +130,7 @@ def margin_ranking_with_safety(
     """
     ranking = margin_ranking(chosen_rewards, rejected_rewards, rating, table=table)
     safety = 0.5 * (_safety(chosen_rewards, chosen_safe) + _safety(rejected_rewards, rejected_safe))
+    check_range("margin_ranking_with_safety", safety_weight=safety_weight)
     return ranking + safety_weight * safety
 
 
@@ -160,7 +163,7 @@ def kwise_ranking(
     """
     beats, rewards = _beats(rewards, ranks, group_mask)
     ranking = logistic_ranking(rewards.unsqueeze(2) - rewards.unsqueeze(1))
-    return masked_mean(ranking.flatten(1), beats.flatten(1), 1) + center_rewards_coefficient * _middle(rewards, beats)
+    return masked_mean(ranking.flatten(1), beats.flatten(1), 1) + _middle(rewards, beats, center_rewards_coefficient)
 
 
 def plackett_luce(
@@ -186,7 +189,7 @@ def plackett_luce(
     beats, rewards = _beats(rewards, ranks, group_mask)
     choices, chooses = _choices(rewards, beats)
     reduce = masked_mean if mean_of_choices else masked_sum
-    return reduce(choices, chooses, 1) + center_rewards_coefficient * _middle(rewards, beats)
+    return reduce(choices, chooses, 1) + _middle(rewards, beats, center_rewards_coefficient)
 
 
 def best_of_k(rewards: Tensor, ranks: Tensor, group_mask: Tensor, *, center_rewards_coefficient: float = 0.0) -> Tensor:
@@ -203,7 +206,7 @@ def best_of_k(rewards: Tensor, ranks: Tensor, group_mask: Tensor, *, center_rewa
     beats, rewards = _beats(rewards, ranks, group_mask)
     choices, chooses = _choices(rewards, beats)
     best = chooses & ~beats.any(1)  # beaten by none
-    return masked_mean(choices, best, 1) + center_rewards_coefficient * _middle(rewards, beats)
+    return masked_mean(choices, best, 1) + _middle(rewards, beats, center_rewards_coefficient)
 
 
 def _beats(rewards: Tensor, ranks: Tensor, group_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,9 +227,12 @@ def _choices(rewards: Tensor, beats: Tensor) -> tuple[Tensor, Tensor]:
     return rivals.logsumexp(2) - rewards, beats.any(2)
 
 
-def _middle(rewards: Tensor, beats: Tensor) -> Tensor:
-    """Mean over the comparisons of a prompt of (r_w + r_l)^2 [groups]."""
-    return masked_mean(((rewards.unsqueeze(2) + rewards.unsqueeze(1)) ** 2).flatten(1), beats.flatten(1), 1)
+def _middle(rewards: Tensor, beats: Tensor, center_rewards_coefficient: float) -> Tensor:
+    """c times the mean over the comparisons of a prompt of (r_w + r_l)^2 [groups]."""
+    check_range("loss of rankings", center_rewards_coefficient=center_rewards_coefficient)
+    return center_rewards_coefficient * masked_mean(
+        ((rewards.unsqueeze(2) + rewards.unsqueeze(1)) ** 2).flatten(1), beats.flatten(1), 1
+    )
 
 
 @hookimpl

@@ -151,6 +151,8 @@ def ppo(
     ratio = torch.exp(logprobs - old_logprobs)
     policy_loss = clipped_surrogate(ratio, advantages, clip_range, clip_range)
     limit = float("inf") if value_clip_range is None else value_clip_range
+    if not limit >= 0:
+        raise ConfigError(f"value_clip_range={value_clip_range} must not be negative", where="ppo")
     unclipped = (values - returns) ** 2
     clipped = (old_values + (values - old_values).clamp(-limit, limit) - returns) ** 2
     return {

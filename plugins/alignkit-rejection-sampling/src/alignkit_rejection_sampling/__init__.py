@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from alignkit.plugin import (
     Batch,
     ConfigError,
-    DataError,
     Groups,
     MetricSpec,
+    NothingToLearnError,
     PolicyOptimizer,
     Register,
     Term,
@@ -82,7 +82,7 @@ def compete(pool: Sequence[Groups], reward_name: str) -> Groups:
 
 def newest_first(history: Groups, only_last: bool) -> Groups:
     """Samples of earlier versions, newest first (-1, the oldest, where no version is written down)."""
-    versions = [-1 if v is None else int(v) for v in history.dataset["iteration"]]
+    versions = [-1 if v is None else int(v) for v in history.column("iteration")]
     order = sorted(range(len(versions)), key=lambda i: -versions[i])
     return history.select(i for i in order if not only_last or versions[i] == versions[order[0]])
 
@@ -147,14 +147,14 @@ class RejectionSampling(PolicyOptimizer):
             history: samples of earlier versions, scored by the current reward under the same name.
 
         Raises:
-            DataError: when no response may win.
+            NothingToLearnError: when no response may win.
         """
         now = winners(groups, reward_name, self.require_finished)
         older = Groups.from_rows([]) if history is None or self.pool == "none" else history
         old = winners(newest_first(older, self.pool == "last"), reward_name, self.require_finished)
         targets = compete([now, old], reward_name)
         if not len(targets):
-            raise DataError(
+            raise NothingToLearnError(
                 f"of {groups.num_responses} responses none has a reward" + " and an end" * self.require_finished,
                 where="rejection_sampling",
                 effect="Learning from nothing was refused.",
@@ -167,7 +167,7 @@ class RejectionSampling(PolicyOptimizer):
         values, present = groups.rewards(reward_name)
         scores = [v for row, there in zip(values, present, strict=True) for v, ok in zip(row, there, strict=True) if ok]
         rivals = [sum(row) for row in eligible(groups, reward_name, self.require_finished)]
-        versions = list(targets.dataset["iteration"])
+        versions = targets.column("iteration")
         metrics = {f"targets_of_iteration_{v}": float(versions.count(v)) for v in set(versions) if v is not None}
         metrics |= {"targets": float(len(targets)), "dropped_prompts": float(len(groups) - len(now))}
         if scores:

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from alignkit.plugin import (
     Batch,
     ConfigError,
-    DataError,
     Groups,
     MetricSpec,
+    NothingToLearnError,
     PolicyOptimizer,
     Term,
     eligible,
@@ -138,7 +138,7 @@ class ReST(PolicyOptimizer):
             reward_name: the reward being optimised.
 
         Raises:
-            DataError: no response has a reward, or none lies above the threshold.
+            NothingToLearnError: no response has a reward, or none lies above the threshold.
         """
         improve = int(state.get("improves", 0))
         groups = distinct(groups)
@@ -149,7 +149,7 @@ class ReST(PolicyOptimizer):
         ]
         pool = [v for row in values for v in row if not math.isnan(v)]
         if not pool:
-            raise DataError(
+            raise NothingToLearnError(
                 "no response has a reward" + " and an end" * self.require_finished,
                 where="rest",
                 effect="Learning from nothing was refused.",
@@ -158,7 +158,7 @@ class ReST(PolicyOptimizer):
         above = [[k for k, v in enumerate(row) if v > tau] for row in values]
         kept = [v for row in values for v in row if v > tau]
         if not kept:
-            raise DataError(
+            raise NothingToLearnError(
                 f"none of {len(pool)} responses lies above {tau:.4g}; the highest is {max(pool):.4g}",
                 where=f"rest, Improve {improve + 1} of {self.rounds}",
                 effect="Learning from nothing was refused.",
@@ -180,7 +180,7 @@ class ReST(PolicyOptimizer):
         better = [[values[i][k] > tau for k in row] for i, row in enumerate(places)]
         mixed = [i for i, row in enumerate(better) if len(set(row)) == 2]
         if not mixed:
-            raise DataError(
+            raise NothingToLearnError(
                 f"no prompt has responses on both sides of {tau:.4g}",
                 where="rest",
                 effect="There is no comparison to learn from.",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar
 
-from alignkit.plugin import Annotator, ConfigError, DataError, Groups, class_code, permutation
+from alignkit.plugin import Annotator, ConfigError, DataError, Groups, check_range, class_code, permutation
 from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.backends import Backend, identity_of, open_backend
 from alignkit_rlaif.comparison import Comparison, Vote
@@ -99,6 +99,7 @@ class Judge(Annotator):
                 f"max_failed={self.max_failed} or max_thought_tokens={self.max_thought_tokens} is outside its range",
                 where="judge",
             )
+        check_range("judge", low=1, draws=self.draws)
         if len(self.levels) != 3 or not 1 >= self.levels[0] > self.levels[1] > self.levels[2] >= 0.5:
             raise ConfigError(f"levels={self.levels} must be three falling numbers from 1 to 0.5", where="judge")
         if len(self.labels) != 2 or len({label.strip() for label in self.labels} - {""}) != 2:

@@ -1,0 +1,338 @@
+"""The columns of groups: what they hold, and the two ways of keeping them.
+
+A small table is kept as plain lists (`Memory`): adding a column or taking rows costs what is new, and no more. A large
+one stays in Arrow (`Table`), on disk where it came from there, and is read a thousand rows at a time. Both hand out
+copies, so that nobody changes a table through what it was given, and so tables may share their columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetInfo, Features, Value
+from datasets.table import InMemoryTable
+
+LARGE = 50_000
+"""Rows and responses together beyond which a table is kept in Arrow."""
+
+LARGE_BYTES = 64 * 2**20
+"""Bytes on disk beyond which it is."""
+
+_AT_ONCE = 1000
+
+_MESSAGE = {"role": Value("string"), "content": Value("string"), "trained": Value("bool")}
+_REWARD = {"name": Value("string"), "values": [Value("float64")], "reasons": [Value("string")]}
+
+_FORMS: dict[str, Any] = {
+    "prompt_id": Value("string"),
+    "prompt": [_MESSAGE],
+    "responses": [Value("string")],
+    "response_ids": [[Value("int32")]],
+    "finished": [Value("bool")],
+    "logprobs": [[Value("float32")]],
+    "sampled_logprobs": [[Value("float32")]],
+    "ranks": [Value("int32")],
+    "rating": Value("string"),
+    "preference_prob": Value("float64"),
+    "labels": [Value("bool")],
+    "rewards": [_REWARD],
+    "dimension": Value("string"),
+    "tags": [Value("string")],
+    "sampled_by": [{"policy": Value("string"), "temperature": Value("float64")}],
+    "tokenizer": Value("string"),
+    "iteration": Value("int32"),
+    "meta": Value("string"),
+}
+
+FEATURES = Features(_FORMS)
+"""Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
+object with whatever else is known of the prompt (checks, source …)."""
+
+PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
+
+Change = Callable[[Any], Any]
+
+
+def _text(value: Any) -> Any:
+    if value is not None and type(value) is not str:
+        raise TypeError
+    if value is not None and not value.isascii():
+        value.encode()  # what is no Unicode is refused now, and not when it is written
+    return value
+
+
+def _number(value: Any) -> Any:
+    if value is None or type(value) is float:
+        return value
+    if type(value) is not int:
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: Any) -> Any:
+    return value if value is None else array("i", (value,))[0]
+
+
+def _flag(value: Any) -> Any:
+    if value is not None and type(value) is not bool:
+        raise TypeError
+    return value
+
+
+_SCALARS: dict[str, Change] = {"string": _text, "float64": _number, "int32": _whole, "bool": _flag}
+_PACKED = {"int32": "i", "float32": "f"}
+
+
+def _keeping(form: Any) -> Change:
+    """How a value of this form is taken into memory: checked, copied, and as precise as on disk.
+
+    The change raises TypeError, ValueError or OverflowError for what only `datasets` may know to convert.
+    """
+    if isinstance(form, Mapping):
+        parts = {name: _keeping(inner) for name, inner in form.items()}
+
+        def struct(value: Any) -> Any:
+            if value is None:
+                return None
+            if len(value) != len(parts):
+                raise TypeError
+            try:
+                return {name: keep(value[name]) for name, keep in parts.items()}
+            except KeyError:
+                raise TypeError from None
+
+        return struct
+    if not isinstance(form, list):
+        return _SCALARS[form.dtype]
+    inner = form[0]
+    packed = _PACKED.get(inner.dtype) if isinstance(inner, Value) else None
+    each = None if packed else _keeping(inner)
+
+    def items(value: Any) -> Any:
+        if value is None:
+            return None
+        if type(value) not in (list, tuple):
+            raise TypeError
+        return array(packed, value) if packed else [each(item) for item in value]  # type: ignore[misc]
+
+    return items
+
+
+def _handing(form: Any) -> Change | None:
+    """How a kept value of this form is copied for whoever asks; None where nobody could change it."""
+    if isinstance(form, Mapping):
+        parts = {name: _handing(inner) for name, inner in form.items()}
+        deep = {name: copy for name, copy in parts.items() if copy}
+
+        def struct(value: Any) -> Any:
+            if value is None or not deep:
+                return None if value is None else dict(value)
+            return {name: deep[name](kept) if name in deep else kept for name, kept in value.items()}
+
+        return struct
+    if not isinstance(form, list):
+        return None
+    each = _handing(form[0])
+
+    def items(value: Any) -> Any:
+        if value is None:
+            return None
+        return list(value) if each is None else [each(item) for item in value]
+
+    return items
+
+
+_KEEP = {name: _keeping(form) for name, form in _FORMS.items()}
+_HAND = {name: _handing(form) for name, form in _FORMS.items()}
+
+
+def kept(name: str, values: Sequence[Any]) -> list[Any]:
+    """Values of a column [rows] as they are kept in memory; what is odd is left to `datasets` to convert or refuse."""
+    keep = _KEEP[name]
+    try:
+        return [keep(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return list(Dataset.from_dict({name: list(values)}, features=Features({name: FEATURES[name]}))[:][name])
+
+
+def _handed(name: str, values: list[Any]) -> list[Any]:
+    copy = _HAND[name]
+    return list(values) if copy is None else [copy(value) for value in values]
+
+
+class Memory:
+    """Columns as lists; those of a small table on disk are read when they are asked for.
+
+    Args:
+        columns: values by name, as `kept` gives them; nobody else may change them.
+        rows: how many.
+        source: the same rows in Arrow, where they are there already.
+    """
+
+    def __init__(self, columns: dict[str, list[Any]], rows: int, source: Dataset | None = None) -> None:
+        self._columns, self.rows, self._source = columns, rows, source
+
+    def kept(self, name: str) -> list[Any]:
+        """The column itself, which is not to be changed."""
+        if name not in self._columns:
+            assert self._source is not None
+            self._columns[name] = kept(name, self._source[name][:] if self.rows else [])
+        return self._columns[name]
+
+    def column(self, name: str) -> list[Any]:
+        """A copy of the column."""
+        return _handed(name, self.kept(name))
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A copy of one row.
+
+        Raises:
+            IndexError: there is none.
+        """
+        out = {}
+        for name, copy in _HAND.items():
+            value = self.kept(name)[index]
+            out[name] = value if copy is None else copy(value)
+        return out
+
+    def each(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Row by row, copies of the values of these columns."""
+        copies = [(self.kept(name), _HAND[name]) for name in names]
+        for index in range(self.rows):
+            yield tuple(values[index] if copy is None else copy(values[index]) for values, copy in copies)
+
+    def sizes(self) -> list[int]:
+        """How many responses each row has."""
+        return [len(responses) for responses in self.kept("responses")]
+
+    def take(self, places: Sequence[int]) -> Memory:
+        """The rows at these places.
+
+        Raises:
+            IndexError: there is none at one of them.
+        """
+        return Memory({name: [self.kept(name)[i] for i in places] for name in FEATURES}, len(places))
+
+    def replaced(self, columns: Mapping[str, Sequence[Any]]) -> Memory:
+        """The same with these columns, plain values [rows] each, in the place of its own."""
+        new = {name: kept(name, values) for name, values in columns.items()}
+        return Memory({name: new[name] if name in new else self.kept(name) for name in FEATURES}, self.rows)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The rows in Arrow, made when they are first asked for."""
+        if self._source is None:
+            self._source = arrow({name: self.column(name) for name in FEATURES})
+        return self._source
+
+
+class Table:
+    """Columns in Arrow, read a part at a time.
+
+    Args:
+        dataset: with the columns of `FEATURES`, be they of other types.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.rows = dataset, dataset.num_rows
+
+    def kept(self, name: str) -> Iterator[Any]:
+        """The values of a column, one after another."""
+        return (value for (value,) in self.each([name]))
+
+    def column(self, name: str) -> list[Any]:
+        return list(self.kept(name))
+
+    def row(self, index: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.dataset[index]
+        return found
+
+    def each(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        if not names:
+            yield from [()] * self.rows
+            return
+        chosen = self.dataset.select_columns(list(names))
+        for start in range(0, self.rows, _AT_ONCE):
+            part = chosen[start : start + _AT_ONCE]
+            yield from zip(*(part[name] for name in names), strict=True)
+
+    def sizes(self) -> list[int]:
+        return list(chain.from_iterable(sizes.to_pylist() for sizes in self._sizes()))
+
+    def _sizes(self) -> Iterator[Any]:
+        chosen = self.dataset.select_columns(["responses"]).with_format("arrow")
+        for start in range(0, self.rows, _AT_ONCE):
+            yield pc.list_value_length(chosen[start : start + _AT_ONCE]["responses"])
+
+    @property
+    def small(self) -> bool:
+        """Whether lists will do."""
+        if self.rows > LARGE or self.dataset.data.nbytes > LARGE_BYTES or self.dataset.features != FEATURES:
+            return False
+        return self.rows + sum(pc.sum(sizes).as_py() or 0 for sizes in self._sizes()) <= LARGE
+
+    @cached_property
+    def typed(self) -> Dataset:
+        """The rows with the types of `FEATURES`."""
+        ours = self.dataset.select_columns(list(FEATURES))
+        return ours if ours.features == FEATURES else ours.cast(FEATURES)
+
+    def take(self, places: Sequence[int]) -> Memory | Table:
+        there = range(self.rows)
+        return opened(self.typed.select([there[i] for i in places]))
+
+    def replaced(self, columns: Mapping[str, Sequence[Any]]) -> Memory | Table:
+        others = self.typed.remove_columns(list(columns)).flatten_indices()
+        for name, values in columns.items():
+            made = arrow({name: _handed(name, kept(name, values))}).data.column(name)
+            others = others.add_column(name, made.combine_chunks(), feature=FEATURES[name])
+        return opened(others.select_columns(list(FEATURES)))
+
+
+Columns = Memory | Table
+
+
+def opened(dataset: Dataset) -> Columns:
+    """The columns of a data set, in the way that suits its size."""
+    table = Table(dataset.with_format(None) if dataset.format["type"] is not None else dataset)
+    return Memory({}, table.rows, table.dataset) if table.small else table
+
+
+def gathered(columns: Mapping[str, Sequence[Any]], rows: int) -> Columns:
+    """Columns from plain values, [rows] for every name of `FEATURES`."""
+    store = Memory({name: kept(name, columns[name]) for name in FEATURES}, rows)
+    return store if rows + sum(store.sizes()) <= LARGE else Table(store.dataset)
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """One after another; at least one."""
+    small = [part for part in parts if isinstance(part, Memory)]
+    if len(small) == len(parts) and sum(part.rows + sum(part.sizes()) for part in small) <= LARGE:
+        whole = {name: list(chain.from_iterable(part.kept(name) for part in small)) for name in FEATURES}
+        return Memory(whole, sum(part.rows for part in small))
+    return opened(
+        datasets.concatenate_datasets([part.typed if isinstance(part, Table) else part.dataset for part in parts])
+    )
+
+
+def arrow(columns: Mapping[str, list[Any]]) -> Dataset:
+    """A data set of plain values, of those columns of `FEATURES` that are given.
+
+    Its fingerprint is a digest of the Arrow buffers: `datasets` would make one by pickling every row.
+    """
+    features = Features({name: FEATURES[name] for name in columns})
+    schema = features.arrow_schema
+    table = pa.table([pa.array(columns[name], type=schema.field(name).type) for name in columns], schema=schema)
+    state = hashlib.blake2b(str(features).encode(), digest_size=8)
+    for column in table.columns:
+        for buffer in chain.from_iterable(chunk.buffers() for chunk in column.chunks):
+            state.update(b"-" if buffer is None else memoryview(buffer))
+    return Dataset(InMemoryTable(table), info=DatasetInfo(features=features), fingerprint=state.hexdigest())

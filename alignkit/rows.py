@@ -1,0 +1,145 @@
+"""One row of groups: messages, and the form in which a row is kept whatever it was written as."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.columns import FEATURES, PER_RESPONSE
+from alignkit.errors import DataError
+from alignkit.identity import canonical_json
+
+RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better_or_unsure")
+"""Llama 2's four levels of preference (Touvron et al. 2023, section 3.2.1), from the most to the least distinct."""
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Args:
+        role: one of `ROLES`.
+        content: the text, kept as it is.
+        trained: for an assistant turn inside a prompt: whether its tokens are learned from.
+    """
+
+    role: str
+    content: str
+    trained: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.content, "trained": self.trained}
+
+
+def prompt_id(messages: Sequence[Mapping[str, Any] | Message]) -> str:
+    """Content hash (16 hex digits) of a conversation: roles and NFC-normalised text, nothing else."""
+    turns = [message.to_dict() if isinstance(message, Message) else message for message in messages]
+    text = canonical_json([[turn["role"], unicodedata.normalize("NFC", turn["content"])] for turn in turns])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in prompt]
+    for turn in turns:
+        if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise DataError(
+                f"a message has role {turn.get('role')!r} and content of type {type(turn.get('content')).__name__}",
+                where=where,
+                remedy=f"use roles {', '.join(ROLES)} and text content",
+            )
+    return [{"role": t["role"], "content": t["content"], "trained": bool(t.get("trained"))} for t in turns]
+
+
+def _normal_rewards(rewards: Any) -> list[dict[str, Any]] | None:
+    """Accept {name: values} or the stored list of {name, values, reasons}."""
+    if not rewards:
+        return None
+    if isinstance(rewards, Mapping):
+        rewards = [{"name": name, "values": list(values)} for name, values in rewards.items()]
+    return [
+        {"name": r["name"], "values": list(r["values"]), "reasons": list(r.get("reasons") or [None] * len(r["values"]))}
+        for r in sorted(rewards, key=lambda r: r["name"])
+    ]
+
+
+def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
+    """Fill in what is missing and check what is there, so that every row has every column.
+
+    Args:
+        row: `prompt` (text, messages or `Message`s) and, where known, the other columns of `FEATURES`; `meta` may be
+            a dict.
+        where: named in errors.
+
+    Raises:
+        DataError: unknown columns, wrong roles, a per-response column whose length is not K, a rating outside
+        `RATINGS`.
+    """
+    refuse_unknown(row, where)
+    out: dict[str, Any] = {name: row.get(name) for name in FEATURES}
+    for name in _NORMAL:
+        out[name] = normal_value(name, out[name], where)
+    out["prompt_id"] = out["prompt_id"] or prompt_id(out["prompt"])
+    check_lengths(out, len(out["responses"]), where)
+    return out
+
+
+def normal_value(name: str, value: Any, where: str) -> Any:
+    """One value of a column as it is stored, from whatever `normal_row` accepts."""
+    change = _NORMAL.get(name)
+    return value if change is None else change(value, where)
+
+
+def _normal_meta(meta: Any, where: str) -> str | None:
+    return meta if meta is None or isinstance(meta, str) else canonical_json(meta)
+
+
+def _normal_rating(rating: Any, where: str) -> Any:
+    if rating is not None and rating not in RATINGS:
+        raise DataError(f"rating {rating!r} is outside the scale", where=where, remedy=f"use {', '.join(RATINGS)}")
+    return rating
+
+
+_NORMAL: dict[str, Callable[[Any, str], Any]] = {
+    "prompt": _normal_prompt,
+    "responses": lambda value, where: list(value or []),
+    "tags": lambda value, where: list(value or []),
+    "rewards": lambda value, where: _normal_rewards(value),
+    "meta": _normal_meta,
+    "rating": _normal_rating,
+}
+
+
+def check_lengths(row: Mapping[str, Any], count: int, where: str) -> None:
+    """Refuse what is known of each response, where there is another number of them.
+
+    Args:
+        row: the columns to look at, all or some.
+        count: how many responses there are.
+        where: named in the error.
+
+    Raises:
+        DataError: with the lengths that differ.
+    """
+    lengths = {name: len(row[name]) for name in PER_RESPONSE if row.get(name) is not None}
+    lengths |= {f"rewards[{r['name']}]": len(r["values"]) for r in row.get("rewards") or []}
+    wrong = {name: length for name, length in lengths.items() if length != count}
+    if wrong:
+        raise DataError(f"{wrong} where there are {count} responses", where=where)
+
+
+def refuse_unknown(names: Iterable[str], where: str) -> None:
+    """Refuse names that are no columns.
+
+    Raises:
+        DataError: naming them.
+    """
+    unknown = set(names) - set(FEATURES)
+    if unknown:
+        raise DataError(f"unknown columns {sorted(unknown)}", where=where, remedy=f"use {', '.join(FEATURES)}")
