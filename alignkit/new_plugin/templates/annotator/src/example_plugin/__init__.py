@@ -29,7 +29,8 @@ class ExampleComponent(Annotator):
     def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
         """The groups with `ranks`, 1 is best, by dimension; those with a single answer are left out."""
         judged = groups.filter(lambda row: len(row["responses"]) > 1)
-        return {"preference": with_ranks(judged, [self._ranks(row["responses"]) for row in judged])}
+        ranked = with_ranks(judged, [self._ranks(row["responses"]) for row in judged])
+        return {"preference": ranked.map_rows(lambda row: {"dimension": "preference"})}
 
     def _ranks(self, responses: list[str]) -> list[int]:
         lengths = [len(response.split()) for response in responses]
