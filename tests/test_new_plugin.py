@@ -86,7 +86,7 @@ def ran(site: Path, written: Path) -> dict[str, list[str]]:
     (site / "test_pages.py").write_text(PAGES.format(folder=str(written)), encoding="utf-8")
     tests = [*(str(path) for path in sorted(written.glob("*/tests"))), str(site / "test_pages.py")]
     flags = ["-p", "no:cacheprovider", "--import-mode=importlib", "--tb=short", f"--junitxml={site}/said.xml"]
-    done = python(written, site, "-m", "pytest", "-q", *flags, *tests)
+    done = python(written, site, "-m", "pytest", "-q", *flags, "-k", "not test_conformance", *tests)
     assert done.returncode == 0, done.stdout + done.stderr
     passed: dict[str, list[str]] = {f"strangers-{kind}": [] for kind in KINDS}
     for case in ElementTree.parse(site / "said.xml").iter("testcase"):
@@ -105,6 +105,17 @@ def test_its_own_tests_and_its_page_hold(kind: str, ran: dict[str, list[str]]) -
     assert len(names) >= 3
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@EVERY_KIND
+def test_the_conformance_kit_has_nothing_to_say_of_it(kind: str, site: Path, written: Path) -> None:
+    """A few seconds to fifteen: what was written is whole from its first hour on."""
+    own = [str(written / f"strangers-{kind}/tests/test_conformance.py"), "-p", "no:cacheprovider"]
+    done = python(written, site, "-m", "pytest", "-q", "--import-mode=importlib", *own)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"[3-9] passed|\d\d passed", done.stdout), done.stdout
+
+
 @EVERY_KIND
 def test_it_is_complete_and_says_whose_it_is(kind: str, written: Path) -> None:
     folder = written / f"strangers-{kind}"
@@ -112,7 +123,7 @@ def test_it_is_complete_and_says_whose_it_is(kind: str, written: Path) -> None:
     module = f"strangers_{kind}"
     assert paths >= {
         "pyproject.toml", "README.md", "LICENSE", ".gitignore", ".github/workflows/test.yml",
-        f"src/{module}/__init__.py", f"src/{module}/py.typed", f"tests/test_{module}.py",
+        f"src/{module}/__init__.py", f"src/{module}/py.typed", f"tests/test_{module}.py", "tests/test_conformance.py",
     }  # fmt: skip
     texts = {path: (folder / path).read_text(encoding="utf-8") for path in paths if not path.startswith("build/")}
     assert not [path for path, text in texts.items() if re.search("example[-_]|ExampleC|<!--", path + text)]
