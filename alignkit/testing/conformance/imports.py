@@ -70,7 +70,8 @@ def probe(subject: Subject) -> dict[str, Any]:
 def imported(modules: list[str]) -> dict[str, Any]:
     """By module: CPU seconds, new top-level modules, and what of the process it changed."""
     command = [sys.executable, "-c", PROBE, *modules]
-    there = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # what is found here
+    found = filter(None, (os.environ.get("PYTHONPATH"), *sys.path))  # what is found here is found there
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=there)
     if done.returncode:
         refuse(f"it cannot be imported: {done.stderr.strip().splitlines()[-1:]}")
