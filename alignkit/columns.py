@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -283,14 +284,16 @@ class Table:
     def typed(self) -> Dataset:
         """The rows with the types of `FEATURES`."""
         ours = self.dataset.select_columns(list(FEATURES))
-        return ours if ours.features == FEATURES else ours.cast(FEATURES)
+        with quiet():
+            return ours if ours.features == FEATURES else ours.cast(FEATURES)
 
     def take(self, places: Sequence[int]) -> Memory | Table:
         there = range(self.rows)
         return opened(self.typed.select([there[i] for i in places]))
 
     def replaced(self, columns: Mapping[str, Sequence[Any]]) -> Memory | Table:
-        others = self.typed.remove_columns(list(columns)).flatten_indices()
+        with quiet():
+            others = self.typed.remove_columns(list(columns)).flatten_indices()
         for name, values in columns.items():
             made = arrow({name: _handed(name, kept(name, values))}).data.column(name)
             others = others.add_column(name, made.combine_chunks(), feature=FEATURES[name])
@@ -298,6 +301,18 @@ class Table:
 
 
 Columns = Memory | Table
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which would stand between the lines of a run."""
+    was_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_on:
+            datasets.enable_progress_bars()
 
 
 def opened(dataset: Dataset) -> Columns:

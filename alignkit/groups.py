@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset
 
-from alignkit.columns import FEATURES, PER_RESPONSE, Columns, gathered, joined, opened
+from alignkit.columns import FEATURES, PER_RESPONSE, Columns, gathered, joined, opened, quiet
 from alignkit.errors import DataError
 from alignkit.identity import canonical_json
 from alignkit.rows import (
@@ -83,14 +82,9 @@ class Groups:
 
     def save(self, folder: str | Path) -> None:
         """Write as a `datasets` folder (Arrow)."""
-        was_on = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
+        with quiet():
             # A data set without rows would be written without a file, and then not be read.
             self.dataset.save_to_disk(str(folder), num_shards=None if len(self) else 1)
-        finally:
-            if was_on:
-                datasets.enable_progress_bars()
 
     @staticmethod
     def concat(parts: Sequence[Groups]) -> Groups:

@@ -254,3 +254,11 @@ def test_large_groups_from_disk_are_not_pulled_into_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6
+
+
+def test_large_groups_change_without_the_bars_of_datasets(monkeypatch, capfd):
+    monkeypatch.setattr("alignkit.columns.LARGE", 2)
+    groups = Groups(Groups.from_prompts([f"p{i}" for i in range(9)]).dataset).select([4, 2, 6, 8])
+    changed = groups.with_columns({"iteration": [1, 2, 3, 4]})
+    assert [row["iteration"] for row in changed] == [1, 2, 3, 4]
+    assert "Flattening" not in capfd.readouterr().err
