@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import alignkit
 from alignkit.errors import DataError
 from alignkit.evaluation import accuracy_by_level, score_histogram, summarise_evaluation
 from alignkit.groups import RATINGS
@@ -428,3 +429,10 @@ def test_axes_and_curves_keep_what_matters():
     assert len(shorter) == 100
     assert shorter[-1] == points[-1]
     assert all(y == 1.0 for _, y in shorter)
+
+
+def test_no_rule_of_the_style_sheet_is_written_twice() -> None:
+    text = (Path(alignkit.__file__).parent / "report" / "style.css").read_text(encoding="utf-8")
+    rules = [line.strip() for line in text.splitlines() if "{" in line and "}" in line and "@" not in line]
+    assert len(rules) > 40
+    assert sorted(set(rules)) == sorted(rules)

@@ -61,9 +61,7 @@ class Prepare:
         where = f"{type(self.method).__name__}, round {index}"
         offers = Offers(self, groups, data)
         given = {n: known[n] if n in known else offers.give(n) for n in self.method.prepare_arguments()}
-        with self.setting.meter.phase("prepare"):
-            batch = self.method.prepare(groups, state, **given)
-        return checked(batch, self.method.provides, where)
+        return checked(self.method.prepare(groups, state, **given), self.method.provides, where)
 
     def earlier(self) -> Groups:
         """Earlier versions' samples with the current reward's scores, worked out once."""
