@@ -20,7 +20,7 @@ says what it does is enough."""
 
 
 def traced(optimizer: str) -> dict[str, set[str]]:
-    """The functions that a round calls, by file."""
+    """The functions that a round calls, by file; a comprehension or a lambda is a part of the function it stands in."""
     from alignkit import Groups, Run, use
     from alignkit.engine.learner import Learner
 
@@ -29,7 +29,7 @@ def traced(optimizer: str) -> dict[str, set[str]]:
     def watch(frame: FrameType, event: str, _argument: Any) -> None:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(str(ROOT)) and ".venv" not in file and not file.startswith(__file__):
-            called[str(Path(file).relative_to(ROOT))].add(frame.f_code.co_qualname)
+            called[str(Path(file).relative_to(ROOT))].add(frame.f_code.co_qualname.partition(".<locals>.<")[0])
 
     begin, end = Learner.train_dataloader, Learner.on_train_epoch_end
 
