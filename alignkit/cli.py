@@ -32,7 +32,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and say how it ended: 0 well, 1 a check that failed, 2 an error explained, 130 interrupted.
+    """Run one command and say how it ended: 0 well, 1 a check or a cell failed, 2 an error explained, 130 interrupted.
 
     Args:
         argv: the arguments after the program's name; None for those of the process.
@@ -281,7 +281,7 @@ def _compare(options: argparse.Namespace) -> int:
         given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
-    return 0
+    return int(any(each.failed for each in found.standings))
 
 
 # what exists

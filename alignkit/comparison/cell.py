@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignkit.budget import NAMES
-from alignkit.comparison.declared import START, Conditions, Method, is_whole, open_suite, slug, suite_digest
+from alignkit.comparison.declared import GIVEN, START, Conditions, Method, is_whole, open_suite, slug, suite_digest
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.files import write_json
 from alignkit.identity import digest
@@ -19,6 +19,7 @@ from alignkit.rewards import FunctionReward, Reward
 from alignkit.run import Run
 from alignkit.stages import EvaluationHandle, Improved, PolicyHandle, Stage
 from alignkit.stages.comparisons import RankBy
+from alignkit.stages.sample import Sample
 from alignkit.suites import Suite
 from alignkit.versions import versions
 
@@ -79,11 +80,13 @@ class CellRun(Run):
         """As `Run.make`, within the budget.
 
         Raises:
-            BudgetSpent: nothing is left for a stage that trains.
+            BudgetSpent: nothing is left for a stage that trains or samples.
         """
         limited = any(each.name == "budget" for each in dataclasses.fields(declared))
         if self.budget and limited and "evaluation" not in declared.makes:
             declared = dataclasses.replace(declared, budget=self._left(declared.name))  # type: ignore[call-arg]
+        elif self.budget and isinstance(declared, Sample):
+            self._left(declared.name)  # it samples whole, but not for a stage that could no longer learn from it
         handle = super().make(declared)
         made = handle.policy if isinstance(handle, Improved) else handle
         if isinstance(made, PolicyHandle):
@@ -104,7 +107,11 @@ class CellRun(Run):
         left = {key: amount - spent[key] for key, amount in self.budget.items()}
         if min(left.values()) <= 0:
             gone = [key for key, amount in left.items() if amount <= 0]
-            raise BudgetSpent(f"the budget of {', '.join(gone)} is spent before {name}", where=str(self.folder))
+            raise BudgetSpent(
+                f"the budget of {', '.join(gone)} is spent before {name}",
+                where=str(self.folder),
+                remedy="a larger budget, or a method that spends less before it learns",
+            )
         return {key: int(amount) for key, amount in left.items() if amount >= 1}
 
 
@@ -221,8 +228,6 @@ def _data(
         return suite.data(run, current, step, f"{name}/data")
     if samples:
         return suite.prompts
-    if conditions.samples < 2:
-        raise ConfigError(f"samples={conditions.samples}: {step.name} compares responses", remedy="2 or more")
     drawn = run.sample(
         current,
         suite.prompts,
@@ -242,7 +247,7 @@ def _recipe(run: CellRun, name: str, arguments: Mapping[str, Any], conditions: C
     """
     main = run.host.resolve("recipe", name).object
     takes = list(inspect.signature(main).parameters)[1:]
-    ours = {"policy": conditions.policy, "suite": conditions.suite, "lora": conditions.lora}
+    ours = {name: getattr(conditions, name) for name in GIVEN}
     note = ""
     try:
         main(run, **{key: value for key, value in ours.items() if key in takes} | dict(arguments))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from alignkit.budget import Budget
-from alignkit.errors import PluginError, did_you_mean
+from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.identity import digest, plain
+from alignkit.optimizers import check_not_negative, check_positive
 from alignkit.registry.grammar import Component, parse, parse_list
 from alignkit.registry.host import PluginHost
 from alignkit.suites import Suite
 
 START = "start"
 """The label of the policy that all methods start from."""
+GIVEN = ("policy", "suite", "lora")
+"""What a recipe gets of a comparison, where it has such arguments."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class Conditions:
     max_tokens: int = 2048
     sampler: str = "default"
     tuning: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "temperature", "samples", "answers", "max_tokens")
+        check_not_negative(self, "lora")
+        if self.max_new_tokens is not None:
+            check_positive(self, "max_new_tokens")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -89,13 +99,29 @@ def read_method(host: PluginHost, text: str | Component, suite: Suite, temperatu
     """
     label = str(text)
     steps = parse_list(label)
-    if len(steps) == 1 and _is_recipe(host, steps[0]):
-        host.resolve("recipe", steps[0])
-        return Method(label, (steps[0],), recipe=True)
+    if recipes := [step for step in steps if _is_recipe(host, step)]:
+        if len(steps) > 1:
+            remedy = "name it as a method of its own, and optimizers alone between commas"
+            raise ConfigError(
+                f"{recipes[0].name} is a recipe among several steps", where=f"method {label}", remedy=remedy
+            )
+        _check_recipe(host, steps[0])
+        return Method(label, steps, recipe=True)
     settled = tuple(_settled(host, step, suite, temperature) for step in steps)
     for step in settled:
         host.build("optimizer", step)  # a misspelled one is refused before any work
     return Method(label, settled)
+
+
+def _check_recipe(host: PluginHost, step: Component) -> None:
+    """Refuse an argument that the recipe does not take, before any work.
+
+    Raises:
+        PluginError: an argument that is unknown, missing or of another type.
+    """
+    taken = host.resolve("recipe", step).hyperparameters
+    ours = {name: "" for name in GIVEN if name in taken and taken[name].required}
+    host.build("recipe", Component(step.name, {**ours, **step.params}))
 
 
 def _is_recipe(host: PluginHost, step: Component) -> bool:
@@ -177,3 +203,13 @@ def budget_of(given: Any) -> dict[str, int]:
 def slug(text: str) -> str:
     """A label as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:40] or "method"
+
+
+def check_folder(root: Path) -> None:
+    """Refuse a place where no folder can be made, before any work.
+
+    Raises:
+        ConfigError: a file stands there, or above it.
+    """
+    if file := next((path for path in (root, *root.parents) if path.is_file()), None):
+        raise ConfigError(f"{file} is a file", where="run_dir", remedy="name a folder, or a place where none is yet")

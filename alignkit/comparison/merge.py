@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.comparison.cell import CELL
+from alignkit.comparison.declared import check_folder
 from alignkit.comparison.page import write_page
 from alignkit.comparison.results import Comparison, Done, conclude, read_cell
 from alignkit.comparison.writing import JSON, write
@@ -45,6 +46,7 @@ def merge(folders: Sequence[str | Path], run_dir: str | Path) -> Comparison:
                 )
             _keep(kept, cell)
     root = Path(run_dir)
+    check_folder(root)
     root.mkdir(parents=True, exist_ok=True)
     found = conclude(root, list(kept.values()))
     write(found)

@@ -17,6 +17,7 @@ from alignkit.errors import DataError
 from alignkit.evaluation import few_runs
 from alignkit.evaluation.statistics import Interval, per_prompt_scores
 from alignkit.files import read_json
+from alignkit.meter import short
 from alignkit.metrics.specs import ANSWERS
 from alignkit.report.collect import is_number
 from alignkit.run_folder import STAGES, Row, mapping, read_evaluation, read_stage
@@ -370,12 +371,27 @@ def _besides(done: Sequence[Done], score: str) -> dict[str, float]:
 def _notes(done: Sequence[Done]) -> tuple[str, ...]:
     """What happened under any seed, once each."""
     found: list[str] = []
-    for row in (row for cell in done for row in cell.path):
-        if row.get("stopped") == "budget":
-            found.append("the last round was cut at the budget")
-        if row.get("note"):
-            found.append(str(row["note"]))
-    return tuple(dict.fromkeys(found))
+    for cell in done:
+        before = 0.0
+        for row in cell.path:
+            steps = float(mapping(row.get("spent")).get("optimizer_steps", 0))
+            if row.get("stopped") == "budget":
+                cut = steps > before
+                found.append("the last round was cut at the budget" if cut else "the budget left no optimizer step")
+            if row.get("note"):
+                found.append(str(row["note"]))
+            before = steps
+    return tuple(dict.fromkeys([*found, *_exceeded(done)]))
+
+
+def _exceeded(done: Sequence[Done]) -> list[str]:
+    """What was spent beyond a budget under any seed: what is sampled, or scored, before the first step is not cut."""
+    found = []
+    for name, limit in mapping(done[0].record["conditions"].get("budget") if done else None).items():
+        most = max(float(mapping(cell.record.get("spent")).get(name, 0)) for cell in done)
+        if most > limit:
+            found.append(f"{short(most)} {name} spent, of {short(limit)}")
+    return found
 
 
 def seconds_of(cell: Done) -> dict[str, float]:

@@ -13,6 +13,7 @@ from alignkit.comparison.declared import (
     Conditions,
     Method,
     budget_of,
+    check_folder,
     is_whole,
     open_suite,
     read_method,
@@ -25,9 +26,9 @@ from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, s
 from alignkit.comparison.workers import run_all
 from alignkit.comparison.writing import write
 from alignkit.errors import ConfigError
-from alignkit.registry.grammar import Component
+from alignkit.registry.grammar import Component, parse
 from alignkit.registry.host import default_host
-from alignkit.report.text import number
+from alignkit.report.text import brief, number
 from alignkit.suites import Suite
 
 
@@ -96,6 +97,9 @@ def compare(
     root = Path(run_dir or f"runs/compare-{slug(spec)}")
     chosen = [read_method(host, text, task, temperature) for text in methods]
     _check(chosen, processes, tune)
+    _check_samples(chosen, task, samples)
+    host.build("sampler", parse(str(sampler)))  # a misspelled one is refused before any work
+    check_folder(root)
     progress = Progress(quiet, processes)
     every = range(seeds) if isinstance(seeds, int) else list(seeds)
     if not every:
@@ -131,6 +135,8 @@ def _tuning(
 ) -> dict[str, Tuned]:
     """The search of every method that is no recipe, by label."""
     check_tuning(is_whole(task) or task.measure is not None, tune_on)
+    if tune_on is not None:
+        open_suite(default_host(), tune_on)  # a misspelled one is refused before any work
     trying = replace(conditions, suite=tune_on or conditions.suite, tuning=tune_on is None)
     own = [method for method in methods if not method.recipe]
     searches = [Search(root, trying, method, ranges_of(default_host(), method), trials) for method in own]
@@ -142,9 +148,12 @@ def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threa
 
     def watch(task: Search, what: str, found: Any) -> None:
         if what == "ended":
-            best = max((row["score"] for row in found.trials if row["score"] is not None), default=None)
-            steps = ", ".join(map(str, found.method.steps))
-            progress.say(f"{task.name}: {len(found.trials)} trials, best {number(best)}: {steps}")
+            trials = f"{len(found.trials)} trial{'s' * (len(found.trials) != 1)}"
+            if found.failed:
+                progress.say(f"{task.name}: {trials}, none came to its end: {brief(found.failed, 200)}")
+                return
+            best = max(row["score"] for row in found.trials if row["score"] is not None)
+            progress.say(f"{task.name}: {trials}, best {number(best)}: {', '.join(map(str, found.method.steps))}")
 
     def killed(task: Search, reason: str) -> Tuned:
         settings = [str(step) for step in task.method.steps]
@@ -172,6 +181,14 @@ def _check(methods: Sequence[Method], processes: int, tune: int) -> None:
     double = sorted({label for label in labels if labels.count(label) > 1})
     if not labels or double or START in labels:
         what = "no method" if not labels else f"two methods are called {(double or [START])[0]!r}"
-        raise ConfigError(what, where="compare", remedy="name each method once")
+        remedy = "name each method once" if labels else "name one or several, each an optimizer, a chain or a recipe"
+        raise ConfigError(what, where="compare", remedy=remedy)
     if processes < 1 or tune < 0:
         raise ConfigError(f"processes={processes}, tune={tune}", where="compare", remedy="use 1 and 0, or more")
+
+
+def _check_samples(methods: Sequence[Method], suite: Suite, samples: int) -> None:
+    """Refuse a single response per prompt where a method compares responses that the suite does not bring."""
+    for step in (step for method in methods if not method.recipe for step in method.steps):
+        if samples < 2 and suite.data is None and not default_host().build("optimizer", step).samples_per_prompt:
+            raise ConfigError(f"samples={samples}: {step.name} compares responses", where="compare", remedy="2 or more")
