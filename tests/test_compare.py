@@ -12,17 +12,19 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import pytest
 
 from alignkit import cli, compare, merge_comparisons
 from alignkit.comparison import cell as cells
-from alignkit.comparison import tuning, workers
+from alignkit.comparison import charts, tuning, workers
 from alignkit.comparison.cell import BudgetSpent, Cell, CellRun
 from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method
 from alignkit.comparison.progress import Progress
-from alignkit.comparison.results import conclude, read_cell
+from alignkit.comparison.results import Done, _notes, conclude, read_cell
 from alignkit.errors import ConfigError, DataError, PluginError
+from alignkit.evaluation.statistics import Interval
 from alignkit.groups import Groups
 from alignkit.registry.host import default_host
 from alignkit.run_folder import STAGES
@@ -136,6 +138,8 @@ def test_a_failed_cell_says_why_and_stops_nothing(done: Path, tmp_path: Path, mo
     assert by_name[PAIRS].seeds == (0, 1)
     assert "kto(batch_size=4) failed under seed 1: DataError: row 3: it has no labels" in found.table()
     assert "it has no labels" in found.page.read_text()
+    command = ["compare", SUITE, PAIRS, "kto(batch_size=4)", "--policy", "tiny", "--samples", "2", "--seeds", "2"]
+    assert cli.main([*command, "--run-dir", str(folder)]) == 1
     monkeypatch.undo()
     again = compare(SUITE, [PAIRS, "kto(batch_size=4)"], run_dir=folder, **ARGUMENTS)
     assert not any(each.failed for each in again.standings)
@@ -195,6 +199,30 @@ def test_the_page_is_one_file_with_everything(done: Path) -> None:
     assert "tokens generated" in page
 
 
+def test_charts_of_rows_can_be_read_on_a_telephone_and_hold_their_labels(done: Path) -> None:
+    """A chart 560 units wide is shown at three fifths on a page of 400 points: its labels once were 7 points high, and
+    the longest began left of the chart."""
+    rows = [("m" * 80, 0, Interval(0.5, 0.4, 0.6, 2)), ("start", 1, Interval(0.2, 0.1, 0.3, 2))]
+    drawn = {
+        narrow: (charts.intervals(rows, 0.2, narrow), charts.shares([(rows[0][0], {"train": 2.0})], ["train"], narrow))
+        for narrow in (False, True)
+    }
+    for narrow, both in drawn.items():
+        for chart in both:
+            svg = ElementTree.fromstring(chart)
+            assert float(svg.attrib["viewBox"].split()[2]) == (340 if narrow else 560)
+            for text in svg.iter("text"):
+                length = 6.6 * len(text.text or "")  # of 11 units in a wide sans-serif
+                begin = (
+                    float(text.attrib["x"])
+                    - length * {"tick": 0, "tick middle": 0.5, "tick end": 1}[text.attrib["class"]]
+                )
+                assert begin >= 0
+                assert begin + length <= (340 if narrow else 560)
+    page = (done / "comparison.html").read_text()
+    assert page.count('class="narrow-chart"') == page.count('class="wide-chart"') == 2
+
+
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +258,37 @@ def test_each_stage_may_spend_what_is_left_and_measuring_is_free(tmp_path: Path)
         with pytest.raises(BudgetSpent, match="generated_tokens is spent before d"):
             run.make(Spends(name="d"))
     assert [stage.spent("generated_tokens") for stage in run.made] == [60.0, 60.0, 40.0]
+
+
+def test_nothing_is_sampled_for_a_stage_that_could_not_learn_from_it(tmp_path: Path) -> None:
+    with CellRun(tmp_path, 0, {"generated_tokens": 60.0}) as run:
+        v0 = run.policy("tiny")
+        run.make(Spends(name="a"))
+        with pytest.raises(BudgetSpent, match=r"spent before b.*Remedy"):
+            run.sample(v0, Groups.from_prompts(["say x"]), name="b")
+        assert run.spent()["generated_tokens"] == 60.0
+
+
+def test_what_a_budget_left_undone_or_could_not_cut_is_said(tmp_path: Path) -> None:
+    """A round that took no step was once called cut, and what was spent beyond the budget stood in a column alone."""
+    given = {**ARGUMENTS, "seeds": 1, "budget": {"trained_tokens": 1}}
+    words = compare(SUITE, [PAIRS], run_dir=tmp_path / "none", **given).table()
+    assert f"{PAIRS}: the budget left no optimizer step" in words
+    assert "was cut at the budget" not in words
+    record = {
+        "conditions": {"budget": {"flops": 40_000_000, "reward_calls": 9}},
+        "spent": {"flops": 53_400_000, "reward_calls": 9},
+        "path": [
+            {"spent": {"optimizer_steps": 2}, "stopped": "budget"},
+            {"spent": {"optimizer_steps": 2}, "stopped": "budget"},
+        ],
+    }
+    said = _notes([Done(tmp_path, "m", 0, record)])
+    assert said == (
+        "the last round was cut at the budget",
+        "the budget left no optimizer step",
+        "53.4 M flops spent, of 40 M",
+    )
 
 
 def test_a_method_goes_on_until_its_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,13 +348,40 @@ def test_a_method_is_an_optimizer_a_chain_or_a_recipe() -> None:
         ([PAIRS], {"seeds": 0}, "no seeds"),
         ([PAIRS], {"processes": 0}, "processes=0"),
         ([PAIRS], {"budget": "steps=4"}, "not counted"),
+        ([PAIRS], {"answers": 0}, "answers=0"),
+        ([PAIRS], {"lora": -1}, "lora=-1"),
+        ([PAIRS], {"max_new_tokens": 0}, "max_new_tokens=0"),  # 0 once meant the suite's
+        ([PAIRS], {"samples": 1}, "samples=1: dpo compares responses"),
+        ([PAIRS, "llama2,ppo"], {}, "llama2 is a recipe among several steps"),
+        ([PAIRS], {"run_dir": Path(__file__)}, "is a file"),
+        ([PAIRS], {"run_dir": Path(__file__) / "run"}, "is a file"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_work(
     tmp_path: Path, methods: list[str], arguments: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        compare(SUITE, methods, run_dir=tmp_path / "run", **{**ARGUMENTS, **arguments})
+        compare(SUITE, methods, **{**ARGUMENTS, "run_dir": tmp_path / "run", **arguments})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "said"),
+    [
+        (PAIRS, {"sampler": "defalt"}, "did you mean default"),
+        (PAIRS, {"tune": 2, "tune_on": "embeded"}, "did you mean embedded"),
+        ("llama2(heldot=3)", {}, "'heldot'; did you mean 'heldout'"),
+        ("llama2(heldout='x')", {}, "heldout is int"),
+    ],
+)
+def test_a_misspelled_name_is_refused_before_any_work(
+    tmp_path: Path, method: str, arguments: dict[str, Any], said: str
+) -> None:
+    """Each of these once failed in every cell, a recipe's argument as a bare TypeError."""
+    if "tune" in arguments:
+        pytest.importorskip("optuna", reason="alignkit[compare] is not installed")
+    with pytest.raises(PluginError, match=said):
+        compare(SUITE, [method], run_dir=tmp_path / "run", **{**ARGUMENTS, **arguments})
     assert not (tmp_path / "run").exists()
 
 

@@ -210,6 +210,35 @@ def test_an_outside_optimizer_makes_a_version_of_the_shipped_recipe(site: Path, 
     assert {"V0", "V1", "V2"} <= set(done.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("suite", "start", "measured"),
+    [
+        ("enumerable", [], {"gap", "kl", "objective"}),
+        ("embedded(kind='tiny', prompts=4, heldout=4)", ["--policy", "tiny", "--max-new-tokens", "4"], {"kl"}),
+    ],
+)
+def test_an_outside_optimizer_stands_on_the_leaderboard_of_both_suites(
+    site: Path, tmp_path: Path, suite: str, start: list[str], measured: set[str]
+) -> None:
+    """By its name and without any change here: an interpreter each, and two rounds."""
+    method = "outside_optimizer(rounds=2)"
+    done = typed(
+        site, tmp_path, "-m", "alignkit.cli", "compare", suite, method, "--seeds", "1", "--run-dir", "o", *start
+    )
+    found = json.loads((tmp_path / "o/comparison.json").read_text())
+    by_name = {each["method"]: each for each in found["methods"]}
+    assert set(by_name) == {"start", method}
+    ours = by_name[method]
+    assert (ours["seeds"], ours["failed"]) == ([0], {})
+    assert ours["rank"]
+    assert measured <= set(ours["besides"])
+    assert ours["spent"]["optimizer_steps"] > 0
+    assert ours["spent"]["generated_tokens"] > 0
+    assert method in done.stdout
+    if "gap" in measured:  # the suite knows no optimum of its own for a stranger: that of the whole problem counts
+        assert ours["besides"]["gap"] == pytest.approx(1 - ours["mean"]["mean"])
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path

@@ -13,6 +13,8 @@ from alignkit.report.charts import Frame, Point, padded, thinned, tick_label, ti
 from alignkit.report.text import brief, clipped, number, visible
 
 COLOURS = 10
+ROW = {False: 26, True: 40}
+"""Height of a row of a chart that is wide, and of one that is narrow."""
 
 
 @dataclass(frozen=True)
@@ -106,48 +108,50 @@ def lines(methods: Sequence[Line], *, height: int = 210, dots: bool = True, from
     return drawing.markup()
 
 
-def intervals(rows: Sequence[tuple[str, int, Interval]], mark: float | None = None) -> Markup:
+def intervals(rows: Sequence[tuple[str, int, Interval]], mark: float | None = None, narrow: bool = False) -> Markup:
     """A row per method: its mean as a dot, its interval as a bar.
 
     Args:
         rows: (label, colour, interval), top to bottom.
         mark: where an upright line stands, such as the start's mean.
+        narrow: for a telephone, see `_rows`.
     """
     low, high = padded([end for _, _, each in rows for end in (each.low, each.high, each.mean)])
-    frame = Frame(low, high, 0.0, 1.0, width=560, height=34 + 26 * len(rows), left=190, right=20, top=6)
-    drawing = Drawing(frame)
+    drawing = _rows(low, high, len(rows), narrow)
+    frame = drawing.frame
     foot = frame.height - frame.bottom
-    for tick in ticks(low, high):
+    for tick in ticks(low, high, 4 if narrow else 5):
         drawing.line(frame.x(tick), frame.top, frame.x(tick), foot, "rule")
         drawing.text(frame.x(tick), frame.height - 8, tick_label(tick), "tick middle")
     if mark is not None and low < mark < high:
         drawing.line(frame.x(mark), frame.top, frame.x(mark), foot, "mark strong")
     for place, (label, colour, each) in enumerate(rows):
-        middle = 1 - (13 + 26 * place) / (26 * len(rows))
+        middle = 1 - ((0.7 if narrow else 0.5) + place) / len(rows)
         y = frame.y(middle)
-        drawing.text(frame.left - 10, y + 4, brief(label, 30), "tick end")
+        _label(drawing, label, y - 10 if narrow else y + 4, narrow)
         drawing.line(frame.x(each.low), y, frame.x(each.high), y, f"whisker c{colour}")
         title = f"{label}: {number(each.mean)} ({number(each.low)} to {number(each.high)})"
         drawing.dot((each.mean, middle), f"c{colour}", title, radius=4.4)
     return drawing.markup()
 
 
-def shares(rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]) -> Markup:
+def shares(rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str], narrow: bool = False) -> Markup:
     """A row per method of what it took, in parts laid end to end.
 
     Args:
         rows: (label, amount by name), top to bottom.
         names: of the parts, each a colour.
+        narrow: for a telephone, see `_rows`.
     """
     most = max((sum(parts.values()) for _, parts in rows), default=0.0) or 1.0
-    frame = Frame(0.0, most, 0.0, 1.0, width=560, height=34 + 26 * len(rows), left=190, right=20, top=6)
-    drawing = Drawing(frame)
-    for tick in ticks(0.0, most):
+    drawing = _rows(0.0, most, len(rows), narrow)
+    frame = drawing.frame
+    for tick in ticks(0.0, most, 4 if narrow else 5):
         drawing.line(frame.x(tick), frame.top, frame.x(tick), frame.height - frame.bottom, "rule")
         drawing.text(frame.x(tick), frame.height - 8, _short(tick), "tick middle")
     for place, (label, parts) in enumerate(rows):
-        y, along = frame.top + 4 + 26 * place, 0.0
-        drawing.text(frame.left - 10, y + 13, brief(label, 30), "tick end")
+        y, along = frame.top + (18 if narrow else 4) + ROW[narrow] * place, 0.0
+        _label(drawing, label, y - 4 if narrow else y + 13, narrow)
         for colour, name in enumerate(names):
             if amount := parts.get(name, 0.0):
                 width = frame.x(along + amount) - frame.x(along)
@@ -155,6 +159,25 @@ def shares(rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]
                 drawing.bar(frame.x(along), y, width, 17, f"c{colour % COLOURS}", title)
                 along += amount
     return drawing.markup()
+
+
+def _rows(low: float, high: float, count: int, narrow: bool) -> Drawing:
+    """An empty chart of rows.
+
+    A chart is drawn to the width that there is, and its letters with it: one that has labels on its left is 560 units
+    wide, which a telephone shows at three fifths. The narrow one is as wide as a telephone, its labels above the rows.
+    """
+    size = {"width": 340, "left": 10} if narrow else {"width": 560, "left": 190}
+    frame = Frame(low, high, 0.0, 1.0, height=34 + ROW[narrow] * count, right=20, top=6, **size)
+    return Drawing(frame)
+
+
+def _label(drawing: Drawing, label: str, y: float, narrow: bool) -> None:
+    """A row's label, as long as there is room for wide letters: 6.6 units each."""
+    if narrow:
+        drawing.text(0, y, brief(label, 50), "tick")
+    else:
+        drawing.text(drawing.frame.left - 10, y, brief(label, 27), "tick end")
 
 
 def _short(tick: float) -> str:

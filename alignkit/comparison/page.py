@@ -98,10 +98,11 @@ def _as_given(found: Comparison) -> Any:
     return lambda each: order.index(each.method)
 
 
-def _forest(found: Comparison, colour: Mapping[str, int]) -> Markup | None:
+def _forest(found: Comparison, colour: Mapping[str, int]) -> list[Markup]:
+    """The leaderboard drawn: wide, and narrow."""
     rows = [(each.method, colour[each.method], each.mean) for each in found.standings if each.mean]
     start = next((each.mean.mean for each in found.standings if each.method == START and each.mean), None)
-    return charts.intervals(rows, start) if rows else None
+    return [charts.intervals(rows, start, narrow) for narrow in (False, True)] if rows else []
 
 
 def _points(cell: Done, score: str) -> list[Row]:
@@ -221,7 +222,9 @@ def _seconds(found: Comparison) -> dict[str, Any] | None:
         if cells:
             rows.append((each.method, {name: sum(c.get(name, 0.0) for c in cells) / len(cells) for name in phases}))
     names = list(dict.fromkeys(name for _, parts in rows for name in parts))
-    return {"names": names, "svg": charts.shares(rows, names)} if names else None
+    return (
+        {"names": names, "drawn": [charts.shares(rows, names, narrow) for narrow in (False, True)]} if names else None
+    )
 
 
 def _answers(found: Comparison) -> list[dict[str, Any]]:

@@ -55,7 +55,12 @@ def _words(found: Comparison) -> list[str]:
         f"{seeds} seed{'s' * (seeds != 1)}. A rank's range holds for all methods at once.",
     ]
     if seeds == 1:
-        lines.append("One seed says nothing of other seeds: the intervals are those of other prompts alone.")
+        rest = (
+            "with all prompts there, the intervals have no width"
+            if found.whole
+            else "the intervals are those of other prompts alone"
+        )
+        lines.append(f"One seed says nothing of other seeds: {rest}.")
     sure = [each for each in found.differences if each.sure]
     for each in sure:
         a, b, gain = each.a, each.b, each.difference
