@@ -509,7 +509,7 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
 
     def fake(suite: str, methods: list[str], **arguments: Any) -> Any:
         seen.update(arguments, suite=suite, methods=methods)
-        return type("Found", (), {"table": lambda self: "the table", "page": "page.html"})()
+        return type("Found", (), {"table": lambda self: "the table", "page": "page.html", "standings": ()})()
 
     monkeypatch.setattr("alignkit.comparison.compare", fake)
     words = ["compare", "toy", "a", "b,c", "--seeds", "3", "--budget", "flops=1G", "--tune", "4", "--processes", "2"]

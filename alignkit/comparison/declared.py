@@ -106,7 +106,7 @@ def read_method(host: PluginHost, text: str | Component, suite: Suite, temperatu
                 f"{recipes[0].name} is a recipe among several steps", where=f"method {label}", remedy=remedy
             )
         _check_recipe(host, steps[0])
-        return Method(label, steps, recipe=True)
+        return Method(label, tuple(steps), recipe=True)
     settled = tuple(_settled(host, step, suite, temperature) for step in steps)
     for step in settled:
         host.build("optimizer", step)  # a misspelled one is refused before any work
