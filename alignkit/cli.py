@@ -118,7 +118,8 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("suite", nargs="?", metavar="SUITE", help="a registered suite, NAME or NAME(key=value, …)")
     methods = "an optimizer, several separated by commas (one version after the other), or a recipe"
     compare.add_argument("methods", nargs="*", metavar="METHOD", help=methods)
-    compare.add_argument("--seeds", type=int, default=5, help="runs of each method (default: 5)")
+    seeds = "how many runs of each method, or which seeds, as in 5,6,7 or 5-9 (default: 5)"
+    compare.add_argument("--seeds", type=_seeds, default=5, metavar="N", help=seeds)
     budget = "what a method may spend, as in generated_tokens=200k (default: the suite's)"
     compare.add_argument("--budget", action="append", metavar="COUNT=N", help=budget)
     compare.add_argument("--policy", help="what to start from (default: the suite's)")
@@ -140,6 +141,16 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--from", nargs="+", dest="folders", metavar="RUN", help="merge comparisons that are there")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(verb=_compare)
+
+
+def _seeds(text: str) -> int | list[int]:
+    """How many seeds, "5"; or which: "5,6,7", "5-9", "5," for one alone."""
+    if text.isdecimal():
+        return int(text)
+    ends = [part.split("-") for part in text.split(",") if part]
+    if not ends or any(len(part) > 2 for part in ends):
+        raise ValueError(text)
+    return [seed for part in ends for seed in range(int(part[0]), int(part[-1]) + 1)]
 
 
 # plugins

@@ -97,13 +97,13 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(
     ("text", "amount"),
     [("200k", 200_000), ("1.5M", 1_500_000), (" 2b ", 2 * 10**9), ("3T", 3 * 10**12), ("1e15", 10**15),
-     ("2p", 2 * 10**15), (7, 7), (7.0, 7), ("1_000", 1000)],
+     ("2p", 2 * 10**15), ("8.2M", 8_200_000), ("1.001k", 1001), (7, 7), (7.0, 7), ("1_000", 1000)],
 )  # fmt: skip
 def test_amounts_are_whole_numbers_with_a_suffix(text, amount):
     assert amount_of("flops", text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "k", "x", "0", -1, 0.5, "1.2345k", True, None, "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "k", "x", "0", -1, 0.5, "1.2345k", True, None, "inf", "nan", "1e999999"])
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigError, match="whole number above zero"):
         amount_of("flops", text)
@@ -117,6 +117,8 @@ def test_a_budget_is_the_same_however_it_is_written():
     assert set(NAMES) == {*COUNTS, "flops"}
     with pytest.raises(ConfigError, match="did you mean generated_tokens"):
         Budget.of({"generated_token": 3})
+    with pytest.raises(ConfigError, match="given twice"):
+        Budget.of("generated_tokens=3, generated_tokens=4")
     with pytest.raises(ConfigError, match="budget=3"):
         Budget.of(3)
 

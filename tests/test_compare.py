@@ -19,9 +19,11 @@ from alignkit import cli, compare, merge_comparisons
 from alignkit.comparison import cell as cells
 from alignkit.comparison import tuning, workers
 from alignkit.comparison.cell import BudgetSpent, Cell, CellRun
-from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method
+from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method, suite_digest
+from alignkit.comparison.page import command
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import conclude, read_cell
+from alignkit.comparison.table import leaderboard
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.groups import Groups
 from alignkit.registry.host import default_host
@@ -174,6 +176,72 @@ def test_cells_that_are_not_comparable_are_refused_with_the_reason(
         merge_comparisons([done, other], tmp_path / "merged")
 
 
+def test_what_was_merged_may_be_merged_again(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1, 2):
+        shutil.copytree(done, f"machine{seed}")
+        compare(SUITE, [PAIRS], run_dir=f"machine{seed}", **{**ARGUMENTS, "seeds": [seed]})
+    merge_comparisons(["machine0", "machine1"], "few")
+    found = merge_comparisons([tmp_path / "few", "machine2"], "all")
+    assert [each.seeds for each in found.standings] == [(0, 1, 2)] * 2
+    assert json.loads(Path("all/comparison.json").read_text())["cells"][0]["folder"].startswith("../machine0/cells/")
+
+
+def test_trials_are_merged_and_methods_are_tuned_alike(done: Path, tmp_path: Path) -> None:
+    parts = []
+    for seed, rows in ((0, 2), (1, 2), (1, 0)):
+        parts.append(shutil.copytree(done, tmp_path / f"{len(parts)}"))
+        compare(SUITE, [PAIRS], run_dir=parts[-1], **{**ARGUMENTS, "seeds": [seed]})
+        written = json.loads((parts[-1] / "comparison.json").read_text())
+        trial = {"settings": ["dpo"], "score": 0.5, "reason": "", "spent": {}}
+        written["tuning"] = {PAIRS: [trial] * rows} if rows else {}
+        (parts[-1] / "comparison.json").write_text(json.dumps(written))
+    found = merge_comparisons(parts[:2], tmp_path / "merged")
+    assert {each.method: each.trials for each in found.standings} == {"start": 0, PAIRS: 2}
+    with pytest.raises(ConfigError, match=r"tuned in 0 trials, and those of .* in 2"):
+        merge_comparisons([parts[0], parts[2]], tmp_path / "merged")
+
+
+def test_suites_that_score_otherwise_are_told_apart() -> None:
+    half, third = (open_suite(default_host(), f"enumerable(beta={beta})") for beta in (0.5, 0.3))
+    assert half.prompts.key() == third.prompts.key()
+    assert suite_digest(half) != suite_digest(third)
+
+
+def test_the_gap_of_a_whole_problem_is_of_each_seeds_mean(done: Path) -> None:
+    """What one prompt adds may be above 1, where the mean of all is not."""
+    cells_ = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    for cell in cells_:
+        cell.record["whole"] = True
+        for k, row in enumerate(cell.rows):
+            row["scores"]["gold"] = 1.5 if k == 0 else 0.25
+    found = conclude(done, cells_)
+    for each in found.standings:
+        assert each.gap is not None
+        assert each.mean is not None
+        assert each.gap.mean == pytest.approx(1 - each.mean.mean)
+    assert "gap to 1" not in leaderboard(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", 3), ("5,7", [5, 7]), ("5-8", [5, 6, 7, 8]), ("7,", [7]), ("0,4-5", [0, 4, 5])]
+)
+def test_seeds_are_a_number_or_named(text: str, seeds: Any) -> None:
+    assert cli._parser().parse_args(["compare", "toy", "a", "--seeds", text]).seeds == seeds
+
+
+@pytest.mark.parametrize("text", ["-3", "five", "1-2-3", ","])
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["compare", "toy", "a", f"--seeds={text}"])
+
+
+def test_the_command_that_is_shown_makes_the_same_cells(done: Path) -> None:
+    every = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    for seeds, words in (((0, 1), "--seeds 2"), ((1,), "--seeds 1, --policy")):
+        assert words in command(conclude(done, [cell for cell in every if cell.seed in seeds]))
+
+
 def test_a_merge_needs_two_comparisons(done: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 folder"):
         merge_comparisons([done], tmp_path / "merged")
@@ -259,6 +327,7 @@ def test_budgets_are_read_as_they_are_written() -> None:
     assert budget_of("generated_tokens=200k") == {"generated_tokens": 200_000}
     assert budget_of(["flops=1.5T", "reward_calls=7"]) == {"flops": 1_500_000_000_000, "reward_calls": 7}
     assert budget_of({"optimizer_steps": 3}) == {"optimizer_steps": 3}
+    assert budget_of([]) == budget_of(None) == {}
     for text, said in (("tokens=3", "not counted"), ("flops", "flops=''"), ("flops=0", "flops='0'")):
         with pytest.raises(ConfigError, match=said):
             budget_of(text)
@@ -396,11 +465,20 @@ def die(item: str) -> str:
 
 @pytest.mark.slow
 def test_a_killed_process_takes_no_other_with_it() -> None:
-    """Starts five interpreters."""
-    items = ["a", "dies", "b"]
-    found = workers.run_all(die, items, 2, lambda *_: None, 1, lambda item, why: f"{item}: {why}")
-    assert found[0::2] == ["a done", "b done"]
+    """Starts seven interpreters."""
+
+    def watch(item: str, what: str, _: Any) -> None:
+        told.append((item, what))
+
+    told: list[tuple[str, str]] = []
+    items = ["a", "dies", "b", "c", "d"]
+    found = workers.run_all(die, items, 2, watch, 1, lambda item, why: f"{item}: {why}")
+    assert [found[0], *found[2:]] == ["a done", "b done", "c done", "d done"]
     assert "was killed" in found[1]
+    for item in items:
+        begun, ended = told.index((item, "begins")), told.index((item, "ended"))
+        assert begun < ended
+        assert told.count((item, "ended")) == 1
 
 
 def test_progress_counts_cells_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -167,9 +167,8 @@ def _work(cell: Cell) -> dict[str, Any]:
 def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[dict[str, Any]]) -> None:
     """One version after the other; `path` gets a row of each."""
     current, steps = v0, list(cell.method.steps)
-    for number in range(1, MOST + 1):
-        if number > len(steps) and not (cell.conditions.repeat and cell.conditions.budget):
-            return
+    repeated = cell.conditions.repeat and cell.conditions.budget
+    for number in range(1, max(MOST if repeated else 0, len(steps)) + 1):
         step = steps[(number - 1) % len(steps)]
         try:
             improved = _improve(run, suite, current, v0, step, cell.conditions, number)
@@ -181,6 +180,8 @@ def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[
         current = improved.policy
         row = _measured(run, suite, current, v0, cell.conditions, number, str(step))
         path.append({**row, "stopped": improved.result.get("stopped", "")})
+    if repeated:
+        path[-1]["note"] = f"it was stopped after {len(path)} versions, and its budget is not spent"
 
 
 def _improve(

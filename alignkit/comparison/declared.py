@@ -160,7 +160,7 @@ def _tuning_part(suite: Suite) -> Suite:
 
 def suite_digest(suite: Suite) -> str:
     """What a suite asks and how it scores, as a digest: cells of other ones are not comparable."""
-    named = {"prompts": suite.prompts, "heldout": suite.heldout, "scores": list(suite.scores)}
+    named = {"prompts": suite.prompts, "heldout": suite.heldout, "scores": dict(suite.scores)}
     return digest(plain({**named, "max_new_tokens": suite.max_new_tokens}))[:16]
 
 
@@ -170,8 +170,9 @@ def budget_of(given: Any) -> dict[str, int]:
     Raises:
         ConfigError: what is counted is not known, or an amount is not above zero.
     """
-    several = isinstance(given, (list, tuple)) and not isinstance(given, Budget)
-    return Budget.of(",".join(given) if several else given).to_json()
+    if isinstance(given, (list, tuple)):
+        given = ",".join(given) or None
+    return Budget.of(given).to_json()
 
 
 def slug(text: str) -> str:

@@ -80,8 +80,8 @@ def command(found: Comparison) -> str:
     conditions = found.conditions
     words = ["alignkit", "compare", conditions["suite"]]
     words += [each.method for each in sorted(found.standings, key=_as_given(found)) if each.method != START]
-    seeds = {seed for each in found.standings for seed in (*each.seeds, *each.failed)}
-    words += ["--seeds", str(max(seeds) + 1)]
+    seeds = sorted({seed for each in found.standings for seed in (*each.seeds, *each.failed)})
+    words += ["--seeds", str(len(seeds)) if seeds == list(range(len(seeds))) else ",".join(map(str, [*seeds, ""]))]
     words += ["--policy", conditions["policy"]] if conditions["policy"] else []
     words += [w for name, n in (conditions.get("budget") or {}).items() for w in ("--budget", f"{name}={n:.0f}")]
     told = ("suite", "policy", "budget", "tuning")

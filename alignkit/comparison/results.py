@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -57,9 +58,8 @@ class Done:
         return self.record.get("path") or []
 
     def place(self, root: Path) -> str:
-        """Its folder, from that of a comparison; as it is where it lies elsewhere."""
-        inside = self.folder.is_relative_to(root)
-        return self.folder.relative_to(root).as_posix() if inside else str(self.folder)
+        """Its folder, from that of a comparison."""
+        return Path(os.path.relpath(self.folder, root)).as_posix()
 
     def score(self, name: str) -> dict[str, float]:
         """One score by prompt."""
@@ -86,7 +86,8 @@ class Standing:
         seeds: that came to their end.
         failed: seed -> why it did not.
         mean, iqm: of the leading score over prompts and seeds.
-        gap: how far scores fall short of 1; None where scores go beyond it.
+        gap: how far scores fall short of 1; None where scores go beyond it. Of a whole problem, the scores are each
+            seed's mean over its prompts.
         better_than_start: the chance that a run is better than the start on a prompt.
         rank: (place, best it can be, worst it can be) among the methods.
         besides: the means of everything else that was measured.
@@ -335,7 +336,8 @@ def _standing(
     }
     if not table.values.size:
         return Standing(label, (), failed, **common)
-    bounded = _range(scores)[0] <= 1.0
+    short = {name: each.values.mean(axis=1, keepdims=True) if whole else each.values for name, each in scores.items()}
+    bounded = all(values.max() <= 1.0 for values in short.values() if values.size)
     start = scores.get(START)
     versus = start if start is not None and start.values.size and label != START else None
     return Standing(
@@ -344,7 +346,7 @@ def _standing(
         failed,
         mean=_interval(few_runs.mean, table.values, whole=whole),
         iqm=_interval(few_runs.interquartile_mean, table.values, whole=whole),
-        gap=_interval(few_runs.optimality_gap, table.values, whole=whole) if bounded else None,
+        gap=_interval(few_runs.optimality_gap, short[label], whole=whole) if bounded else None,
         better_than_start=None
         if versus is None
         else _interval(few_runs.probability_of_improvement, table.values, versus.values, whole=whole, share=True),

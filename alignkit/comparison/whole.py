@@ -97,7 +97,7 @@ def compare(
     chosen = [read_method(host, text, task, temperature) for text in methods]
     _check(chosen, processes, tune)
     progress = Progress(quiet, processes)
-    every = range(seeds) if isinstance(seeds, int) else list(seeds)
+    every = range(seeds) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not every:
         raise ConfigError("no seeds", where="compare", remedy="use 5")
     tuned: dict[str, Tuned] = {}
