@@ -312,15 +312,23 @@ def _runs(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(rows, indent=1, default=str))
         elif rows:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
+            columns = [key for key in dict.fromkeys(key for row in rows for key in row) if _is_column(key, rows)]
             _print_table(columns, [[_listed(key, row.get(key, "")) for key in columns] for row in rows])
         else:
             print(f"no runs in {options.folder}")
     return 0
 
 
+def _is_column(key: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """A count that is 0 everywhere gets no column."""
+    return key not in (*COUNTS, "flops") or any(row.get(key) for row in rows)
+
+
 def _listed(column: str, value: Any) -> Any:
-    """Large counts are written short."""
+    """Large counts are written short; of the seconds by phase the phases that took the most are named."""
+    if column == "phases" and isinstance(value, dict):
+        longest = sorted(value, key=lambda name: -value[name])[:3]
+        return ", ".join(f"{name} {value[name]:.0f} s" for name in longest if value[name] >= 0.5)
     large = column in (*COUNTS, "flops", "peak_memory", "bytes") and isinstance(value, int)
     return short(value) if large else value
 

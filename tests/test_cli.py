@@ -311,6 +311,9 @@ def test_the_list_can_be_had_even_when_strict(
 
 # The other verbs
 
+PHASES = {"load": 1.2, "write": 0.1, "train": 7.0}
+TWO = {"run": "two", "seed": 1, "phases": PHASES, "reward_calls": 1234, "judge_calls": 0}
+
 
 @pytest.fixture
 def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
@@ -324,7 +327,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return called
 
     run, sampling, report = ModuleType("alignkit.run"), ModuleType("alignkit.sampling"), ModuleType("alignkit.report")
-    run.list_runs = note("list", [{"run": "one", "stages": 3}, {"run": "two", "seed": 1}])  # type: ignore[attr-defined]
+    run.list_runs = note("list", [{"run": "one", "stages": 3}, TWO])  # type: ignore[attr-defined]
     run.compare_runs = note("compare", "they differ")  # type: ignore[attr-defined]
     run.free_run = note("free", 2_500_000)  # type: ignore[attr-defined]
     run.open_policy = note("open", "the policy")  # type: ignore[attr-defined]
@@ -343,8 +346,11 @@ def test_runs_are_listed_compared_and_freed(rooms: dict[str, Any], capsys: pytes
     assert rooms["list"][0] == (Path("runs"),)
     table = capsys.readouterr().out
     assert all(word in table for word in ("run", "stages", "seed", "one", "two"))
+    assert all(word in table for word in ("reward_calls", "1.23 k", "train 7 s, load 1 s"))
+    assert "judge_calls" not in table
+    assert "write" not in table
     assert cli.main(["runs", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[1] == {"run": "two", "seed": 1}
+    assert json.loads(capsys.readouterr().out)[1] == TWO
     assert cli.main(["runs", "--compare", "one", "runs/two"]) == 0
     assert rooms["compare"][0] == (Path("runs/one"), Path("runs/two"))
     assert cli.main(["runs", "--free", "two"]) == 0

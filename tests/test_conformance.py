@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from alignkit import cli
+from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.registry.grammar import use
 from alignkit.registry.hookspecs import KINDS, hookimpl
@@ -64,6 +65,37 @@ def test_each_planted_fault_is_found_by_its_check(kind: str, name: str, check: s
     assert found.verdict == "fail", found
     assert found.text
     assert not found.text.startswith("raised"), found.text
+
+
+def shortened(response: str, *, words: int = 12) -> float:
+    """1 for an answer of at most `words` words.
+
+    Args:
+        words: above 0.
+    """
+    if words < 1:
+        raise ConfigError(f"words={words}", where="shortened")
+    return float(len(response.split()) <= words)
+
+
+def cut(groups: Groups, ctx: Any, *, most: int = 3) -> Groups:
+    """The first groups.
+
+    Args:
+        groups: any.
+        ctx: not used.
+        most: above 0.
+    """
+    if most < 1:
+        raise ConfigError(f"most={most}", where="cut")
+    return groups.select(range(min(most, len(groups))))
+
+
+@pytest.mark.parametrize(("kind", "function"), [("reward", shortened), ("transform", cut)])
+def test_a_function_that_refuses_a_setting_when_it_is_called_refuses_it(kind: str, function: Any) -> None:
+    [subject] = find(f"{kind}:{function.__name__}", host_with(kind, function.__name__, function))
+    [one] = [one for one in checks_of(kind) if one.name == "refuses-negative"]
+    assert examine(subject, one).verdict == "pass"
 
 
 # -- what is shipped ---------------------------------------------------------------------------------------------------

@@ -211,6 +211,31 @@ def grows_without_end(chosen_rewards, rejected_rewards, *, beta: float = 1.0):
     return (chosen_rewards - rejected_rewards - beta) ** 2
 
 
+# -- functions' settings, refused when they are called -----------------------------------------------------------------
+
+
+@plant("reward", "refuses-negative")
+def prefers_emptiness(response: str, *, words: int = 12) -> float:
+    """The share of `words` words.
+
+    Args:
+        words: how many are best.
+    """
+    return len(response.split()) / words
+
+
+@plant("transform", "refuses-negative")
+def keeps_none(groups: Groups, ctx: Any, *, most: int = 200) -> Groups:
+    """The groups whose prompt has at most `most` messages.
+
+    Args:
+        groups: any.
+        ctx: not used.
+        most: messages.
+    """
+    return groups.filter(lambda row: len(row["prompt"]) <= most)
+
+
 # -- samplers ----------------------------------------------------------------------------------------------------------
 
 

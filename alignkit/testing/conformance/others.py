@@ -52,6 +52,11 @@ def attempted(subject: Subject, what: str, work: Callable[[], Any]) -> Any:
 
 def transformed(subject: Subject, rows: Groups | None = None) -> Groups:
     """What a transform makes of some rows, sampling from the tiny model."""
+    return attempted(subject, "it cannot map made-up rows", lambda: mapped(subject, subject.build(), rows))
+
+
+def mapped(subject: Subject, transform: Any, rows: Groups | None = None) -> Groups:
+    """What a transform as it was built makes of some rows."""
     policy = subject.once("policy", lambda: tiny_policy(trainable=False))
     calls = iter(range(10**6))
 
@@ -59,10 +64,7 @@ def transformed(subject: Subject, rows: Groups | None = None) -> Groups:
         sampler = dataclasses.replace(Sampler(max_new_tokens=6), **{**options, "max_new_tokens": 6})
         return sampler.sample(policy, prompts, n, seed=(0, next(calls)))
 
-    context = TransformContext(sample, 7, policy)
-    found: Groups = attempted(
-        subject, "it cannot map made-up rows", lambda: subject.build()(rows or subject.groups or ROWS, context)
-    )
+    found: Groups = transform(rows or subject.groups or ROWS, TransformContext(sample, 7, policy))
     return found
 
 
