@@ -54,10 +54,11 @@ def settings(beta: float) -> dict[str, dict[str, Any]]:
             "loss": f"dpo(beta={beta})",
         },
         "dpo": {**given, "loss": f"dpo(beta={beta})"},
+        # A round is one step: 200 end at 0.059 of the least loss, 400 at 0.010.
         "kto": {
             "prompts_per_round": 0,
             "batch_size": 0,
-            "rounds": 200,
+            "rounds": 400,
             "learning_rate": 3e-3,
             "schedule": "linear",
             "loss": f"kto(beta={beta})",
