@@ -193,13 +193,23 @@ def test_trials_are_merged_and_methods_are_tuned_alike(done: Path, tmp_path: Pat
         parts.append(shutil.copytree(done, tmp_path / f"{len(parts)}"))
         compare(SUITE, [PAIRS], run_dir=parts[-1], **{**ARGUMENTS, "seeds": [seed]})
         written = json.loads((parts[-1] / "comparison.json").read_text())
-        trial = {"settings": ["dpo"], "score": 0.5, "reason": "", "spent": {}}
+        trial = {"suite": "another", "settings": ["dpo"], "score": 0.5, "reason": "", "spent": {}}
         written["tuning"] = {PAIRS: [trial] * rows} if rows else {}
         (parts[-1] / "comparison.json").write_text(json.dumps(written))
     found = merge_comparisons(parts[:2], tmp_path / "merged")
     assert {each.method: each.trials for each in found.standings} == {"start": 0, PAIRS: 2}
+    assert command(found).endswith("--tune 2 --tune-on another")
     with pytest.raises(ConfigError, match=r"tuned in 0 trials, and those of .* in 2"):
         merge_comparisons([parts[0], parts[2]], tmp_path / "merged")
+
+
+def test_a_plugin_of_one_machine_alone_hinders_no_merge(done: Path, tmp_path: Path) -> None:
+    parts = [shutil.copytree(done, tmp_path / f"machine{k}") for k in range(2)]
+    for path in parts[1].glob("cells/*/*/cell.json"):
+        record = json.loads(path.read_text())
+        record["versions"]["alignkit-strangers"] = "0.1"
+        path.write_text(json.dumps(record))
+    assert len(merge_comparisons(parts, tmp_path / "merged").standings) == 3
 
 
 def test_suites_that_score_otherwise_are_told_apart() -> None:
@@ -437,9 +447,15 @@ def test_settings_are_tried_on_prompts_that_are_not_the_tests() -> None:
 
 
 def test_a_suite_without_prompts_to_spare_is_not_tuned_on() -> None:
-    with pytest.raises(ConfigError, match="chosen by the test itself"):
-        tuning.check_tuning(True, None)
-    tuning.check_tuning(True, "another")
+    whole = replace(SUITE_OBJECT, heldout=SUITE_OBJECT.prompts)
+    others = replace(SUITE_OBJECT, heldout=Groups.from_prompts(["say z"]))
+    few = replace(SUITE_OBJECT, prompts=SUITE_OBJECT.prompts.select([0, 1, 2]))
+    for suite, other in ((whole, None), (few, None), (whole, whole), (SUITE_OBJECT, SUITE_OBJECT)):
+        with pytest.raises(ConfigError, match="chosen by the test itself"):
+            tuning.check_tuning(suite, other)
+    tuning.check_tuning(SUITE_OBJECT, None)
+    tuning.check_tuning(whole, others)
+    tuning.check_tuning(*(open_suite(default_host(), f"enumerable(seed={seed})") for seed in (7, 8)))
 
 
 def test_tuning_runs_end_to_end(done: Path, tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def command(found: Comparison) -> str:
         if conditions.get(name) != value:
             words += [f"--{name.replace('_', '-')}", *([] if value is False else [str(conditions[name])])]
     trials = max((each.trials for each in found.standings), default=0)
-    return shlex.join([*words, *(["--tune", str(trials)] if trials else [])])
+    words += ["--tune", str(trials)] if trials else []
+    others = {str(row.get("suite")) for rows in found.trials.values() for row in rows} - {conditions["suite"], "None"}
+    return shlex.join([*words, *(word for suite in sorted(others)[:1] for word in ("--tune-on", suite))])
 
 
 def _as_given(found: Comparison) -> Any:
