@@ -292,7 +292,7 @@ def _compare(options: argparse.Namespace) -> int:
         given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
-    return 0
+    return int(found.nothing)
 
 
 # what exists

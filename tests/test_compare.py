@@ -136,6 +136,8 @@ def test_a_failed_cell_says_why_and_stops_nothing(done: Path, tmp_path: Path, mo
     assert by_name["kto(batch_size=4)"].seeds == (0,)
     assert "row 3: it has no labels" in by_name["kto(batch_size=4)"].failed[1]
     assert by_name[PAIRS].seeds == (0, 1)
+    assert not found.nothing
+    assert conclude(folder, [cell for cell in found.cells if cell.failed]).nothing
     assert "kto(batch_size=4) failed under seed 1: DataError: row 3: it has no labels" in found.table()
     assert "it has no labels" in found.page.read_text()
     monkeypatch.undo()
@@ -517,7 +519,7 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
 
     def fake(suite: str, methods: list[str], **arguments: Any) -> Any:
         seen.update(arguments, suite=suite, methods=methods)
-        return type("Found", (), {"table": lambda self: "the table", "page": "page.html"})()
+        return type("Found", (), {"table": lambda self: "the table", "page": "page.html", "nothing": "f" in methods})()
 
     monkeypatch.setattr("alignkit.comparison.compare", fake)
     words = ["compare", "toy", "a", "b,c", "--seeds", "3", "--budget", "flops=1G", "--tune", "4", "--processes", "2"]
@@ -525,5 +527,6 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
     assert (seen["suite"], seen["methods"], seen["seeds"]) == ("toy", ["a", "b,c"], 3)
     assert (seen["budget"], seen["tune"], seen["processes"], seen["repeat"]) == (["flops=1G"], 4, 2, True)
     assert "the table" in capsys.readouterr().out
+    assert cli.main(["compare", "toy", "f"]) == 1
     assert cli.main(["compare"]) == 2
     assert cli.main(["compare", "toy", "--from", "a", "b"]) == 2

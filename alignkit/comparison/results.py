@@ -178,6 +178,11 @@ class Comparison:
         single = {*(mapping(rows[0].get("scores")) if rows else ()), *ANSWERS}
         return list(dict.fromkeys(name for each in self.standings for name in each.besides if name not in single))
 
+    @property
+    def nothing(self) -> bool:
+        """Whether no method came to its end under any seed."""
+        return not any(each.seeds for each in self.standings if each.method != START)
+
     def table(self) -> str:
         """The leaderboard as text, as it was written beside the rest."""
         return (self.folder / TABLE).read_text(encoding="utf-8").rstrip("\n")

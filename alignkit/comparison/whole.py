@@ -147,7 +147,13 @@ def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threa
 
     def killed(task: Search, reason: str) -> Tuned:
         settings = [str(step) for step in task.method.steps]
-        row = {"suite": task.conditions.suite, "settings": settings, "score": None, "reason": reason, "spent": {}}
+        row: dict[str, Any] = {
+            "suite": task.conditions.suite,
+            "settings": settings,
+            "score": None,
+            "reason": reason,
+            "spent": {},
+        }
         return Tuned(task.method, (row,))
 
     found = run_all(search, searches, processes, watch, threads, killed)
