@@ -173,3 +173,8 @@ class Spending:
             if self.exceeded_by(total):
                 return place
         return len(costs)
+
+
+def stopped(spending: Spending) -> dict[str, str]:
+    """What a result says of a stage that its budget stopped."""
+    return {"stopped": "budget", "stopped_by": spending.stopped} if spending.stopped else {}

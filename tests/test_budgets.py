@@ -299,3 +299,26 @@ def test_a_reward_model_stops_too_and_warms_up_within_its_budget(run, v0):
         ).handle  # fmt: skip
     assert (made.result["steps"], made.result["stopped_by"]) == (4, "optimizer_steps")
     assert [row["lr"] for row in steps(made)] == pytest.approx([0.5e-4, 1e-4, 1e-4, 1e-4])
+
+
+def test_samples_end_with_the_budget_too(run, v0):
+    """As many as it pays for; of several temperatures as many prompts as it surely pays for."""
+
+    def drawn(**arguments: Any) -> Any:
+        with run() as made:
+            return made.sample(v0, PROMPTS, max_new_tokens=5, name="samples", **arguments)
+
+    plain, cut = drawn(n=2), drawn(n=2, budget={"generated_tokens": 15})
+    rows = cut.groups.rows
+    assert (cut.result["stopped"], cut.result["stopped_by"]) == ("budget", "generated_tokens")
+    assert 15 <= cut.result["generated_tokens"] < 15 + 2 * 5
+    assert [row["responses"] for row in rows] == [row["responses"] for row in plain.groups.rows[: len(rows)]]
+    ample = drawn(n=2, budget={"generated_tokens": "1k"})
+    assert "stopped" not in ample.result
+    assert ample.groups.digest() == plain.groups.digest()
+    assert drawn(n=2).key == plain.key
+    assert len({plain.key, cut.key, ample.key}) == 3
+    several = drawn(temperature=[0.7, 1.0], budget={"generated_tokens": 25})
+    assert len(several.groups) == 2
+    assert several.result["generated_tokens"] <= 25
+    assert several.result["stopped_by"] == "generated_tokens"

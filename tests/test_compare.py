@@ -331,6 +331,23 @@ def test_a_method_goes_on_until_its_budget_is_spent(tmp_path: Path, monkeypatch:
     assert "is spent before v5" in path[-1]["note"]
 
 
+@pytest.mark.parametrize(
+    ("budget", "most"), [("generated_tokens=200", 200 + 4 * 16), ("reward_calls=14", 12)], ids=["tokens", "calls"]
+)
+def test_what_samples_nothing_learns_from_the_samples_that_its_budget_pays_for(
+    tmp_path: Path, budget: str, most: int
+) -> None:
+    method = "dpo(learning_rate=4e-3, batch_size=4)"
+    arguments = {**ARGUMENTS, "seeds": 1, "samples": 4, "max_new_tokens": 16}
+    found = compare(SUITE, [method], run_dir=tmp_path, budget=budget, **arguments)
+    [each] = [each for each in found.standings if each.method == method]
+    assert not each.failed
+    name, _, limit = budget.partition("=")
+    assert int(limit) - 4 < each.spent[name] < most + 1
+    assert each.spent["optimizer_steps"] > 0
+    assert f"{method}: the last round was cut at the budget" in found.table()
+
+
 PROMPTS = [f"say {k}" for k in range(8)]
 SUITE_OBJECT = Suite(Groups.from_prompts(PROMPTS), Groups.from_prompts(["say x", "say y"]), {"gold": len})
 

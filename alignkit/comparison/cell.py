@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.budget import NAMES
+from alignkit.budget import NAMES, ROUND
 from alignkit.comparison.declared import START, Conditions, Method, is_whole, open_suite, slug, suite_digest
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.files import write_json
@@ -17,7 +18,7 @@ from alignkit.identity import digest
 from alignkit.models import LoRA, model_digest
 from alignkit.rewards import FunctionReward, Reward
 from alignkit.run import Run
-from alignkit.stages import EvaluationHandle, Improved, PolicyHandle, Stage
+from alignkit.stages import SFT, EvaluationHandle, Improve, Improved, PolicyHandle, Stage, TrainReward
 from alignkit.stages.comparisons import RankBy
 from alignkit.suites import Suite
 from alignkit.versions import versions
@@ -68,12 +69,14 @@ class CellRun(Run):
     Args:
         folder, seed, max_tokens: see `Run`.
         budget: counts by name; empty for none.
+        cut: whether the samples that the next version learns from are fewer than asked for, for want of budget.
     """
 
     def __init__(self, folder: Path, seed: int, budget: Mapping[str, float], max_tokens: int = 2048) -> None:
         super().__init__(folder, seed, quiet=True, max_tokens=max_tokens)
         self.budget = dict(budget)
         self.policies: list[PolicyHandle] = []
+        self.cut = False
 
     def make(self, declared: Stage[H]) -> H:
         """As `Run.make`, within the budget.
@@ -83,7 +86,7 @@ class CellRun(Run):
         """
         limited = any(each.name == "budget" for each in dataclasses.fields(declared))
         if self.budget and limited and "evaluation" not in declared.makes:
-            declared = dataclasses.replace(declared, budget=self._left(declared.name))  # type: ignore[call-arg]
+            declared = dataclasses.replace(declared, budget=self._left(declared))  # type: ignore[call-arg]
         handle = super().make(declared)
         made = handle.policy if isinstance(handle, Improved) else handle
         if isinstance(made, PolicyHandle):
@@ -99,13 +102,26 @@ class CellRun(Run):
                     total[name] += stage.spent(name)
         return total
 
-    def _left(self, name: str) -> dict[str, float]:
+    def left(self) -> dict[str, float]:
+        """What is left of the budget, by name."""
         spent = self.spent()
-        left = {key: amount - spent[key] for key, amount in self.budget.items()}
-        if min(left.values()) <= 0:
-            gone = [key for key, amount in left.items() if amount <= 0]
-            raise BudgetSpent(f"the budget of {', '.join(gone)} is spent before {name}", where=str(self.folder))
+        return {key: amount - spent[key] for key, amount in self.budget.items()}
+
+    def _left(self, declared: Stage[Any]) -> dict[str, float]:
+        left = self.left()
+        gone = [key for key, amount in left.items() if amount <= 0]
+        if [key for key in gone if key not in ROUND or self._draws(declared)]:
+            raise BudgetSpent(
+                f"the budget of {', '.join(gone)} is spent before {declared.name}", where=str(self.folder)
+            )
         return {key: int(amount) for key, amount in left.items() if amount >= 1}
+
+    def _draws(self, declared: Stage[Any]) -> bool:
+        """Whether a stage may draw or judge; what only learns from rows as they are does not."""
+        if isinstance(declared, Improve):
+            samples = self.host.build("optimizer", declared.optimizer).samples_per_prompt
+            return bool(samples) or declared.reward is not None or declared.annotator is not None
+        return not isinstance(declared, (SFT, TrainReward))
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[
             return
         current = improved.policy
         row = _measured(run, suite, current, v0, cell.conditions, number, str(step))
-        path.append({**row, "stopped": improved.result.get("stopped", "")})
+        path.append({**row, "stopped": "budget" if run.cut else improved.result.get("stopped", "")})
     if repeated:
         path[-1]["note"] = f"it was stopped after {len(path)} versions, and its budget is not spent"
 
@@ -217,21 +233,28 @@ def _data(
     name: str,
     samples: bool,
 ) -> Any:
-    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth."""
+    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth, as
+    many as there are tokens and reward calls left for."""
+    run.cut = False
     if suite.data is not None:
         return suite.data(run, current, step, f"{name}/data")
     if samples:
         return suite.prompts
     if conditions.samples < 2:
         raise ConfigError(f"samples={conditions.samples}: {step.name} compares responses", remedy="2 or more")
+    fitting = run.left().get("reward_calls", math.inf) // conditions.samples
+    if not fitting:
+        raise BudgetSpent(f"the budget of reward_calls pays for no prompt of {name}", where=str(run.folder))
+    prompts = suite.prompts.select(range(int(fitting))) if fitting < len(suite.prompts) else suite.prompts
     drawn = run.sample(
         current,
-        suite.prompts,
+        prompts,
         conditions.samples,
         temperature=conditions.temperature,
         max_new_tokens=conditions.max_new_tokens or suite.max_new_tokens,
         name=f"{name}/samples",
     )
+    run.cut = len(prompts) < len(suite.prompts) or drawn.result.get("stopped") == "budget"
     return run.transform(drawn, RankBy(truth), name=f"{name}/comparisons")
 
 
