@@ -214,6 +214,20 @@ def test_a_plugin_of_one_machine_alone_hinders_no_merge(done: Path, tmp_path: Pa
     assert len(merge_comparisons(parts, tmp_path / "merged").standings) == 3
 
 
+def test_scores_that_are_missing_are_told_and_take_no_other_method_with_them(done: Path) -> None:
+    every = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    silent, gap = (next(cell for cell in every if cell.method == method) for method in (PAIRS, IMITATES))
+    for row in silent.rows:
+        row["scores"]["gold"] = None
+    gap.rows[0]["scores"]["gold"] = None
+    found = conclude(done, every)
+    by_name = {each.method: each for each in found.standings}
+    assert by_name[PAIRS].failed == {silent.seed: "none of its answers has the score gold"}
+    assert [by_name[name].seeds for name in (IMITATES, "start")] == [(0, 1), (0, 1)]
+    assert found.left_out == 1
+    assert "Prompts without gold in some cell, left out of all: 1." in leaderboard(found)
+
+
 def test_suites_that_score_otherwise_are_told_apart() -> None:
     half, third = (open_suite(default_host(), f"enumerable(beta={beta})") for beta in (0.5, 0.3))
     assert half.prompts.key() == third.prompts.key()

@@ -183,6 +183,12 @@ class Comparison:
         """Whether no method came to its end under any seed."""
         return not any(each.seeds for each in self.standings if each.method != START)
 
+    @property
+    def left_out(self) -> int:
+        """Prompts that have no score in some cell, and are left out of all."""
+        each = [set(cell.score(self.score)) for cell in self.cells if not cell.failed]
+        return len(set.union(*each)) - len(set.intersection(*each)) if each else 0
+
     def table(self) -> str:
         """The leaderboard as text, as it was written beside the rest."""
         return (self.folder / TABLE).read_text(encoding="utf-8").rstrip("\n")
@@ -199,6 +205,7 @@ class Comparison:
             "conditions": self.conditions,
             "score": self.score,
             "prompts_are_all": self.whole,
+            "prompts_left_out": self.left_out,
             "suite": self.suite,
             "policy": self.policy,
             "versions": self.versions,
@@ -241,9 +248,10 @@ def conclude(folder: Path, cells: Sequence[Done], trials: Mapping[str, list[Row]
         trials: of tuning, by method.
     """
     tried = dict(trials or {})
+    score = _leading([cell for cell in cells if not cell.failed])
+    cells = [_without_score(cell, score) for cell in cells]
     done = [cell for cell in cells if not cell.failed]
     first = done[0].record if done else cells[0].record
-    score = _leading(done)
     whole = bool(first.get("whole"))
     scores = {label: _matrix(label, done, score) for label in dict.fromkeys(c.method for c in cells)}
     differences = _differences(scores, whole)
@@ -286,6 +294,14 @@ class Table:
     def of(self, seeds: Iterable[int]) -> Any:
         """The rows of these seeds."""
         return self.values[[self.seeds.index(seed) for seed in seeds]]
+
+
+def _without_score(cell: Done, score: str) -> Done:
+    """The cell; one of which no answer has the score counts as failed, and takes no prompt from the others."""
+    if cell.failed or cell.score(score):
+        return cell
+    reason = f"none of its answers has the score {score}"
+    return Done(cell.folder, cell.method, cell.seed, {**cell.record, "status": "failed", "reason": reason})
 
 
 def _leading(done: Sequence[Done]) -> str:

@@ -54,6 +54,8 @@ def _words(found: Comparison) -> list[str]:
         f"{found.score}: mean and interquartile mean with 95% intervals over {drawn}; "
         f"{seeds} seed{'s' * (seeds != 1)}. A rank's range holds for all methods at once.",
     ]
+    if found.left_out:
+        lines.append(f"Prompts without {found.score} in some cell, left out of all: {found.left_out}.")
     if seeds == 1:
         lines.append("One seed says nothing of other seeds: the intervals are those of other prompts alone.")
     sure = [each for each in found.differences if each.sure]
