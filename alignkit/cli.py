@@ -32,19 +32,20 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and say how it ended: 0 well, 1 a check that failed, 2 an error explained, 130 interrupted.
+    """Run one command and say how it ended: 0 well, 1 a check that failed, 2 an error explained, 130 interrupted, 141
+    nobody reads on.
 
     Args:
         argv: the arguments after the program's name; None for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        # Its flags depend on the recipe, which argparse cannot know; so it has a parser of its own.
-        if arguments[:1] == ["run"]:
-            return _run(arguments[1:])
-        options = _parser().parse_args(arguments)
-        verb: Callable[[argparse.Namespace], int] = options.verb
-        return verb(options)
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `alignkit runs | head`: what is still to be written goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as stop:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
@@ -53,6 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"alignkit: {printable(str(error))}", file=sys.stderr)
         return 2
+
+
+def _command(arguments: list[str]) -> int:
+    # The flags of `run` depend on the recipe, which argparse cannot know; so it has a parser of its own.
+    if arguments[:1] == ["run"]:
+        return _run(arguments[1:])
+    options = _parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    return verb(options)
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -405,3 +406,13 @@ def test_the_command_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="alignkit")
     assert script.load() is cli.main
     assert os.access(Path(sys.executable).parent / "alignkit", os.X_OK)
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """`alignkit plugins --json | head -1`."""
+    end, start = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "alignkit.cli", "plugins", "--json"]
+    done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(start)
+    assert (done.returncode, done.stderr) == (141, "")
