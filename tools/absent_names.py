@@ -67,7 +67,9 @@ def exact_names(plugins: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for module in sorted(plugins.glob("*/src/**/*.py")):
-        names.update(dict.fromkeys(marked(module.read_text(encoding="utf-8"), "exact"), module.parts[len(plugins.parts)]))
+        names.update(
+            dict.fromkeys(marked(module.read_text(encoding="utf-8"), "exact"), module.parts[len(plugins.parts)])
+        )
     return names
 
 

@@ -166,6 +166,93 @@ def mean_of_the_micro_batch(logprobs, advantages, response_mask):
     return -(advantages - masked_mean(advantages, response_mask)) * logprobs / response_mask.sum()
 
 
+def divided_by_its_batch(logprobs, advantages):
+    return -advantages * logprobs / len(logprobs)
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class DividesByItsBatch(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: divided_by_its_batch)
+
+
+def centred_among_neighbours(logprobs, advantages, response_mask):
+    return -(advantages - masked_mean(advantages, response_mask)) * logprobs
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class LooksAtItsNeighbours(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: centred_among_neighbours)
+
+
+def turned_where_there_is_padding(logprobs, advantages, response_mask):
+    return torch.where(response_mask[:, -1:], -advantages, advantages) * logprobs
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class TurnsTheShorterResponses(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: turned_where_there_is_padding)
+
+
+def mean_of_the_pairs_at_hand(chosen_logprobs, rejected_logprobs):
+    margin = chosen_logprobs - rejected_logprobs
+    return -torch.nn.functional.logsigmoid(margin - margin.mean().detach())
+
+
+@dataclass(frozen=True)
+class Comparing(PolicyOptimizer):
+    """Learns from comparisons that it is given."""
+
+    loss: Any = dataclasses.field(default_factory=lambda: plain_pairs)
+    samples_per_prompt: int = 0
+
+    def prepare(self, groups: Groups, state: Mapping[str, Any]) -> Batch:
+        return Batch(groups)
+
+
+def plain_pairs(chosen_logprobs, rejected_logprobs):
+    return -torch.nn.functional.logsigmoid(chosen_logprobs - rejected_logprobs)
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class CentresThePairsAtHand(Comparing):
+    loss: Any = dataclasses.field(default_factory=lambda: mean_of_the_pairs_at_hand)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class GoesTheWrongWay(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return -super().advantages(rewards, present, groups)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class RewardsTheNextOne(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return super().advantages(rewards, present, groups).roll(1)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class StaysWhereItIs(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return 0 * super().advantages(rewards, present, groups)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class PrefersTheWorse(Comparing):
+    loss: Any = dataclasses.field(default_factory=lambda: pairs_turned_round)
+
+
+def pairs_turned_round(chosen_logprobs, rejected_logprobs):
+    return -torch.nn.functional.logsigmoid(rejected_logprobs - chosen_logprobs)
+
+
 @plant("optimizer", "keeps-by-prompt")
 @dataclass(frozen=True)
 class KeepsByResponse(Base):

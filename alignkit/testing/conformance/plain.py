@@ -143,33 +143,27 @@ class Step:
         losses = {"loss": method.loss, **method.extra_losses()}
         declared, whole = method.terms(), torch.zeros((), dtype=torch.float64)
         for called, each in losses.items():
-            for name, elements in self.terms(build(each), called).items():
+            for name, values in self.terms(build(each), called).items():
                 if name in declared and declared[name].weight:
                     how = declared[name]
-                    whole = whole + how.weight * reduced(elements(how), how, len(self.batch.groups))
+                    elements = [_element(*value, how) for value in values]
+                    whole = whole + how.weight * reduced(elements, how, len(self.batch.groups))
         return whole
 
-    def terms(self, loss: BoundLoss, called: str) -> dict[str, Callable[[Term], list[Element]]]:
-        """By term: its elements, under the mask that it declares. The loss is called for one response at a time, or for
-        one pair."""
-        of_pairs = bool(select(loss.tensor_names, level="pair"))
-        units = list(self.pairs() if of_pairs else self.responses())
+    def terms(self, loss: BoundLoss, called: str) -> dict[str, list[tuple[int, Tensors, Tensor]]]:
+        """By term: (row, what the loss was given, what it returned) of each response or pair; it is called for one at a
+        time."""
+        units = self.pairs() if select(loss.tensor_names, level="pair") else self.responses()
         found: dict[str, list[tuple[int, Tensors, Tensor]]] = {}
         for row, tensors in units:
             missing = [name for name in loss.tensor_names if name not in tensors and name not in loss.optional]
             if missing:
                 skip(f"its loss {loss.name} asks for {missing}, which no response has alone")
+            # A copy, so that a loss that writes into what it is given spoils no other call.
             value = loss(**{name: tensors[name].clone() for name in loss.tensor_names if name in tensors})
             for name, term in (value if isinstance(value, Mapping) else {called: value}).items():
                 found.setdefault(name, []).append((row, tensors, term))
-
-        def under(name: str, how: Term) -> list[Element]:
-            return [
-                Element(row, term[0], _mask(tensors, how) if term.ndim == 2 else None)
-                for row, tensors, term in found[name]
-            ]
-
-        return {name: (lambda how, name=name: under(name, how)) for name in found}
+        return found
 
     def responses(self) -> Iterator[tuple[int, Tensors]]:
         """(row, [1, tokens] and [1] by name) of each response."""
@@ -218,9 +212,12 @@ class Step:
             first += len(row["responses"])
 
 
-def _mask(tensors: Tensors, how: Term) -> Tensor:
-    """[tokens] the weights of a response's tokens."""
-    return torch.ones(tensors["logprobs"].shape[1]).double() if how.mask is None else tensors[how.mask][0].double()
+def _element(row: int, tensors: Tensors, term: Tensor, how: Term) -> Element:
+    """A value with the weights of its tokens, under the mask that its term declares."""
+    if term.ndim < 2:
+        return Element(row, term[0])
+    whole = torch.ones(term.shape[1], dtype=torch.float64)
+    return Element(row, term[0], whole if how.mask is None else tensors[how.mask][0].double())
 
 
 def reduced(elements: Sequence[Element], how: Term, rows: int) -> Tensor:
@@ -242,7 +239,9 @@ def reduced(elements: Sequence[Element], how: Term, rows: int) -> Tensor:
     means = [s / each.weights.sum() if each.weights is not None else s for s, each in zip(sums, told, strict=True)]
     if how.reduction != "group":
         return torch.stack(means).mean()
-    members = {row: [m for m, each in zip(means, told, strict=True) if each.row == row] for row in {e.row for e in told}}
+    members = {
+        row: [m for m, each in zip(means, told, strict=True) if each.row == row] for row in {e.row for e in told}
+    }
     of_rows = [torch.stack(each).mean() for each in members.values()]
     # Rows without a pair are no part of a mean over pairs; rows without a token are one of a mean over rows.
     return torch.stack(of_rows).sum() / (rows if told[0].weights is not None else len(of_rows))
