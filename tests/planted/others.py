@@ -222,6 +222,58 @@ class CentresThePairsAtHand(Comparing):
     loss: Any = dataclasses.field(default_factory=lambda: mean_of_the_pairs_at_hand)
 
 
+def entropy_of(entropy):
+    return entropy
+
+
+def likelihood(logprobs, labels):
+    return (logprobs.sum(-1) + 1) ** 2 + 0 * labels
+
+
+@dataclass(frozen=True)
+class DeclaresAll(Base):
+    """All that a method may declare, and no fault.
+
+    Args:
+        reduction: of every term.
+    """
+
+    reduction: Any = "token"
+
+    provides: ClassVar[Mapping[str, str]] = {"some": "[responses, tokens] bool"}
+
+    def terms(self) -> Mapping[str, Term]:
+        each = Term(reduction=self.reduction, constant=3.0)
+        weights = {"pairs": 0.5, "responses": 0.01}
+        others = {name: dataclasses.replace(each, weight=weight) for name, weight in weights.items()}
+        bonus = dataclasses.replace(each, weight=-0.1, mask="some")
+        return {"loss": dataclasses.replace(each, mask="some"), "bonus": bonus, **others}
+
+    def extra_losses(self) -> Mapping[str, Any]:
+        return {"pairs": plain_pairs, "bonus": entropy_of, "responses": likelihood}
+
+    def prepare(
+        self, groups: Groups, state: Mapping[str, Any], *, rewards: Tensor, present: Tensor, response_mask: Tensor
+    ) -> Batch:
+        kept = [list(range(5 if number else len(row["responses"]))) for number, row in enumerate(groups)]
+        first = len(kept[0])
+        taken = torch.tensor([*kept[0], *(first + k for k in kept[1])])
+        mask, advantages = response_mask[taken], self.advantages(rewards, present, groups)[taken].unsqueeze(1)
+        some = mask.clone()
+        some[::3, 0] = some[1] = False  # some tokens, and one response without any
+        pairs = [(0, 1), (1, 2), (3, first), (first + 1, 4), (first + 2, first + 3)]
+        return Batch(take_responses(groups, kept), {"advantages": advantages * mask, "some": some}, pairs=pairs)
+
+
+@dataclass(frozen=True)
+class AsksForLogprobs(Base):
+    """Takes the KL off the reward."""
+
+    def prepare(self, groups, state, *, rewards, present, response_mask, ref_logprobs):
+        advantages = self.advantages(rewards + 0.1 * ref_logprobs.sum(-1), present, groups)
+        return Batch(groups, {"advantages": advantages.unsqueeze(1) * response_mask})
+
+
 @plant("optimizer", "exact-gap")
 @dataclass(frozen=True)
 class GoesTheWrongWay(Base):
