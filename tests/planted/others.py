@@ -255,12 +255,13 @@ class DeclaresAll(Base):
     def prepare(
         self, groups: Groups, state: Mapping[str, Any], *, rewards: Tensor, present: Tensor, response_mask: Tensor
     ) -> Batch:
-        kept = [list(range(5 if number else len(row["responses"]))) for number, row in enumerate(groups)]
+        sizes = [len(row["responses"]) for row in groups]
+        kept = [list(range(5 if number == 1 else size)) for number, size in enumerate(sizes)]
         first = len(kept[0])
-        taken = torch.tensor([*kept[0], *(first + k for k in kept[1])])
+        taken = torch.tensor([sum(sizes[:number]) + k for number, places in enumerate(kept) for k in places])
         mask, advantages = response_mask[taken], self.advantages(rewards, present, groups)[taken].unsqueeze(1)
         some = mask.clone()
-        some[::3, 0] = some[1] = False  # some tokens, and one response without any
+        some[::3, 0] = some[1] = some[-sizes[-1] :] = False  # some tokens, a response and the last row without any
         pairs = [(0, 1), (1, 2), (3, first), (first + 1, 4), (first + 2, first + 3)]
         return Batch(take_responses(groups, kept), {"advantages": advantages * mask, "some": some}, pairs=pairs)
 
