@@ -186,6 +186,12 @@ def test_a_reduction_of_the_engine_that_is_not_the_declared_one_is_found(monkeyp
     assert "the engine's gradient differs" in of_optimizer("exact-gradient", planted("others").Base).text
 
 
+def test_two_gradients_of_nothing_say_nothing() -> None:
+    """Whoever learns nothing is for `finite-gradient` and `exact-gap` to find."""
+    found = of_optimizer("exact-gradient", planted("others").StaysWhereItIs)
+    assert (found.verdict, found.text[:20]) == ("does not apply", "both gradients are 0")
+
+
 def test_log_probs_that_prepare_is_given_are_those_of_single_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     from alignkit.engine.known import Known
 
@@ -217,7 +223,7 @@ def test_settings_are_the_suites_for_a_method_that_it_knows_and_the_authors_befo
     host = host_with("optimizer", "own", planted("others").Base)
     [stranger] = find("optimizer:own", host)
     made = module.suited(stranger, suite, module.SHORT)
-    assert (made.rounds, made.samples_per_prompt, made.learning_rate, made.schedule) == (1, 64, 3e-3, "linear")
+    assert (made.rounds, made.samples_per_prompt, made.learning_rate, made.schedule) == (20, 64, 1e-3, "linear")
 
 
 # -- how it is told ----------------------------------------------------------------------------------------------------
