@@ -136,6 +136,7 @@ def enumerable(*, beta: float = 0.5, length: int = 2, seed: int = 7) -> Suite:
     )
 
 
+enumerable.exact = True  # type: ignore[attr-defined]
 enumerable.declined = {  # type: ignore[attr-defined]
     "heldout-is-held-out": "what is measured is exact, over both prompts and every response: nothing is estimated",
     "truth-scores-answers": "its rewards stand in a table of token ids, which only its own policy writes",
