@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from alignkit.errors import ConfigError, suggestion
@@ -36,13 +37,15 @@ class Budget:
         a budget, or from None: no limit.
 
         Raises:
-            ConfigError: a name that is not counted, or an amount that is no whole number above zero.
+            ConfigError: a name that is not counted or is there twice, or an amount that is no whole number above zero.
         """
         if isinstance(given, Budget):
             return given
         if isinstance(given, str):
             parts = [part.partition("=") for part in given.split(",")]
             given = {name.strip(): amount for name, _, amount in parts}
+            if len(given) < len(parts):
+                raise ConfigError("a limit is given twice", where="budget", remedy="give each name once")
         if not isinstance(given, Mapping | None):
             raise ConfigError(f"budget={given!r}", where="budget", remedy='write {"generated_tokens": "200k"}')
         return cls(tuple(sorted((_known(name), amount_of(name, value)) for name, value in (given or {}).items())))
@@ -71,13 +74,13 @@ def amount_of(name: str, value: Any) -> int:
     text = str(value).strip().lower().replace("_", "")
     factor = FACTORS[text[-1]] if text and text[-1] in FACTORS else 1
     try:
-        amount = float(text if factor == 1 else text[:-1]) * factor
-    except ValueError:
-        amount = math.nan
-    if isinstance(value, bool) or not (math.isfinite(amount) and amount >= 1 and amount == round(amount)):
+        amount = Decimal(text if factor == 1 else text[:-1]) * factor  # of floats, 8.2 million is not whole
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if isinstance(value, bool) or not (amount.is_finite() and 1 <= amount < 10**40 and amount == int(amount)):
         remedy = 'give a whole number above zero, such as 200000 or "200k"'
         raise ConfigError(f"{name}={value!r}", where="budget", remedy=remedy)
-    return round(amount)
+    return int(amount)
 
 
 @dataclass
@@ -170,3 +173,8 @@ class Spending:
             if self.exceeded_by(total):
                 return place
         return len(costs)
+
+
+def stopped(spending: Spending) -> dict[str, str]:
+    """What a result says of a stage that its budget stopped."""
+    return {"stopped": "budget", "stopped_by": spending.stopped} if spending.stopped else {}

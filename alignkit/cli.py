@@ -32,19 +32,20 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and say how it ended: 0 well, 1 a check or a cell failed, 2 an error explained, 130 interrupted.
+    """Run one command and say how it ended: 0 well, 1 a check that failed, 2 an error explained, 130 interrupted, 141
+    nobody reads on.
 
     Args:
         argv: the arguments after the program's name; None for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        # Its flags depend on the recipe, which argparse cannot know; so it has a parser of its own.
-        if arguments[:1] == ["run"]:
-            return _run(arguments[1:])
-        options = _parser().parse_args(arguments)
-        verb: Callable[[argparse.Namespace], int] = options.verb
-        return verb(options)
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `alignkit runs | head`: what is still to be written goes nowhere, at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as stop:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
@@ -53,6 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"alignkit: {printable(str(error))}", file=sys.stderr)
         return 2
+
+
+def _command(arguments: list[str]) -> int:
+    # The flags of `run` depend on the recipe, which argparse cannot know; so it has a parser of its own.
+    if arguments[:1] == ["run"]:
+        return _run(arguments[1:])
+    options = _parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    return verb(options)
 
 
 def printable(text: str) -> str:
@@ -118,7 +128,8 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("suite", nargs="?", metavar="SUITE", help="a registered suite, NAME or NAME(key=value, …)")
     methods = "an optimizer, several separated by commas (one version after the other), or a recipe"
     compare.add_argument("methods", nargs="*", metavar="METHOD", help=methods)
-    compare.add_argument("--seeds", type=int, default=5, help="runs of each method (default: 5)")
+    seeds = "how many runs of each method, or which seeds, as in 5,6,7 or 5-9 (default: 5)"
+    compare.add_argument("--seeds", type=_seeds, default=5, metavar="N", help=seeds)
     budget = "what a method may spend, as in generated_tokens=200k (default: the suite's)"
     compare.add_argument("--budget", action="append", metavar="COUNT=N", help=budget)
     compare.add_argument("--policy", help="what to start from (default: the suite's)")
@@ -140,6 +151,16 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--from", nargs="+", dest="folders", metavar="RUN", help="merge comparisons that are there")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(verb=_compare)
+
+
+def _seeds(text: str) -> int | list[int]:
+    """How many seeds, "5"; or which: "5,6,7", "5-9", "5," for one alone."""
+    if text.isdecimal():
+        return int(text)
+    ends = [part.split("-") for part in text.split(",") if part]
+    if not ends or any(len(part) > 2 for part in ends):
+        raise ValueError(text)
+    return [seed for part in ends for seed in range(int(part[0]), int(part[-1]) + 1)]
 
 
 # plugins
@@ -281,7 +302,7 @@ def _compare(options: argparse.Namespace) -> int:
         given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
     print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
-    return int(any(each.failed for each in found.standings))
+    return int(found.nothing)
 
 
 # what exists
@@ -301,15 +322,23 @@ def _runs(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(rows, indent=1, default=str))
         elif rows:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
+            columns = [key for key in dict.fromkeys(key for row in rows for key in row) if _is_column(key, rows)]
             _print_table(columns, [[_listed(key, row.get(key, "")) for key in columns] for row in rows])
         else:
             print(f"no runs in {options.folder}")
     return 0
 
 
+def _is_column(key: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """A count that is 0 everywhere gets no column."""
+    return key not in (*COUNTS, "flops") or any(row.get(key) for row in rows)
+
+
 def _listed(column: str, value: Any) -> Any:
-    """Large counts are written short."""
+    """Large counts are written short; of the seconds by phase the phases that took the most are named."""
+    if column == "phases" and isinstance(value, dict):
+        longest = sorted(value, key=lambda name: -value[name])[:3]
+        return ", ".join(f"{name} {value[name]:.0f} s" for name in longest if value[name] >= 0.5)
     large = column in (*COUNTS, "flops", "peak_memory", "bytes") and isinstance(value, int)
     return short(value) if large else value
 

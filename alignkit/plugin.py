@@ -11,7 +11,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
   `TransformContext`.
 - A verb of one's own: `Stage` with `component`, `NO_EFFECT`, `DERIVED`; `Context`, `Cost`, `Place`, `Made`; what it
   is given and returns: `PolicyHandle`, `GroupsHandle`, `RewardHandle`, `EvaluationHandle`, `rows_of`.
-- A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`.
+- A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`, of clipped ratios `RATIOS`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
   `preference_cross_entropy`; `check_range`, `check_shapes`.
@@ -48,7 +48,7 @@ _HOMES = {
         "logistic_ranking masked_mean masked_sum masked_var preference_cross_entropy score_at_last score_index whiten"
     ),
     "alignkit.vocabulary": "VOCABULARY",
-    "alignkit.metrics": "Mean Metric MetricSpec Ratio",
+    "alignkit.metrics": "Mean Metric MetricSpec RATIOS Ratio",
     "alignkit.registry.grammar": "Component parse parse_list use",
     "alignkit.registry.hookspecs": "Register hookimpl",
     "alignkit.registry.host": "build",
@@ -112,6 +112,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.identity import class_code as class_code
     from alignkit.identity import digest as digest
     from alignkit.identity import plain as plain
+    from alignkit.metrics import RATIOS as RATIOS
     from alignkit.metrics import Mean as Mean
     from alignkit.metrics import Metric as Metric
     from alignkit.metrics import MetricSpec as MetricSpec

@@ -17,6 +17,7 @@ is: a run that is still at work, or that failed, has torn and missing files, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 from alignkit.errors import ConfigError, DataError
 from alignkit.files import read_json, read_json_lines
+from alignkit.meter import PHASES
 
 FORMAT = 2
 """Of `run.json` and `stage.json`. A run of another format is made anew by running its script again."""
@@ -85,6 +87,12 @@ class StageRecord:
         if name == "flops":
             return sum(_whole(amount) or 0 for amount in mapping(self.meter.get("flops")).values())
         return _whole(mapping(self.meter.get("counts")).get(name)) or 0
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase, as far as the record says."""
+        found = mapping(self.meter.get("seconds"))
+        return {name: found[name] for name in PHASES if _is_time(found.get(name))}
 
     @property
     def peak_memory(self) -> int:
@@ -292,6 +300,10 @@ def _number(value: Any) -> float | None:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Suite:
         data: `(run, v0, method, name) -> groups`: what a method learns from, prompts where it samples; None gives
             `prompts` to those that sample, and to the others samples of V0, ranked and labelled by the truth.
         measure: `(run, policy, *, name, label) -> evaluation`: how a version is measured; None answers `heldout` and
-            scores the answers.
+            scores the answers. Where it gives each method's exact `gap`, what is registered is marked `exact = True`.
     """
 
     prompts: Groups

@@ -73,5 +73,6 @@ def main(folders: list[str]) -> int:
 if __name__ == "__main__":
     folders = sys.argv[1:] or [str(p) for p in sorted(Path("runs").glob("demo*")) if is_run(p)]
     if not folders:
-        sys.exit("no finished demo: run make demo, make demo SEED=1, make demo SEED=2 first")
+        print("not run: there is no finished demo; run make demo, make demo SEED=1, make demo SEED=2 first")
+        sys.exit(0)
     sys.exit(main(folders))

@@ -97,13 +97,13 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(
     ("text", "amount"),
     [("200k", 200_000), ("1.5M", 1_500_000), (" 2b ", 2 * 10**9), ("3T", 3 * 10**12), ("1e15", 10**15),
-     ("2p", 2 * 10**15), (7, 7), (7.0, 7), ("1_000", 1000)],
+     ("2p", 2 * 10**15), ("8.2M", 8_200_000), ("1.001k", 1001), (7, 7), (7.0, 7), ("1_000", 1000)],
 )  # fmt: skip
 def test_amounts_are_whole_numbers_with_a_suffix(text, amount):
     assert amount_of("flops", text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "k", "x", "0", -1, 0.5, "1.2345k", True, None, "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "k", "x", "0", -1, 0.5, "1.2345k", True, None, "inf", "nan", "1e999999"])
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigError, match="whole number above zero"):
         amount_of("flops", text)
@@ -117,6 +117,8 @@ def test_a_budget_is_the_same_however_it_is_written():
     assert set(NAMES) == {*COUNTS, "flops"}
     with pytest.raises(ConfigError, match="did you mean generated_tokens"):
         Budget.of({"generated_token": 3})
+    with pytest.raises(ConfigError, match="given twice"):
+        Budget.of("generated_tokens=3, generated_tokens=4")
     with pytest.raises(ConfigError, match="budget=3"):
         Budget.of(3)
 
@@ -297,3 +299,26 @@ def test_a_reward_model_stops_too_and_warms_up_within_its_budget(run, v0):
         ).handle  # fmt: skip
     assert (made.result["steps"], made.result["stopped_by"]) == (4, "optimizer_steps")
     assert [row["lr"] for row in steps(made)] == pytest.approx([0.5e-4, 1e-4, 1e-4, 1e-4])
+
+
+def test_samples_end_with_the_budget_too(run, v0):
+    """As many as it pays for; of several temperatures as many prompts as it surely pays for."""
+
+    def drawn(**arguments: Any) -> Any:
+        with run() as made:
+            return made.sample(v0, PROMPTS, max_new_tokens=5, name="samples", **arguments)
+
+    plain, cut = drawn(n=2), drawn(n=2, budget={"generated_tokens": 15})
+    rows = cut.groups.rows
+    assert (cut.result["stopped"], cut.result["stopped_by"]) == ("budget", "generated_tokens")
+    assert 15 <= cut.result["generated_tokens"] < 15 + 2 * 5
+    assert [row["responses"] for row in rows] == [row["responses"] for row in plain.groups.rows[: len(rows)]]
+    ample = drawn(n=2, budget={"generated_tokens": "1k"})
+    assert "stopped" not in ample.result
+    assert ample.groups.digest() == plain.groups.digest()
+    assert drawn(n=2).key == plain.key
+    assert len({plain.key, cut.key, ample.key}) == 3
+    several = drawn(temperature=[0.7, 1.0], budget={"generated_tokens": 25})
+    assert len(several.groups) == 2
+    assert several.result["generated_tokens"] <= 25
+    assert several.result["stopped_by"] == "generated_tokens"

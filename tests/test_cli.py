@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,6 +312,9 @@ def test_the_list_can_be_had_even_when_strict(
 
 # The other verbs
 
+PHASES = {"load": 1.2, "write": 0.1, "train": 7.0}
+TWO = {"run": "two", "seed": 1, "phases": PHASES, "reward_calls": 1234, "judge_calls": 0}
+
 
 @pytest.fixture
 def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
@@ -324,7 +328,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return called
 
     run, sampling, report = ModuleType("alignkit.run"), ModuleType("alignkit.sampling"), ModuleType("alignkit.report")
-    run.list_runs = note("list", [{"run": "one", "stages": 3}, {"run": "two", "seed": 1}])  # type: ignore[attr-defined]
+    run.list_runs = note("list", [{"run": "one", "stages": 3}, TWO])  # type: ignore[attr-defined]
     run.compare_runs = note("compare", "they differ")  # type: ignore[attr-defined]
     run.free_run = note("free", 2_500_000)  # type: ignore[attr-defined]
     run.open_policy = note("open", "the policy")  # type: ignore[attr-defined]
@@ -343,8 +347,11 @@ def test_runs_are_listed_compared_and_freed(rooms: dict[str, Any], capsys: pytes
     assert rooms["list"][0] == (Path("runs"),)
     table = capsys.readouterr().out
     assert all(word in table for word in ("run", "stages", "seed", "one", "two"))
+    assert all(word in table for word in ("reward_calls", "1.23 k", "train 7 s, load 1 s"))
+    assert "judge_calls" not in table
+    assert "write" not in table
     assert cli.main(["runs", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[1] == {"run": "two", "seed": 1}
+    assert json.loads(capsys.readouterr().out)[1] == TWO
     assert cli.main(["runs", "--compare", "one", "runs/two"]) == 0
     assert rooms["compare"][0] == (Path("runs/one"), Path("runs/two"))
     assert cli.main(["runs", "--free", "two"]) == 0
@@ -399,3 +406,13 @@ def test_the_command_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="alignkit")
     assert script.load() is cli.main
     assert os.access(Path(sys.executable).parent / "alignkit", os.X_OK)
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """`alignkit plugins --json | head -1`."""
+    end, start = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "alignkit.cli", "plugins", "--json"]
+    done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(start)
+    assert (done.returncode, done.stderr) == (141, "")

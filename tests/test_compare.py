@@ -20,9 +20,11 @@ from alignkit import cli, compare, merge_comparisons
 from alignkit.comparison import cell as cells
 from alignkit.comparison import charts, tuning, workers
 from alignkit.comparison.cell import BudgetSpent, Cell, CellRun
-from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method
+from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method, suite_digest
+from alignkit.comparison.page import command
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import Done, _notes, conclude, read_cell
+from alignkit.comparison.table import leaderboard
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.evaluation.statistics import Interval
 from alignkit.groups import Groups
@@ -136,10 +138,10 @@ def test_a_failed_cell_says_why_and_stops_nothing(done: Path, tmp_path: Path, mo
     assert by_name["kto(batch_size=4)"].seeds == (0,)
     assert "row 3: it has no labels" in by_name["kto(batch_size=4)"].failed[1]
     assert by_name[PAIRS].seeds == (0, 1)
+    assert not found.nothing
+    assert conclude(folder, [cell for cell in found.cells if cell.failed]).nothing
     assert "kto(batch_size=4) failed under seed 1: DataError: row 3: it has no labels" in found.table()
     assert "it has no labels" in found.page.read_text()
-    command = ["compare", SUITE, PAIRS, "kto(batch_size=4)", "--policy", "tiny", "--samples", "2", "--seeds", "2"]
-    assert cli.main([*command, "--run-dir", str(folder)]) == 1
     monkeypatch.undo()
     again = compare(SUITE, [PAIRS, "kto(batch_size=4)"], run_dir=folder, **ARGUMENTS)
     assert not any(each.failed for each in again.standings)
@@ -176,6 +178,96 @@ def test_cells_that_are_not_comparable_are_refused_with_the_reason(
         path.write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=said):
         merge_comparisons([done, other], tmp_path / "merged")
+
+
+def test_what_was_merged_may_be_merged_again(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1, 2):
+        shutil.copytree(done, f"machine{seed}")
+        compare(SUITE, [PAIRS], run_dir=f"machine{seed}", **{**ARGUMENTS, "seeds": [seed]})
+    merge_comparisons(["machine0", "machine1"], "few")
+    found = merge_comparisons([tmp_path / "few", "machine2"], "all")
+    assert [each.seeds for each in found.standings] == [(0, 1, 2)] * 2
+    assert json.loads(Path("all/comparison.json").read_text())["cells"][0]["folder"].startswith("../machine0/cells/")
+
+
+def test_trials_are_merged_and_methods_are_tuned_alike(done: Path, tmp_path: Path) -> None:
+    parts = []
+    for seed, rows in ((0, 2), (1, 2), (1, 0)):
+        parts.append(shutil.copytree(done, tmp_path / f"{len(parts)}"))
+        compare(SUITE, [PAIRS], run_dir=parts[-1], **{**ARGUMENTS, "seeds": [seed]})
+        written = json.loads((parts[-1] / "comparison.json").read_text())
+        trial = {"suite": "another", "settings": ["dpo"], "score": 0.5, "reason": "", "spent": {}}
+        written["tuning"] = {PAIRS: [trial] * rows} if rows else {}
+        (parts[-1] / "comparison.json").write_text(json.dumps(written))
+    found = merge_comparisons(parts[:2], tmp_path / "merged")
+    assert {each.method: each.trials for each in found.standings} == {"start": 0, PAIRS: 2}
+    assert command(found).endswith("--tune 2 --tune-on another")
+    with pytest.raises(ConfigError, match=r"tuned in 0 trials, and those of .* in 2"):
+        merge_comparisons([parts[0], parts[2]], tmp_path / "merged")
+
+
+def test_a_plugin_of_one_machine_alone_hinders_no_merge(done: Path, tmp_path: Path) -> None:
+    parts = [shutil.copytree(done, tmp_path / f"machine{k}") for k in range(2)]
+    for path in parts[1].glob("cells/*/*/cell.json"):
+        record = json.loads(path.read_text())
+        record["versions"]["alignkit-strangers"] = "0.1"
+        path.write_text(json.dumps(record))
+    assert len(merge_comparisons(parts, tmp_path / "merged").standings) == 3
+
+
+def test_scores_that_are_missing_are_told_and_take_no_other_method_with_them(done: Path) -> None:
+    every = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    silent, gap = (next(cell for cell in every if cell.method == method) for method in (PAIRS, IMITATES))
+    for row in silent.rows:
+        row["scores"]["gold"] = None
+    gap.rows[0]["scores"]["gold"] = None
+    found = conclude(done, every)
+    by_name = {each.method: each for each in found.standings}
+    assert by_name[PAIRS].failed == {silent.seed: "none of its answers has the score gold"}
+    assert [by_name[name].seeds for name in (IMITATES, "start")] == [(0, 1), (0, 1)]
+    assert found.left_out == 1
+    assert "Prompts without gold in some cell, left out of all: 1." in leaderboard(found)
+
+
+def test_suites_that_score_otherwise_are_told_apart() -> None:
+    half, third = (open_suite(default_host(), f"enumerable(beta={beta})") for beta in (0.5, 0.3))
+    assert half.prompts.key() == third.prompts.key()
+    assert suite_digest(half) != suite_digest(third)
+
+
+def test_the_gap_of_a_whole_problem_is_of_each_seeds_mean(done: Path) -> None:
+    """What one prompt adds may be above 1, where the mean of all is not."""
+    cells_ = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    for cell in cells_:
+        cell.record["whole"] = True
+        for k, row in enumerate(cell.rows):
+            row["scores"]["gold"] = 1.5 if k == 0 else 0.25
+    found = conclude(done, cells_)
+    for each in found.standings:
+        assert each.gap is not None
+        assert each.mean is not None
+        assert each.gap.mean == pytest.approx(1 - each.mean.mean)
+    assert "gap to 1" not in leaderboard(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", 3), ("5,7", [5, 7]), ("5-8", [5, 6, 7, 8]), ("7,", [7]), ("0,4-5", [0, 4, 5])]
+)
+def test_seeds_are_a_number_or_named(text: str, seeds: Any) -> None:
+    assert cli._parser().parse_args(["compare", "toy", "a", "--seeds", text]).seeds == seeds
+
+
+@pytest.mark.parametrize("text", ["-3", "five", "1-2-3", ","])
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["compare", "toy", "a", f"--seeds={text}"])
+
+
+def test_the_command_that_is_shown_makes_the_same_cells(done: Path) -> None:
+    every = [read_cell(path.parent) for path in sorted(done.glob("cells/*/*/cell.json"))]
+    for seeds, words in (((0, 1), "--seeds 2"), ((1,), "--seeds 1, --policy")):
+        assert words in command(conclude(done, [cell for cell in every if cell.seed in seeds]))
 
 
 def test_a_merge_needs_two_comparisons(done: Path, tmp_path: Path) -> None:
@@ -310,6 +402,23 @@ def test_a_method_goes_on_until_its_budget_is_spent(tmp_path: Path, monkeypatch:
     assert "is spent before v5" in path[-1]["note"]
 
 
+@pytest.mark.parametrize(
+    ("budget", "most"), [("generated_tokens=200", 200 + 4 * 16), ("reward_calls=14", 12)], ids=["tokens", "calls"]
+)
+def test_what_samples_nothing_learns_from_the_samples_that_its_budget_pays_for(
+    tmp_path: Path, budget: str, most: int
+) -> None:
+    method = "dpo(learning_rate=4e-3, batch_size=4)"
+    arguments = {**ARGUMENTS, "seeds": 1, "samples": 4, "max_new_tokens": 16}
+    found = compare(SUITE, [method], run_dir=tmp_path, budget=budget, **arguments)
+    [each] = [each for each in found.standings if each.method == method]
+    assert not each.failed
+    name, _, limit = budget.partition("=")
+    assert int(limit) - 4 < each.spent[name] < most + 1
+    assert each.spent["optimizer_steps"] > 0
+    assert f"{method}: the last round was cut at the budget" in found.table()
+
+
 PROMPTS = [f"say {k}" for k in range(8)]
 SUITE_OBJECT = Suite(Groups.from_prompts(PROMPTS), Groups.from_prompts(["say x", "say y"]), {"gold": len})
 
@@ -318,6 +427,7 @@ def test_budgets_are_read_as_they_are_written() -> None:
     assert budget_of("generated_tokens=200k") == {"generated_tokens": 200_000}
     assert budget_of(["flops=1.5T", "reward_calls=7"]) == {"flops": 1_500_000_000_000, "reward_calls": 7}
     assert budget_of({"optimizer_steps": 3}) == {"optimizer_steps": 3}
+    assert budget_of([]) == budget_of(None) == {}
     for text, said in (("tokens=3", "not counted"), ("flops", "flops=''"), ("flops=0", "flops='0'")):
         with pytest.raises(ConfigError, match=said):
             budget_of(text)
@@ -454,9 +564,15 @@ def test_settings_are_tried_on_prompts_that_are_not_the_tests() -> None:
 
 
 def test_a_suite_without_prompts_to_spare_is_not_tuned_on() -> None:
-    with pytest.raises(ConfigError, match="chosen by the test itself"):
-        tuning.check_tuning(True, None)
-    tuning.check_tuning(True, "another")
+    whole = replace(SUITE_OBJECT, heldout=SUITE_OBJECT.prompts)
+    others = replace(SUITE_OBJECT, heldout=Groups.from_prompts(["say z"]))
+    few = replace(SUITE_OBJECT, prompts=SUITE_OBJECT.prompts.select([0, 1, 2]))
+    for suite, other in ((whole, None), (few, None), (whole, whole), (SUITE_OBJECT, SUITE_OBJECT)):
+        with pytest.raises(ConfigError, match="chosen by the test itself"):
+            tuning.check_tuning(suite, other)
+    tuning.check_tuning(SUITE_OBJECT, None)
+    tuning.check_tuning(whole, others)
+    tuning.check_tuning(*(open_suite(default_host(), f"enumerable(seed={seed})") for seed in (7, 8)))
 
 
 def test_tuning_runs_end_to_end(done: Path, tmp_path: Path) -> None:
@@ -482,11 +598,20 @@ def die(item: str) -> str:
 
 @pytest.mark.slow
 def test_a_killed_process_takes_no_other_with_it() -> None:
-    """Starts five interpreters."""
-    items = ["a", "dies", "b"]
-    found = workers.run_all(die, items, 2, lambda *_: None, 1, lambda item, why: f"{item}: {why}")
-    assert found[0::2] == ["a done", "b done"]
+    """Starts seven interpreters."""
+
+    def watch(item: str, what: str, _: Any) -> None:
+        told.append((item, what))
+
+    told: list[tuple[str, str]] = []
+    items = ["a", "dies", "b", "c", "d"]
+    found = workers.run_all(die, items, 2, watch, 1, lambda item, why: f"{item}: {why}")
+    assert [found[0], *found[2:]] == ["a done", "b done", "c done", "d done"]
     assert "was killed" in found[1]
+    for item in items:
+        begun, ended = told.index((item, "begins")), told.index((item, "ended"))
+        assert begun < ended
+        assert told.count((item, "ended")) == 1
 
 
 def test_progress_counts_cells_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -509,7 +634,7 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
 
     def fake(suite: str, methods: list[str], **arguments: Any) -> Any:
         seen.update(arguments, suite=suite, methods=methods)
-        return type("Found", (), {"table": lambda self: "the table", "page": "page.html", "standings": ()})()
+        return type("Found", (), {"table": lambda self: "the table", "page": "page.html", "nothing": "f" in methods})()
 
     monkeypatch.setattr("alignkit.comparison.compare", fake)
     words = ["compare", "toy", "a", "b,c", "--seeds", "3", "--budget", "flops=1G", "--tune", "4", "--processes", "2"]
@@ -517,5 +642,6 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
     assert (seen["suite"], seen["methods"], seen["seeds"]) == ("toy", ["a", "b,c"], 3)
     assert (seen["budget"], seen["tune"], seen["processes"], seen["repeat"]) == (["flops=1G"], 4, 2, True)
     assert "the table" in capsys.readouterr().out
+    assert cli.main(["compare", "toy", "f"]) == 1
     assert cli.main(["compare"]) == 2
     assert cli.main(["compare", "toy", "--from", "a", "b"]) == 2

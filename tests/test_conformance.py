@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from alignkit import cli
+from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.registry.grammar import use
 from alignkit.registry.hookspecs import KINDS, hookimpl
@@ -64,6 +65,37 @@ def test_each_planted_fault_is_found_by_its_check(kind: str, name: str, check: s
     assert found.verdict == "fail", found
     assert found.text
     assert not found.text.startswith("raised"), found.text
+
+
+def shortened(response: str, *, words: int = 12) -> float:
+    """1 for an answer of at most `words` words.
+
+    Args:
+        words: above 0.
+    """
+    if words < 1:
+        raise ConfigError(f"words={words}", where="shortened")
+    return float(len(response.split()) <= words)
+
+
+def cut(groups: Groups, ctx: Any, *, most: int = 3) -> Groups:
+    """The first groups.
+
+    Args:
+        groups: any.
+        ctx: not used.
+        most: above 0.
+    """
+    if most < 1:
+        raise ConfigError(f"most={most}", where="cut")
+    return groups.select(range(min(most, len(groups))))
+
+
+@pytest.mark.parametrize(("kind", "function"), [("reward", shortened), ("transform", cut)])
+def test_a_function_that_refuses_a_setting_when_it_is_called_refuses_it(kind: str, function: Any) -> None:
+    [subject] = find(f"{kind}:{function.__name__}", host_with(kind, function.__name__, function))
+    [one] = [one for one in checks_of(kind) if one.name == "refuses-negative"]
+    assert examine(subject, one).verdict == "pass"
 
 
 # -- what is shipped ---------------------------------------------------------------------------------------------------
@@ -148,6 +180,82 @@ def test_what_is_broken_on_purpose_is_said_with_its_reason(monkeypatch: pytest.M
         "declined by its author: it is one",
     )
     assert found["unreduced"].verdict == "pass"
+
+
+# -- on an exact suite -------------------------------------------------------------------------------------------------
+
+
+def of_optimizer(check: str, target: Any, **settings: Any) -> Any:
+    """What a check says of an optimizer."""
+    given = Given(settings={"optimizer:tried": settings})
+    [subject] = find("optimizer:tried", host_with("optimizer", "tried", target), given)
+    [one] = [one for one in checks_of("optimizer") if one.name == check]
+    return examine(subject, one)
+
+
+@pytest.mark.parametrize("name", ["Base", "Comparing"])
+def test_a_sound_method_that_the_suite_does_not_know_passes(name: str) -> None:
+    """One that samples and has no KL, and one that learns from hard labels and has no reference."""
+    target = getattr(planted("others"), name)
+    for check in ("exact-gradient", "exact-gap"):
+        assert of_optimizer(check, target).verdict == "pass", check
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "group", "constant"])
+def test_the_plain_gradient_knows_all_that_a_method_may_declare(reduction: str) -> None:
+    """Every reduction under a mask of the method's own, extra losses of three levels, pairs between prompts, groups of
+    unequal size, without a pair and without a token."""
+    found = of_optimizer("exact-gradient", planted("others").DeclaresAll, reduction=reduction, prompts_per_round=4)
+    assert found.verdict == "pass", found
+
+
+def test_a_reduction_of_the_engine_that_is_not_the_declared_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A divisor of the step that is one too large."""
+    from alignkit.engine.training_data import TrainingData
+
+    count = TrainingData.count
+    monkeypatch.setattr(TrainingData, "count", lambda self, *args: count(self, *args) + 1)
+    assert "the engine's gradient differs" in of_optimizer("exact-gradient", planted("others").Base).text
+
+
+def test_two_gradients_of_nothing_say_nothing() -> None:
+    """Whoever learns nothing is for `finite-gradient` and `exact-gap` to find."""
+    found = of_optimizer("exact-gradient", planted("others").StaysWhereItIs)
+    assert (found.verdict, found.text[:20]) == ("does not apply", "both gradients are 0")
+
+
+def test_log_probs_that_prepare_is_given_are_those_of_single_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkit.engine.known import Known
+
+    worked_out = Known.work_out
+    monkeypatch.setattr(
+        Known, "work_out", lambda self, *args: {n: 1.001 * v for n, v in worked_out(self, *args).items()}
+    )
+    found = of_optimizer("exact-gradient", planted("others").AsksForLogprobs)
+    assert re.search(r"prepare was given values .* \(in ref_logprobs\)", found.text), found
+
+
+def test_without_an_exact_suite_the_check_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["alignkit.testing.conformance.exact"], "default_host", lambda: PluginHost(allow=()))
+    found = of_optimizer("exact-gap", planted("others").Base)
+    assert found.verdict == "does not apply"
+    assert found.text == "alignkit-enumerable is not installed (pip install alignkit-enumerable)"
+
+
+def test_settings_are_the_suites_for_a_method_that_it_knows_and_the_authors_before_them() -> None:
+    module = sys.modules["alignkit.testing.conformance.exact"]
+    [known] = find("optimizer:alignkit-grpo/rloo", default_host())
+    suite = module.exact_suite(known)
+    made = module.suited(known, suite, module.SHORT)
+    assert (made.rounds, made.samples_per_prompt, made.kl_coef, made.learning_rate) == (20, 64, 0.5, 5e-3)
+    [told] = find("optimizer:alignkit-grpo/rloo", default_host(), Given(settings={"optimizer:rloo": {"kl_coef": 0.1}}))
+    assert module.suited(told, suite, module.SHORT).kl_coef == 0.1
+    step = module.suited(told, suite, module.FEW, module.STEP)
+    assert (step.rounds, step.samples_per_prompt, step.batch_size) == (1, 16, 0)
+    host = host_with("optimizer", "own", planted("others").Base)
+    [stranger] = find("optimizer:own", host)
+    made = module.suited(stranger, suite, module.SHORT)
+    assert (made.rounds, made.samples_per_prompt, made.learning_rate, made.schedule) == (20, 64, 1e-3, "linear")
 
 
 # -- how it is told ----------------------------------------------------------------------------------------------------

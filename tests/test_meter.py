@@ -20,6 +20,7 @@ from alignkit.models import RewardModel
 from alignkit.optimizers import Stream
 from alignkit.processes import highest
 from alignkit.rewards import FunctionReward, Scores, WeightedSum, metered_scores, score_groups
+from alignkit.stages.comparisons import RankBy
 from alignkit.stages.training import split
 
 PROMPTS = Groups.from_prompts([f"prompt {i}" for i in range(4)])
@@ -248,6 +249,7 @@ def verbs(tmp_path_factory):
             "annotate": run.annotate(PAIRS, Ties())["preference"],
             "score": run.score(PAIRS, reward),
             "transform": run.transform(PROMPTS, scored, policy=v0),
+            "ranked": run.transform(PAIRS, RankBy(FunctionReward(letters, "letters")), name="ranked"),
             "evaluate": run.evaluate(v0, PROMPTS, {"letters": letters}, max_new_tokens=5, metrics=["perplexity"]),
             "improve": run.improve(
                 v0, PROMPTS, optimizer=Mixed(batch_size=0, epochs=1), reference_logprobs="online",
@@ -300,6 +302,7 @@ def test_judging_costs_calls_and_what_the_models_read(verbs):
     expected = {"reward_calls": 12, "scored_tokens": tokens_of(lengths, prompts=True)}
     assert spent(verbs["score"]) == (expected, {"forward": read_once(lengths, 64, states=True), "backward": 0})
     assert spent(verbs["policy"]) == ({}, {"forward": 0, "backward": 0})
+    assert spent(verbs["ranked"]) == ({"reward_calls": 12}, {"forward": 0, "backward": 0})
 
 
 def test_an_evaluation_costs_samples_scores_and_what_its_metrics_read(verbs):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignkit import Groups, LoRA, Run
+from alignkit.budget import NAMES
 from alignkit.errors import ConfigError, DataError
 from alignkit.files import read_json_lines, write_json, write_text
 from alignkit.report import write_report
@@ -130,7 +131,11 @@ def test_a_run_of_another_format_is_listed_and_made_anew(run: Path) -> None:
 
 def test_what_a_stage_spent_is_read_and_summed(run: Path) -> None:
     first, second = (stage.folder for stage in read_run(run).stages)
-    meter = {"counts": {"generated_tokens": 5, "trained_tokens": "x"}, "flops": {"forward": 3, "backward": 4}}
+    meter: dict[str, Any] = {
+        "counts": {"generated_tokens": 5, "trained_tokens": "x"},
+        "flops": {"forward": 3, "backward": 4},
+    }
+    meter["seconds"] = {"train": 1.5, "load": "x", "napping": 3.0}
     change(first / "stage.json", meter={**meter, "peak_memory": {"cpu": 9, "cuda": 11}})
     change(second / "stage.json", meter={**meter, "peak_memory": {"cpu": 10}})
     stage = read_run(run).stages[0]
@@ -143,6 +148,8 @@ def test_what_a_stage_spent_is_read_and_summed(run: Path) -> None:
     assert stage.peak_memory == 11
     [row] = list_runs(run.parent)
     assert [row[name] for name in ("generated_tokens", "trained_tokens", "flops", "peak_memory")] == [10, 0, 14, 11]
+    assert set(NAMES) <= set(row)
+    assert {name: seconds for name, seconds in row["phases"].items() if seconds} == {"train": 3.0}
     change(first / "stage.json", meter=None)
     stage = read_run(run).stages[0]
     assert (stage.spent("flops"), stage.peak_memory) == (0, 0)

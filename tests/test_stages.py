@@ -144,6 +144,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "sample": {
         "policy": (policy("a"), [policy("a"), policy("b")]), "prompts": (groups("c"), PROMPTS), "n": (1, 2),
         "sampler": (Sampler(), Sampler(stop=("x",))), "temperature": (None, [0.8, 1.1]), "max_new_tokens": (None, 9),
+        "budget": (None, {"generated_tokens": "2k"}),
     },
     "annotate": {"groups": (groups("c"), PAIRS), "annotator": (First(), First(1))},
     "train_reward": {

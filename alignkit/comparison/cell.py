@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.budget import NAMES
+from alignkit.budget import NAMES, ROUND
 from alignkit.comparison.declared import GIVEN, START, Conditions, Method, is_whole, open_suite, slug, suite_digest
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.files import write_json
@@ -17,9 +18,8 @@ from alignkit.identity import digest
 from alignkit.models import LoRA, model_digest
 from alignkit.rewards import FunctionReward, Reward
 from alignkit.run import Run
-from alignkit.stages import EvaluationHandle, Improved, PolicyHandle, Stage
+from alignkit.stages import SFT, EvaluationHandle, Improve, Improved, PolicyHandle, Stage, TrainReward
 from alignkit.stages.comparisons import RankBy
-from alignkit.stages.sample import Sample
 from alignkit.suites import Suite
 from alignkit.versions import versions
 
@@ -69,12 +69,14 @@ class CellRun(Run):
     Args:
         folder, seed, max_tokens: see `Run`.
         budget: counts by name; empty for none.
+        cut: whether the samples that the next version learns from are fewer than asked for, for want of budget.
     """
 
     def __init__(self, folder: Path, seed: int, budget: Mapping[str, float], max_tokens: int = 2048) -> None:
         super().__init__(folder, seed, quiet=True, max_tokens=max_tokens)
         self.budget = dict(budget)
         self.policies: list[PolicyHandle] = []
+        self.cut = False
 
     def make(self, declared: Stage[H]) -> H:
         """As `Run.make`, within the budget.
@@ -84,9 +86,7 @@ class CellRun(Run):
         """
         limited = any(each.name == "budget" for each in dataclasses.fields(declared))
         if self.budget and limited and "evaluation" not in declared.makes:
-            declared = dataclasses.replace(declared, budget=self._left(declared.name))  # type: ignore[call-arg]
-        elif self.budget and isinstance(declared, Sample):
-            self._left(declared.name)  # it samples whole, but not for a stage that could no longer learn from it
+            declared = dataclasses.replace(declared, budget=self._left(declared))  # type: ignore[call-arg]
         handle = super().make(declared)
         made = handle.policy if isinstance(handle, Improved) else handle
         if isinstance(made, PolicyHandle):
@@ -102,17 +102,28 @@ class CellRun(Run):
                     total[name] += stage.spent(name)
         return total
 
-    def _left(self, name: str) -> dict[str, float]:
+    def left(self) -> dict[str, float]:
+        """What is left of the budget, by name."""
         spent = self.spent()
-        left = {key: amount - spent[key] for key, amount in self.budget.items()}
-        if min(left.values()) <= 0:
-            gone = [key for key, amount in left.items() if amount <= 0]
+        return {key: amount - spent[key] for key, amount in self.budget.items()}
+
+    def _left(self, declared: Stage[Any]) -> dict[str, float]:
+        left = self.left()
+        gone = [key for key, amount in left.items() if amount <= 0]
+        if [key for key in gone if key not in ROUND or self._draws(declared)]:
             raise BudgetSpent(
-                f"the budget of {', '.join(gone)} is spent before {name}",
+                f"the budget of {', '.join(gone)} is spent before {declared.name}",
                 where=str(self.folder),
                 remedy="a larger budget, or a method that spends less before it learns",
             )
         return {key: int(amount) for key, amount in left.items() if amount >= 1}
+
+    def _draws(self, declared: Stage[Any]) -> bool:
+        """Whether a stage may draw or judge; what only learns from rows as they are does not."""
+        if isinstance(declared, Improve):
+            samples = self.host.build("optimizer", declared.optimizer).samples_per_prompt
+            return bool(samples) or declared.reward is not None or declared.annotator is not None
+        return not isinstance(declared, (SFT, TrainReward))
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -174,9 +185,8 @@ def _work(cell: Cell) -> dict[str, Any]:
 def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[dict[str, Any]]) -> None:
     """One version after the other; `path` gets a row of each."""
     current, steps = v0, list(cell.method.steps)
-    for number in range(1, MOST + 1):
-        if number > len(steps) and not (cell.conditions.repeat and cell.conditions.budget):
-            return
+    repeated = cell.conditions.repeat and cell.conditions.budget
+    for number in range(1, max(MOST if repeated else 0, len(steps)) + 1):
         step = steps[(number - 1) % len(steps)]
         try:
             improved = _improve(run, suite, current, v0, step, cell.conditions, number)
@@ -187,7 +197,9 @@ def _chain(run: CellRun, suite: Suite, v0: PolicyHandle, cell: Cell, path: list[
             return
         current = improved.policy
         row = _measured(run, suite, current, v0, cell.conditions, number, str(step))
-        path.append({**row, "stopped": improved.result.get("stopped", "")})
+        path.append({**row, "stopped": "budget" if run.cut else improved.result.get("stopped", "")})
+    if repeated:
+        path[-1]["note"] = f"it was stopped after {len(path)} versions, and its budget is not spent"
 
 
 def _improve(
@@ -223,19 +235,26 @@ def _data(
     name: str,
     samples: bool,
 ) -> Any:
-    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth."""
+    """What a method learns from: the suite's own data, prompts where it samples, or samples ranked by the truth, as
+    many as there are tokens and reward calls left for."""
+    run.cut = False
     if suite.data is not None:
         return suite.data(run, current, step, f"{name}/data")
     if samples:
         return suite.prompts
+    fitting = run.left().get("reward_calls", math.inf) // conditions.samples
+    if not fitting:
+        raise BudgetSpent(f"the budget of reward_calls pays for no prompt of {name}", where=str(run.folder))
+    prompts = suite.prompts.select(range(int(fitting))) if fitting < len(suite.prompts) else suite.prompts
     drawn = run.sample(
         current,
-        suite.prompts,
+        prompts,
         conditions.samples,
         temperature=conditions.temperature,
         max_new_tokens=conditions.max_new_tokens or suite.max_new_tokens,
         name=f"{name}/samples",
     )
+    run.cut = len(prompts) < len(suite.prompts) or drawn.result.get("stopped") == "budget"
     return run.transform(drawn, RankBy(truth), name=f"{name}/comparisons")
 
 

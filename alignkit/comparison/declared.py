@@ -16,6 +16,9 @@ from alignkit.registry.grammar import Component, parse, parse_list
 from alignkit.registry.host import PluginHost
 from alignkit.suites import Suite
 
+PARTS = 4
+"""Of the prompts that a suite teaches, one in so many is measured on while settings are tried."""
+
 START = "start"
 """The label of the policy that all methods start from."""
 GIVEN = ("policy", "suite", "lora")
@@ -179,15 +182,30 @@ def is_whole(suite: Suite) -> bool:
 def _tuning_part(suite: Suite) -> Suite:
     if suite.measure is not None:
         return suite
-    measured = range(3, len(suite.prompts), 4)
+    measured = range(PARTS - 1, len(suite.prompts), PARTS)
     taught = [place for place in range(len(suite.prompts)) if place not in measured]
     return replace(suite, prompts=suite.prompts.select(taught), heldout=suite.prompts.select(measured))
 
 
 def suite_digest(suite: Suite) -> str:
-    """What a suite asks and how it scores, as a digest: cells of other ones are not comparable."""
-    named = {"prompts": suite.prompts, "heldout": suite.heldout, "scores": list(suite.scores)}
-    return digest(plain({**named, "max_new_tokens": suite.max_new_tokens}))[:16]
+    """What a suite asks and how it scores, as a digest: cells of other ones are not comparable.
+
+    The code of libraries is left out: their versions stand beside it, and one may be installed in several ways.
+    """
+    named = {"prompts": suite.prompts, "heldout": suite.heldout, "max_new_tokens": suite.max_new_tokens}
+    return digest({**plain(named), "scores": scores_digest(suite)})[:16]
+
+
+def scores_digest(suite: Suite) -> str:
+    """How a suite scores, as a digest."""
+    return digest(_own_code(plain(dict(suite.scores))))
+
+
+def _own_code(form: Any) -> Any:
+    """A plain form without the digests of installed distributions."""
+    if isinstance(form, dict):
+        return {name: _own_code(value) for name, value in form.items() if not str(name).startswith("library ")}
+    return [_own_code(value) for value in form] if isinstance(form, list) else form
 
 
 def budget_of(given: Any) -> dict[str, int]:
@@ -196,8 +214,9 @@ def budget_of(given: Any) -> dict[str, int]:
     Raises:
         ConfigError: what is counted is not known, or an amount is not above zero.
     """
-    several = isinstance(given, (list, tuple)) and not isinstance(given, Budget)
-    return Budget.of(",".join(given) if several else given).to_json()
+    if isinstance(given, (list, tuple)):
+        given = ",".join(given) or None
+    return Budget.of(given).to_json()
 
 
 def slug(text: str) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.comparison.cell import CELL
-from alignkit.comparison.declared import check_folder
+from alignkit.comparison.declared import START, check_folder
 from alignkit.comparison.page import write_page
 from alignkit.comparison.results import Comparison, Done, conclude, read_cell
 from alignkit.comparison.writing import JSON, write
@@ -45,10 +44,11 @@ def merge(folders: Sequence[str | Path], run_dir: str | Path) -> Comparison:
                     remedy="compare it again under the same ones",
                 )
             _keep(kept, cell)
+    trials = _trials(parts)
     root = Path(run_dir)
     check_folder(root)
     root.mkdir(parents=True, exist_ok=True)
-    found = conclude(root, list(kept.values()))
+    found = conclude(root, list(kept.values()), trials)
     write(found)
     write_page(found)
     return found
@@ -56,18 +56,46 @@ def merge(folders: Sequence[str | Path], run_dir: str | Path) -> Comparison:
 
 def _cells(folder: Path) -> list[Done]:
     """The cells that a comparison spoke of last."""
+    found = [read_cell(folder / cell["folder"]) for cell in _written(folder).get("cells") or []]
+    if not found:
+        raise DataError("it holds no cell", where=str(folder), remedy="give the folder of a comparison")
+    return found
+
+
+def _written(folder: Path) -> Mapping[str, Any]:
+    """What a comparison wrote.
+
+    Raises:
+        DataError: it wrote nothing that can be read.
+    """
     try:
-        named = mapping(read_json(folder / JSON)).get("cells") or []
+        return mapping(read_json(folder / JSON))
     except (OSError, ValueError) as error:
         remedy = "give the folder of a comparison that came to its end"
         raise DataError(f"no comparison: {error}", where=str(folder), remedy=remedy) from error
-    wanted = {(cell["method"], cell["seed"], cell["folder"]) for cell in named}
-    found = [read_cell(path.parent) for path in sorted(folder.glob(f"cells/*/*/{CELL}"))]
-    kept = [cell for cell in found if (cell.method, cell.seed, cell.folder.relative_to(folder).as_posix()) in wanted]
-    if not kept:
-        raise DataError("it holds no cell", where=str(folder), remedy="give the folder of a comparison")
-    order = [(cell["method"], cell["seed"]) for cell in named]
-    return sorted(kept, key=lambda cell: order.index((cell.method, cell.seed)))
+
+
+def _trials(parts: Sequence[tuple[Path, Sequence[Done]]]) -> dict[str, list[dict[str, Any]]]:
+    """The trials of tuning of all of them, by method.
+
+    Raises:
+        ConfigError: methods of one were tuned in more trials than those of another.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    most: tuple[Path, int] | None = None
+    for folder, cells in parts:
+        trials = mapping(_written(folder).get("tuning"))
+        optimizers = {c.method for c in cells if c.method != START and not c.record["method"]["recipe"]}
+        count = max((len(trials.get(method, ())) for method in optimizers), default=1)
+        if most is not None and optimizers and count != most[1]:
+            raise ConfigError(
+                f"its methods were tuned in {count} trials, and those of {most[0]} in {most[1]}",
+                where=str(folder),
+                remedy="give all of them the same --tune",
+            )
+        most = (folder, count) if optimizers else most
+        found |= {method: list(rows) for method, rows in trials.items()}
+    return found
 
 
 def _keep(kept: dict[tuple[str, int], Done], cell: Done) -> None:
@@ -100,8 +128,8 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], failed: bool) -> li
             other, one = (f"{side['conditions'][name]} ({str(side[name])[:8]})" for side in (b, a))
             found.append(f"{name} {other} and not {one}")
     used = [mapping(side.get("versions")) for side in (a, b)]
-    for name in sorted(set().union(*used) - set(MACHINE)):
-        one, other = (versions.get(name, "missing") for versions in used)
+    for name in sorted(set(used[0]) & set(used[1]) - set(MACHINE)):  # a plugin of one machine's methods alone is none
+        one, other = (versions[name] for versions in used)
         if one != other:
             found.append(f"{name} {other} and not {one}")
     return found

@@ -80,8 +80,8 @@ def command(found: Comparison) -> str:
     conditions = found.conditions
     words = ["alignkit", "compare", conditions["suite"]]
     words += [each.method for each in sorted(found.standings, key=_as_given(found)) if each.method != START]
-    seeds = {seed for each in found.standings for seed in (*each.seeds, *each.failed)}
-    words += ["--seeds", str(max(seeds) + 1)]
+    seeds = sorted({seed for each in found.standings for seed in (*each.seeds, *each.failed)})
+    words += ["--seeds", str(len(seeds)) if seeds == list(range(len(seeds))) else ",".join(map(str, [*seeds, ""]))]
     words += ["--policy", conditions["policy"]] if conditions["policy"] else []
     words += [w for name, n in (conditions.get("budget") or {}).items() for w in ("--budget", f"{name}={n:.0f}")]
     told = ("suite", "policy", "budget", "tuning")
@@ -90,7 +90,9 @@ def command(found: Comparison) -> str:
         if conditions.get(name) != value:
             words += [f"--{name.replace('_', '-')}", *([] if value is False else [str(conditions[name])])]
     trials = max((each.trials for each in found.standings), default=0)
-    return shlex.join([*words, *(["--tune", str(trials)] if trials else [])])
+    words += ["--tune", str(trials)] if trials else []
+    others = {str(row.get("suite")) for rows in found.trials.values() for row in rows} - {conditions["suite"], "None"}
+    return shlex.join([*words, *(word for suite in sorted(others)[:1] for word in ("--tune-on", suite))])
 
 
 def _as_given(found: Comparison) -> Any:

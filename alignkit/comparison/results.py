@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,9 +59,8 @@ class Done:
         return self.record.get("path") or []
 
     def place(self, root: Path) -> str:
-        """Its folder, from that of a comparison; as it is where it lies elsewhere."""
-        inside = self.folder.is_relative_to(root)
-        return self.folder.relative_to(root).as_posix() if inside else str(self.folder)
+        """Its folder, from that of a comparison."""
+        return Path(os.path.relpath(self.folder, root)).as_posix()
 
     def score(self, name: str) -> dict[str, float]:
         """One score by prompt."""
@@ -87,7 +87,8 @@ class Standing:
         seeds: that came to their end.
         failed: seed -> why it did not.
         mean, iqm: of the leading score over prompts and seeds.
-        gap: how far scores fall short of 1; None where scores go beyond it.
+        gap: how far scores fall short of 1; None where scores go beyond it. Of a whole problem, the scores are each
+            seed's mean over its prompts.
         better_than_start: the chance that a run is better than the start on a prompt.
         rank: (place, best it can be, worst it can be) among the methods.
         besides: the means of everything else that was measured.
@@ -178,6 +179,17 @@ class Comparison:
         single = {*(mapping(rows[0].get("scores")) if rows else ()), *ANSWERS}
         return list(dict.fromkeys(name for each in self.standings for name in each.besides if name not in single))
 
+    @property
+    def nothing(self) -> bool:
+        """Whether no method came to its end under any seed."""
+        return not any(each.seeds for each in self.standings if each.method != START)
+
+    @property
+    def left_out(self) -> int:
+        """Prompts that have no score in some cell, and are left out of all."""
+        each = [set(cell.score(self.score)) for cell in self.cells if not cell.failed]
+        return len(set.union(*each)) - len(set.intersection(*each)) if each else 0
+
     def table(self) -> str:
         """The leaderboard as text, as it was written beside the rest."""
         return (self.folder / TABLE).read_text(encoding="utf-8").rstrip("\n")
@@ -194,6 +206,7 @@ class Comparison:
             "conditions": self.conditions,
             "score": self.score,
             "prompts_are_all": self.whole,
+            "prompts_left_out": self.left_out,
             "suite": self.suite,
             "policy": self.policy,
             "versions": self.versions,
@@ -236,9 +249,10 @@ def conclude(folder: Path, cells: Sequence[Done], trials: Mapping[str, list[Row]
         trials: of tuning, by method.
     """
     tried = dict(trials or {})
+    score = _leading([cell for cell in cells if not cell.failed])
+    cells = [_without_score(cell, score) for cell in cells]
     done = [cell for cell in cells if not cell.failed]
     first = done[0].record if done else cells[0].record
-    score = _leading(done)
     whole = bool(first.get("whole"))
     scores = {label: _matrix(label, done, score) for label in dict.fromkeys(c.method for c in cells)}
     differences = _differences(scores, whole)
@@ -281,6 +295,14 @@ class Table:
     def of(self, seeds: Iterable[int]) -> Any:
         """The rows of these seeds."""
         return self.values[[self.seeds.index(seed) for seed in seeds]]
+
+
+def _without_score(cell: Done, score: str) -> Done:
+    """The cell; one of which no answer has the score counts as failed, and takes no prompt from the others."""
+    if cell.failed or cell.score(score):
+        return cell
+    reason = f"none of its answers has the score {score}"
+    return Done(cell.folder, cell.method, cell.seed, {**cell.record, "status": "failed", "reason": reason})
 
 
 def _leading(done: Sequence[Done]) -> str:
@@ -336,7 +358,8 @@ def _standing(
     }
     if not table.values.size:
         return Standing(label, (), failed, **common)
-    bounded = _range(scores)[0] <= 1.0
+    short = {name: each.values.mean(axis=1, keepdims=True) if whole else each.values for name, each in scores.items()}
+    bounded = all(values.max() <= 1.0 for values in short.values() if values.size)
     start = scores.get(START)
     versus = start if start is not None and start.values.size and label != START else None
     return Standing(
@@ -345,7 +368,7 @@ def _standing(
         failed,
         mean=_interval(few_runs.mean, table.values, whole=whole),
         iqm=_interval(few_runs.interquartile_mean, table.values, whole=whole),
-        gap=_interval(few_runs.optimality_gap, table.values, whole=whole) if bounded else None,
+        gap=_interval(few_runs.optimality_gap, short[label], whole=whole) if bounded else None,
         better_than_start=None
         if versus is None
         else _interval(few_runs.probability_of_improvement, table.values, versus.values, whole=whole, share=True),

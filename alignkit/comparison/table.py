@@ -13,7 +13,7 @@ from alignkit.report.text import brief, number, percent, signed, visible
 def leaderboard(found: Comparison) -> str:
     """The methods, best first, the differences that can be told from none, and what failed."""
     asked = list(found.conditions.get("budget") or {}) or ["generated_tokens", "optimizer_steps"]
-    gap = any(each.gap for each in found.standings)
+    gap = not found.whole and any(each.gap for each in found.standings)  # of a whole problem it is 1 less the mean
     besides = ["kl", *found.only_of_the_whole]
     head = ["rank", "method", "seeds", brief(found.score, 20), "iqm", *(["gap to 1"] if gap else [])]
     head += ["P(> start)", *(name.replace("_", " ") for name in (*besides, *asked))]
@@ -54,6 +54,8 @@ def _words(found: Comparison) -> list[str]:
         f"{found.score}: mean and interquartile mean with 95% intervals over {drawn}; "
         f"{seeds} seed{'s' * (seeds != 1)}. A rank's range holds for all methods at once.",
     ]
+    if found.left_out:
+        lines.append(f"Prompts without {found.score} in some cell, left out of all: {found.left_out}.")
     if seeds == 1:
         rest = (
             "with all prompts there, the intervals have no width"

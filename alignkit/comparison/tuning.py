@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.comparison.cell import Cell, cell_folder, run_cell
-from alignkit.comparison.declared import Conditions, Method
+from alignkit.comparison.declared import PARTS, Conditions, Method, is_whole, scores_digest
 from alignkit.comparison.results import Done, read_cell
 from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.registry.grammar import Component
 from alignkit.registry.host import PluginHost
+from alignkit.suites import Suite
 
 SEED = 1_000_003
 """Of every trial's run: far from those of a comparison, and one for all, so that trials differ by settings alone."""
@@ -193,6 +194,7 @@ def _trial(task: Search, method: Method) -> dict[str, Any]:
     record = run_cell(Cell(task.conditions, method, SEED, folder))
     cell = read_cell(folder)
     return {
+        "suite": task.conditions.suite,
         "settings": [str(step) for step in method.steps],
         "score": None if cell.failed else _score(cell),
         "reason": cell.failed,
@@ -206,25 +208,36 @@ def _score(cell: Done) -> float:
     return sum(values) / len(values)
 
 
-def check_tuning(whole: bool, tune_on: str | None) -> None:
+def check_tuning(suite: Suite, other: Suite | None) -> None:
     """Refuse what could not be tuned fairly, or at all, before any work.
 
     Args:
-        whole: whether the suite measures on the prompts that it teaches, or in its own way.
-        tune_on: the suite to tune on, where it is another.
+        suite: that methods are compared on.
+        other: the suite to tune on, where it is another.
 
     Raises:
-        ConfigError: Optuna is not installed, or the suite has no prompts to spare.
+        ConfigError: Optuna is not installed, the suite has no prompts to spare, or the other one measures on prompts
+            of its test by the same scores.
     """
     try:
         import optuna  # noqa: F401
     except ImportError:
         what = "Optuna, which suggests settings, is not installed"
         raise ConfigError(what, where="tune", remedy='pip install "alignkit[compare]"') from None
-    if whole and tune_on is None:
+    if other is None:
+        if is_whole(suite) or suite.measure is not None or len(suite.prompts) < PARTS:
+            raise ConfigError(
+                "the suite has no prompts beside those that it measures on",
+                where="tune",
+                effect="Settings would be chosen by the test itself.",
+                remedy="name another suite, or the same with another seed, to tune on (--tune-on SUITE)",
+            )
+        return
+    test, measured = ({row["prompt_id"] for row in each.heldout} for each in (suite, other))
+    if test & measured and scores_digest(suite) == scores_digest(other):
         raise ConfigError(
-            "the suite has no prompts beside those that it measures on",
+            f"the suite to tune on measures on {len(test & measured)} prompts of the test, by the same scores",
             where="tune",
             effect="Settings would be chosen by the test itself.",
-            remedy="name another suite, or the same with another seed, to tune on (--tune-on SUITE)",
+            remedy="name a suite with other held-out prompts",
         )

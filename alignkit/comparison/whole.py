@@ -14,7 +14,6 @@ from alignkit.comparison.declared import (
     Method,
     budget_of,
     check_folder,
-    is_whole,
     open_suite,
     read_method,
     slug,
@@ -101,7 +100,7 @@ def compare(
     host.build("sampler", parse(str(sampler)))  # a misspelled one is refused before any work
     check_folder(root)
     progress = Progress(quiet, processes)
-    every = range(seeds) if isinstance(seeds, int) else list(seeds)
+    every = range(seeds) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not every:
         raise ConfigError("no seeds", where="compare", remedy="use 5")
     tuned: dict[str, Tuned] = {}
@@ -134,9 +133,7 @@ def _tuning(
     threads: int,
 ) -> dict[str, Tuned]:
     """The search of every method that is no recipe, by label."""
-    check_tuning(is_whole(task) or task.measure is not None, tune_on)
-    if tune_on is not None:
-        open_suite(default_host(), tune_on)  # a misspelled one is refused before any work
+    check_tuning(task, None if tune_on is None else open_suite(default_host(), tune_on))
     trying = replace(conditions, suite=tune_on or conditions.suite, tuning=tune_on is None)
     own = [method for method in methods if not method.recipe]
     searches = [Search(root, trying, method, ranges_of(default_host(), method), trials) for method in own]
@@ -157,7 +154,14 @@ def _tuned(searches: Sequence[Search], progress: Progress, processes: int, threa
 
     def killed(task: Search, reason: str) -> Tuned:
         settings = [str(step) for step in task.method.steps]
-        return Tuned(task.method, ({"settings": settings, "score": None, "reason": reason, "spent": {}},))
+        row: dict[str, Any] = {
+            "suite": task.conditions.suite,
+            "settings": settings,
+            "score": None,
+            "reason": reason,
+            "spent": {},
+        }
+        return Tuned(task.method, (row,))
 
     found = run_all(search, searches, processes, watch, threads, killed)
     return {task.method.label: each for task, each in zip(searches, found, strict=True)}

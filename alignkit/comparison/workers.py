@@ -53,6 +53,7 @@ def run_all(
             raise
     for place, item in enumerate(items):
         if place not in found:  # a process was killed, and took what was at work and what waited with it
+            watch(item, "begins", None)
             found[place] = _alone(work, item, threads, lost)
             watch(item, "ended", found[place])
     return [found[place] for place in range(len(items))]

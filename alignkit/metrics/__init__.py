@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from alignkit.metrics.offers import OFFERS, Offer
-from alignkit.metrics.specs import MetricSpec
+from alignkit.metrics.specs import RATIOS, MetricSpec
 
 _LAZY = {
     "Metric": "base",
@@ -31,6 +31,7 @@ _LAZY = {
 __all__ = [
     "KL",
     "OFFERS",
+    "RATIOS",
     "Accuracy",
     "CalibrationError",
     "Distinct",

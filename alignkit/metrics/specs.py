@@ -61,6 +61,25 @@ class MetricSpec:
         return cls(**{"doc": "", **texts})
 
 
+RATIOS: Mapping[str, MetricSpec] = {
+    "ratio": MetricSpec(
+        "mean of π / π_old over the learned tokens; exactly 1 before the first step of a round",
+        "not 1 at that step: old log-probs are not those of the policy. Far from 1 later (0.8, 1.2 as a mean): steps "
+        "are too large, or too many epochs on one round",
+        title="Ratio to the sampling policy",
+        place="first",
+    ),
+    "clip_fraction": MetricSpec(
+        "share of tokens where the clip is active",
+        "0 throughout: steps could be larger. Above about 0.3: most of the batch no longer pushes; lower the learning "
+        "rate or the epochs",
+        title="Share clipped",
+        unit="share",
+        place="first",
+    ),
+}
+"""Of methods that weigh their samples by π / π_old and clip it: for their `logs`."""
+
 STEPS: dict[str, MetricSpec] = {
     "loss": MetricSpec(
         "the weighted sum of the loss terms, reduced with global counts: the same number whatever the micro-batch",

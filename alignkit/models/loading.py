@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 
 from alignkit.errors import ConfigError
+
+log = logging.getLogger("alignkit")
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
@@ -118,25 +122,111 @@ def resolve_source(spec: str) -> Source:
 
 
 def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load (causal language model, tokenizer), in eval mode; safetensors or GGUF only, no remote code."""
+    """Load (causal language model, tokenizer), in eval mode; safetensors or GGUF only, no code of the folder's.
+
+    Raises:
+        ConfigError: what cannot be loaded as it is, see `load_model` and `load_tokenizer`.
+    """
     if source.kind == "tiny":
         from alignkit.models.tiny import tiny_model
 
         model, tokenizer = tiny_model()
         return model.to(dtype), tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
-    logging.disable_progress_bar()  # loading is a second of work, and its bar would break the run's own lines
     if source.kind == "gguf":
-        folder, name = str(Path(source.path).parent), Path(source.path).name
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-            model = _dequantized(AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype))
+            tokenizer = load_tokenizer(source)
+            model = _dequantized(load_model(AutoModelForCausalLM, source, dtype))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(source.path)
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, use_safetensors=True)
-    return model.eval(), tokenizer
+        tokenizer, model = load_tokenizer(source), load_model(AutoModelForCausalLM, source, dtype)
+    return model, tokenizer
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer of a folder, a hub name or a GGUF file.
+
+    Raises:
+        ConfigError: there is none, or only by code of the folder's.
+    """
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(AutoTokenizer, source)
+
+
+def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
+    """A model of a folder, a hub name or a GGUF file, in eval mode, all of whose weights were there.
+
+    Args:
+        kind: transformers' class for what it is to do, such as `AutoModelForCausalLM`.
+        source: where it is.
+        dtype: of the weights.
+
+    Raises:
+        ConfigError: weights that are missing or of other shapes, which transformers would draw at random; files that
+            cannot be read; a model that only code of its folder can make.
+    """
+    options = {} if source.kind == "gguf" else {"use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both told below
+    model, found = _from_pretrained(kind, source, dtype=dtype, **options)
+    refuse_missing(sorted(found["missing_keys"]), source.path)
+    if other := sorted(str(key[0]) for key in found["mismatched_keys"]):
+        raise ConfigError(
+            f"{len(other)} weights have other shapes than config.json says: {_some(other)}",
+            where=source.path,
+            effect="transformers would draw them at random.",
+            remedy="restore config.json, or the weights that belong to it",
+        )
+    if unread := sorted(found["unexpected_keys"]):
+        log.warning("%s: %d weights have no place in the model: %s", source.path, len(unread), _some(unread))
+    return model.eval()
+
+
+def refuse_missing(names: Sequence[str], where: str) -> None:
+    """Refuse weights that no file has.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if names:
+        raise ConfigError(
+            f"{len(names)} weights are in no file: {_some(names)}",
+            where=where,
+            effect="They would be random numbers, others at each load.",
+            remedy="fetch or save the model anew; a reward model starts from a policy with run.train_reward",
+        )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _from_pretrained(kind: Any, source: Source, **options: Any) -> Any:
+    """transformers' `from_pretrained`, which asks nobody and runs nothing of the folder's.
+
+    Raises:
+        ConfigError: whatever it says.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # loading is a second of work, and its bar would break the run's lines
+    place: Any = source.path
+    if source.kind == "gguf":
+        place, options = str(Path(source.path).parent), {**options, "gguf_file": Path(source.path).name}
+    try:
+        return kind.from_pretrained(place, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        if "trust_remote_code" not in said:
+            raise ConfigError(f"cannot be loaded: {said[:300]}", where=source.path) from error
+        raise ConfigError(
+            "brings code of its own, and transformers itself does not know it",
+            where=source.path,
+            effect="Code of a model folder never runs here.",
+            remedy="convert it to a family that transformers knows, or update transformers",
+        ) from error
 
 
 def _dequantized(model: Any) -> Any:
@@ -147,13 +237,25 @@ def _dequantized(model: Any) -> Any:
     return model
 
 
-def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Hugging Face folder: safetensors, configuration, generation configuration, tokenizer, template."""
-    from transformers.utils import logging
+def save_plain(model: Any, tokenizer: Any, folder: Path, end_ids: Sequence[int] = ()) -> None:
+    """Write a plain Hugging Face folder: safetensors, configuration, generation configuration, tokenizer, template.
 
-    logging.disable_progress_bar()
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: where to.
+        end_ids: what ends a response: whoever generates with the folder stops there, as those do that it named before.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.do_sample = True
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.do_sample = True
+        named = generation.eos_token_id
+        before = named if isinstance(named, list) else [] if named is None else [named]
+        ends = list(dict.fromkeys([*end_ids, *before]))
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from alignkit.errors import ConfigError
+from alignkit.models.loading import refuse_missing
 
 TRAINED = "default"
 """Name of the adapter that trains."""
@@ -95,6 +96,32 @@ def merged(model: Any) -> Iterator[None]:
     finally:
         for base, weight in kept:
             base.weight.data = weight
+
+
+def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
+    """The model with the adapter that a folder holds, as the one that trains.
+
+    Args:
+        model: the base.
+        folder: what `save_adapter` wrote.
+        trainable: whether it goes on training.
+
+    Raises:
+        ConfigError: no file, or weights of the adapter that are not in it, which peft would draw at random.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(str(file), "pt") as opened:
+            there = set(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(file), remedy="save the adapter anew") from error
+    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+    wanted = set(get_peft_model_state_dict(adapted, adapter_name=TRAINED, save_embedding_layers=False))
+    refuse_missing(sorted(wanted - there), str(file))
+    return adapted
 
 
 def save_adapter(model: Any, folder: Path) -> None:

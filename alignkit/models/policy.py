@@ -20,7 +20,7 @@ from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import token_logprobs
 from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
-from alignkit.models.lora import TRAINED, LoRA, active_adapter, merged, save_adapter
+from alignkit.models.lora import TRAINED, LoRA, active_adapter, load_adapter, merged, save_adapter
 from alignkit.vocabulary import select
 
 CARD = "alignkit.json"
@@ -39,6 +39,16 @@ def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def further_ends(model: Any, tokenizer: Any) -> list[int]:
+    """The end tokens that a model's generation configuration names, of which a family may have several.
+
+    Only added tokens of the tokenizer count: a configuration's default may name the id of an ordinary word.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    every: list[int] = named if isinstance(named, list) else [] if named is None else [named]
+    return [each for each in every if each in tokenizer.added_tokens_decoder]
 
 
 class ValueHead(nn.Module):
@@ -100,7 +110,7 @@ class Policy(nn.Module):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.base, self.base_digest = base, base_digest
-        self.chat = ChatFormat(tokenizer)
+        self.chat = ChatFormat(tokenizer, extra_end_ids=further_ends(model, tokenizer))
         self.value_head: ValueHead | None = None
         self.lora: LoRA | None = None
         self.adapted = False
@@ -154,13 +164,11 @@ class Policy(nn.Module):
             )
 
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
-        from peft import PeftModel, get_peft_model
-
         if folder is not None:
-            self.model = PeftModel.from_pretrained(
-                self.model, str(folder), adapter_name=TRAINED, is_trainable=trainable
-            )
+            self.model = load_adapter(self.model, folder, trainable)
         else:
+            from peft import get_peft_model
+
             assert lora is not None
             self.model = get_peft_model(self.model, lora.config(), adapter_name=TRAINED)
         self.lora, self.adapted = lora, True
@@ -182,7 +190,7 @@ class Policy(nn.Module):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         if not self.adapted:
-            save_plain(self.model, self.tokenizer, path)
+            save_plain(self.model, self.tokenizer, path, self.chat.end_ids)
             return
         save_adapter(self.model, path)
         write_json(path / CARD, {"base": portable(self.base, path), "base_digest": self.base_digest})
@@ -205,7 +213,7 @@ class Policy(nn.Module):
         """Write one plain Hugging Face folder, the adapter merged; this object keeps its adapter."""
         path = Path(folder)
         if not self.adapted:
-            save_plain(self.model, self.tokenizer, path)
+            save_plain(self.model, self.tokenizer, path, self.chat.end_ids)
             return
         with merged(self.model):
             inner = forward.bare(self.model)
@@ -214,7 +222,7 @@ class Policy(nn.Module):
             plain.load_state_dict(state, strict=False)
             plain.tie_weights()
         plain.generation_config = inner.generation_config
-        save_plain(plain.to(next(inner.parameters()).dtype), self.tokenizer, path)
+        save_plain(plain.to(next(inner.parameters()).dtype), self.tokenizer, path, self.chat.end_ids)
 
     # -- states --------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from alignkit.files import read_json, write_json
 from alignkit.models import forward
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
-from alignkit.models.loading import resolve_source, save_plain
-from alignkit.models.lora import TRAINED, LoRA, merged, save_adapter
+from alignkit.models.loading import load_model, load_tokenizer, resolve_source, save_plain
+from alignkit.models.lora import TRAINED, LoRA, load_adapter, merged, save_adapter
 from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
 
 HEAD = "score_head.safetensors"
@@ -83,17 +83,17 @@ class RewardModel(nn.Module):
         """Load what `save` wrote, or any sequence classifier of the hub or a folder.
 
         Raises:
-            ConfigError: nothing there.
+            ConfigError: nothing there, or nothing that can be loaded whole, see `load_model`.
         """
         folder = Path(spec)
         if (folder / HEAD).is_file():
             reward_model = cls._load_adapted(folder, trainable, dtype)
         else:
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            from transformers import AutoModelForSequenceClassification
 
             source = resolve_source(str(spec))
-            model = AutoModelForSequenceClassification.from_pretrained(source.path, dtype=dtype, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(source.path)
+            model = load_model(AutoModelForSequenceClassification, source, dtype)
+            tokenizer = load_tokenizer(source)
             reward_model = cls(model, tokenizer, base=source.path, base_digest=source.digest())
             if lora is not None and trainable:
                 reward_model._adapt(lora)
@@ -102,8 +102,6 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _load_adapted(cls, folder: Path, trainable: bool, dtype: torch.dtype) -> RewardModel:
-        from peft import PeftModel
-
         card = read_json(folder / CARD)
         init = str((folder / card["init"]).resolve())
         policy = Policy.load(init, dtype=dtype)
@@ -117,7 +115,7 @@ class RewardModel(nn.Module):
             base_digest=policy.base_digest,
             init=init,
         )
-        body = PeftModel.from_pretrained(reward_model.body, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+        body = load_adapter(reward_model.body, folder, trainable)
         reward_model._replace_body(body)
         reward_model.head.load_state_dict(load_file(str(folder / HEAD)))
         return reward_model

@@ -7,8 +7,7 @@ from typing import Any
 
 from alignkit.meter import COUNTS, PHASES
 from alignkit.report import charts
-from alignkit.report.collect import RunView, Stage, is_number
-from alignkit.run_folder import mapping
+from alignkit.report.collect import RunView, Stage
 
 HEADS = {
     "generated_tokens": "Sampled",
@@ -28,8 +27,8 @@ def costs(view: RunView) -> dict[str, Any] | None:
     if not stages:
         return None
     columns = [name for name in HEADS if any(stage.spent(name) for stage in stages)]
-    longest = max(sum(seconds for _, seconds in phases(stage)) for stage in stages)
-    used = {name for stage in stages for name, _ in phases(stage)}
+    longest = max(sum(stage.phases.values()) for stage in stages)
+    used = {name for stage in stages for name in stage.phases}
     return {
         "columns": [(HEADS[name], COUNTS.get(name, "floating-point operations")) for name in columns],
         "rows": [_row(stage, columns, longest) for stage in stages],
@@ -40,19 +39,13 @@ def costs(view: RunView) -> dict[str, Any] | None:
     }
 
 
-def phases(stage: Stage) -> list[tuple[str, float]]:
-    """(phase, seconds) of a stage, in the order of `PHASES`; whatever else its record holds is left out."""
-    found = mapping(stage.meter.get("seconds"))
-    return [(name, found[name]) for name in PHASES if is_number(found.get(name)) and found[name] > 0]
-
-
 def _row(stage: Stage, columns: Sequence[str], longest: float) -> dict[str, Any]:
-    parts = [(_colour(name), name, seconds) for name, seconds in phases(stage)]
+    parts = [(_colour(name), name, seconds) for name, seconds in stage.phases.items()]
     return {
         "stage": stage,
         "amounts": [stage.spent(name) for name in columns],
         "bar": charts.bar(parts, longest),
-        "phases": phases(stage),
+        "phases": list(stage.phases.items()),
     }
 
 

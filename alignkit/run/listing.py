@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from alignkit.budget import NAMES
 from alignkit.errors import ConfigError, DataError
 from alignkit.identity import difference
+from alignkit.meter import PHASES
 from alignkit.run_folder import RUN, STAGES, RunRecord, is_run, open_run, read_run
-
-LISTED = ("generated_tokens", "trained_tokens", "flops")
-"""What of the meters is listed, summed over the stages."""
 
 
 def _size(folder: Path) -> int:
@@ -19,7 +18,8 @@ def _size(folder: Path) -> int:
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """The runs below a folder: name, status, stages, seconds, what they cost, bytes, created; newest first."""
+    """The runs below a folder: name, status, stages, seconds, in all and by phase, all that meters count, the most
+    memory, bytes, created; newest first."""
     rows = [_row(path.parent) for path in Path(folder).glob(f"*/{RUN}")]
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
@@ -37,7 +37,8 @@ def _row(folder: Path) -> dict[str, Any]:
         "seed": run.seed,
         "stages": len(run.stages),
         "seconds": round(sum(stage.seconds or 0 for stage in run.stages), 1),
-        **{name: sum(stage.spent(name) for stage in run.stages) for name in LISTED},
+        "phases": {name: round(sum(stage.phases.get(name, 0.0) for stage in run.stages), 3) for name in PHASES},
+        **{name: sum(stage.spent(name) for stage in run.stages) for name in NAMES},
         "peak_memory": max((stage.peak_memory for stage in run.stages), default=0),
         "bytes": _size(folder),
         "path": str(folder),

@@ -22,7 +22,8 @@ class RankBy:
     reward: Reward
 
     def __call__(self, groups: Groups, ctx: Any = None) -> Groups:
-        return labelled(rank_by_reward(score_groups(groups, self.reward), self.reward.name), ctx)
+        scored = score_groups(groups, self.reward, getattr(ctx, "meter", None))
+        return labelled(rank_by_reward(scored, self.reward.name), ctx)
 
 
 def labelled(groups: Groups, _ctx: Any = None) -> Groups:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from alignkit.budget import NAMES, Budget, Spending
+from alignkit.budget import NAMES, Budget, Spending, stopped
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
@@ -17,7 +17,7 @@ from alignkit.stages.handles import GroupsHandle, Improved, PolicyHandle
 from alignkit.stages.place import Place
 from alignkit.stages.reference import open_reference
 from alignkit.stages.sample import limited
-from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, stopped, trainable
+from alignkit.stages.training import adapter_bytes, check_fraction, fit_learner, trainable
 
 if TYPE_CHECKING:
     from alignkit.engine.improve import Improvement

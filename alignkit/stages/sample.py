@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from alignkit.budget import Budget, Spending, stopped
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_positive
-from alignkit.stages.base import Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
+from alignkit.stages.base import DERIVED, Context, Cost, Made, Product, Stage, as_sequence, component, rows_of
 from alignkit.stages.groups import keep
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
@@ -26,6 +27,8 @@ class Sample(Stage[GroupsHandle]):
         sampler: a registered sampler.
         temperature: one or several; default the sampler's own.
         max_new_tokens: default the sampler's own.
+        budget: the most to spend, such as {"generated_tokens": "200k"}. Prompts are answered in their order until it is
+            spent; of several policies or temperatures, as many prompts as it surely pays for.
     """
 
     verb: ClassVar[str] = "sample"
@@ -38,6 +41,7 @@ class Sample(Stage[GroupsHandle]):
     sampler: Any = field(default="default", metadata=component("sampler"))
     temperature: float | Sequence[float] | None = None
     max_new_tokens: int | None = None
+    budget: Mapping[str, int | float | str] | Budget | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +65,12 @@ class Sample(Stage[GroupsHandle]):
             sampler=limited(sampler, temperatures[0], None),
             temperature=temperatures,
             max_new_tokens=sampler.max_new_tokens,
+            budget=Budget.of(self.budget),
         )
+
+    def derived(self) -> Mapping[str, Any]:
+        limits = Budget.of(self.budget).to_json()
+        return {"budget": limits} if limits else {}
 
     def _samplers(self) -> list[Any]:
         assert isinstance(self.temperature, tuple)
@@ -80,14 +89,32 @@ class Sample(Stage[GroupsHandle]):
 
         if not place.writes:
             return {}
-        prompts, parts = rows_of(self.prompts), []
+        prompts, parts = rows_of(self.prompts), list[Groups]()
+        spending, room = Spending(Budget.of(self.budget), place.meter), None
         for index, handle in enumerate(as_sequence(self.policy)):
             policy = place.load(handle)
             for number, sampler in enumerate(self._samplers()):
                 drawing = Drawing(policy, sampler, place.meter, place.tick)
-                parts.append(drawing.draw(prompts, self.n, seed=(*place.path, index, number), name=handle.key[:16]))
+                if not parts and spending.limits:
+                    prompts, room = self._within(prompts, spending, drawing)
+                seed = (*place.path, index, number)
+                parts.append(drawing.draw(prompts, self.n, seed=seed, name=handle.key[:16], room=room))
         groups = sample_side_by_side(parts)
-        return {**keep(place, groups), "generated_tokens": place.meter.counts["generated_tokens"]}
+        if room is not None and len(groups) < len(prompts):
+            spending.stop(spending.reached())
+        tokens = place.meter.counts["generated_tokens"]
+        return {**keep(place, groups), "generated_tokens": tokens, **stopped(spending)}
+
+    def _within(self, prompts: Groups, spending: Spending, drawing: Any) -> tuple[Groups, Callable[[], int] | None]:
+        """(the prompts that the budget pays for, what says how many may be answered next)."""
+        draws = self._responses()
+        tight = spending.exceeded_by(drawing.most(len(prompts), draws))
+        if tight is None:
+            return prompts, None
+        if draws == self.n:
+            return prompts, lambda: spending.times(drawing.most(1, draws))
+        spending.stop(tight)
+        return prompts.select(range(spending.times(drawing.most(1, draws)))), None
 
     def handle(self, made: Made) -> GroupsHandle:
         return GroupsHandle(**made.common(), expected=len(self.prompts), responses=self._responses())

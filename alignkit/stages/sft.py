@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from alignkit.budget import Budget
+from alignkit.budget import Budget, stopped
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import Cost, Made, Product, component, rows_of
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, split, stopped, trainable
+from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, split, trainable
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from alignkit.budget import Budget
+from alignkit.budget import Budget, stopped
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, check_fraction, count_parameters, drawn, split, stopped
+from alignkit.stages.training import TrainingStage, check_fraction, count_parameters, drawn, split
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""

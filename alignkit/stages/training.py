@@ -130,11 +130,6 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool,
     return learner
 
 
-def stopped(spending: Spending) -> dict[str, str]:
-    """What a result says of a stage that its budget stopped."""
-    return {"stopped": "budget", "stopped_by": spending.stopped} if spending.stopped else {}
-
-
 def split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
     """(train, held out), split by prompt, so that no prompt is on both sides."""
     prompts = sorted({row["prompt_id"] for row in groups})

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from alignkit.errors import DataError
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.randomness import derived_seed
 from alignkit.stages.base import Made, Product, Stage, component, rows_of
 from alignkit.stages.groups import keep
@@ -24,11 +25,13 @@ class TransformContext:
         sample: `(prompts, n, **sampler arguments) -> Groups` from the policy given to the verb.
         seed: of whatever is random.
         policy: the live policy, or None.
+        meter: of the stage; `sample` feeds it, and `score_groups(groups, reward, ctx.meter)`.
     """
 
     sample: Callable[..., Groups]
     seed: int
     policy: Any = None
+    meter: Meter = field(default_factory=Meter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Transform(Stage[GroupsHandle]):
             drawing = Drawing(live, replace(self.sampler, **options), place.meter, place.tick)
             return drawing.draw(prompts, n, seed=(*place.path, next(calls)), name=place.name)
 
-        context = TransformContext(draw, derived_seed(*place.path), live)
+        context = TransformContext(draw, derived_seed(*place.path), live, place.meter)
         changed = self.transform(rows_of(self.groups), context)
         if not isinstance(changed, Groups):
             what = f"the transform returned a {type(changed).__name__}"

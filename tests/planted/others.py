@@ -166,6 +166,146 @@ def mean_of_the_micro_batch(logprobs, advantages, response_mask):
     return -(advantages - masked_mean(advantages, response_mask)) * logprobs / response_mask.sum()
 
 
+def divided_by_its_batch(logprobs, advantages):
+    return -advantages * logprobs / len(logprobs)
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class DividesByItsBatch(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: divided_by_its_batch)
+
+
+def centred_among_neighbours(logprobs, advantages, response_mask):
+    return -(advantages - masked_mean(advantages, response_mask)) * logprobs
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class LooksAtItsNeighbours(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: centred_among_neighbours)
+
+
+def turned_where_there_is_padding(logprobs, advantages, response_mask):
+    return torch.where(response_mask[:, -1:], -advantages, advantages) * logprobs
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class TurnsTheShorterResponses(Base):
+    loss: Any = dataclasses.field(default_factory=lambda: turned_where_there_is_padding)
+
+
+def mean_of_the_pairs_at_hand(chosen_logprobs, rejected_logprobs):
+    margin = chosen_logprobs - rejected_logprobs
+    return -torch.nn.functional.logsigmoid(margin - margin.mean().detach())
+
+
+@dataclass(frozen=True)
+class Comparing(PolicyOptimizer):
+    """Learns from comparisons that it is given."""
+
+    loss: Any = dataclasses.field(default_factory=lambda: plain_pairs)
+    samples_per_prompt: int = 0
+
+    def prepare(self, groups: Groups, state: Mapping[str, Any]) -> Batch:
+        return Batch(groups)
+
+
+def plain_pairs(chosen_logprobs, rejected_logprobs):
+    return -torch.nn.functional.logsigmoid(chosen_logprobs - rejected_logprobs)
+
+
+@plant("optimizer", "exact-gradient")
+@dataclass(frozen=True)
+class CentresThePairsAtHand(Comparing):
+    loss: Any = dataclasses.field(default_factory=lambda: mean_of_the_pairs_at_hand)
+
+
+def entropy_of(entropy):
+    return entropy
+
+
+def likelihood(logprobs, labels):
+    return (logprobs.sum(-1) + 1) ** 2 + 0 * labels
+
+
+@dataclass(frozen=True)
+class DeclaresAll(Base):
+    """All that a method may declare, and no fault.
+
+    Args:
+        reduction: of every term.
+    """
+
+    reduction: Any = "token"
+
+    provides: ClassVar[Mapping[str, str]] = {"some": "[responses, tokens] bool"}
+
+    def terms(self) -> Mapping[str, Term]:
+        each = Term(reduction=self.reduction, constant=3.0)
+        weights = {"pairs": 0.5, "responses": 0.01}
+        others = {name: dataclasses.replace(each, weight=weight) for name, weight in weights.items()}
+        bonus = dataclasses.replace(each, weight=-0.1, mask="some")
+        return {"loss": dataclasses.replace(each, mask="some"), "bonus": bonus, **others}
+
+    def extra_losses(self) -> Mapping[str, Any]:
+        return {"pairs": plain_pairs, "bonus": entropy_of, "responses": likelihood}
+
+    def prepare(
+        self, groups: Groups, state: Mapping[str, Any], *, rewards: Tensor, present: Tensor, response_mask: Tensor
+    ) -> Batch:
+        sizes = [len(row["responses"]) for row in groups]
+        kept = [list(range(5 if number == 1 else size)) for number, size in enumerate(sizes)]
+        first = len(kept[0])
+        taken = torch.tensor([sum(sizes[:number]) + k for number, places in enumerate(kept) for k in places])
+        mask, advantages = response_mask[taken], self.advantages(rewards, present, groups)[taken].unsqueeze(1)
+        some = mask.clone()
+        some[::3, 0] = some[1] = some[-sizes[-1] :] = False  # some tokens, a response and the last row without any
+        pairs = [(0, 1), (1, 2), (3, first), (first + 1, 4), (first + 2, first + 3)]
+        return Batch(take_responses(groups, kept), {"advantages": advantages * mask, "some": some}, pairs=pairs)
+
+
+@dataclass(frozen=True)
+class AsksForLogprobs(Base):
+    """Takes the KL off the reward."""
+
+    def prepare(self, groups, state, *, rewards, present, response_mask, ref_logprobs):
+        advantages = self.advantages(rewards + 0.1 * ref_logprobs.sum(-1), present, groups)
+        return Batch(groups, {"advantages": advantages.unsqueeze(1) * response_mask})
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class GoesTheWrongWay(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return -super().advantages(rewards, present, groups)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class RewardsTheNextOne(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return super().advantages(rewards, present, groups).roll(1)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class StaysWhereItIs(Base):
+    def advantages(self, rewards: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        return 0 * super().advantages(rewards, present, groups)
+
+
+@plant("optimizer", "exact-gap")
+@dataclass(frozen=True)
+class PrefersTheWorse(Comparing):
+    loss: Any = dataclasses.field(default_factory=lambda: pairs_turned_round)
+
+
+def pairs_turned_round(chosen_logprobs, rejected_logprobs):
+    return -torch.nn.functional.logsigmoid(rejected_logprobs - chosen_logprobs)
+
+
 @plant("optimizer", "keeps-by-prompt")
 @dataclass(frozen=True)
 class KeepsByResponse(Base):
@@ -209,6 +349,31 @@ def grows_without_end(chosen_rewards, rejected_rewards, *, beta: float = 1.0):
         beta: the margin.
     """
     return (chosen_rewards - rejected_rewards - beta) ** 2
+
+
+# -- functions' settings, refused when they are called -----------------------------------------------------------------
+
+
+@plant("reward", "refuses-negative")
+def prefers_emptiness(response: str, *, words: int = 12) -> float:
+    """The share of `words` words.
+
+    Args:
+        words: how many are best.
+    """
+    return len(response.split()) / words
+
+
+@plant("transform", "refuses-negative")
+def keeps_none(groups: Groups, ctx: Any, *, most: int = 200) -> Groups:
+    """The groups whose prompt has at most `most` messages.
+
+    Args:
+        groups: any.
+        ctx: not used.
+        most: messages.
+    """
+    return groups.filter(lambda row: len(row["prompt"]) <= most)
 
 
 # -- samplers ----------------------------------------------------------------------------------------------------------

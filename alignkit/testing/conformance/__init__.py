@@ -17,6 +17,7 @@ from alignkit.groups import Groups
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.testing.conformance import (
     annotators,
+    exact,
     imports,
     lessons,
     loss_effects,
@@ -41,6 +42,7 @@ PARTS = (
     samplers,
     optimizers,
     lessons,
+    exact,
     rewards,
     annotators,
     metrics,

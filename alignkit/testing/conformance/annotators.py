@@ -10,7 +10,7 @@ from alignkit.groups import RATINGS, Groups
 from alignkit.selection import take_responses
 from alignkit.testing.conformance.outcome import check, refuse, skip
 from alignkit.testing.conformance.subject import Subject, refusal
-from alignkit.testing.conformance.watching import watched_randomness
+from alignkit.testing.conformance.watching import twice_alike
 
 ROWS = Groups.from_rows(
     [
@@ -129,16 +129,12 @@ def other_groups_do_not_matter(subject: Subject) -> str:
 def same_judgement_twice(subject: Subject) -> str:
     """The same seed gives the same judgement, no global random state is moved, and the rows stay as they were."""
     rows = rows_of(subject)
-    digest = rows.digest()
-    with watched_randomness() as moved:
-        first = judged(subject, rows)
-    if moved:
-        refuse(f"it moves the global random state of {', '.join(moved)}")
-    again = judged(subject, rows)
-    if {n: g.digest() for n, g in first.items()} != {n: g.digest() for n, g in again.items()}:
-        refuse("two calls with one seed differ")
-    if rows.digest() != digest:
-        refuse("it changes the rows that it is given")
+
+    def differ(one: Mapping[str, Groups], other: Mapping[str, Groups]) -> str:
+        told = [{name: groups.digest() for name, groups in each.items()} for each in (one, other)]
+        return ", ".join(name for name in {**one, **other} if told[0].get(name) != told[1].get(name))
+
+    twice_alike(lambda: judged(subject, rows), differ, rows)
     return "two calls agree"
 
 

@@ -30,8 +30,8 @@ NOISE = 0.001
 @check("optimizer")
 def learns(subject: Subject) -> str:
     """The expected reward, exact by enumeration of all answers of one token, rises over a few rounds. LF#845,
-    DeepSpeedExamples#586, RAGEN#52: a reward that collapses, with no diagnosis. (A suite with exact optima says
-    how near a method comes to its own optimum.)"""
+    DeepSpeedExamples#586, RAGEN#52: a reward that collapses, with no diagnosis. (`exact-gap` says
+    whether a method comes nearer to its own optimum.)"""
     if subject.label in subject.given.rewards or subject.groups is not None:
         skip("it is tried on rows of its own, whose rewards are not those of single letters")
     method = small(subject, **LEARN)

@@ -17,7 +17,7 @@ from alignkit.optimizers import Batch
 from alignkit.testing.conformance.method_runs import Call, trial
 from alignkit.testing.conformance.outcome import check, refuse, skip
 from alignkit.testing.conformance.subject import Subject
-from alignkit.testing.conformance.watching import watched_randomness
+from alignkit.testing.conformance.watching import twice_alike
 from alignkit.vocabulary import VOCABULARY
 
 
@@ -102,15 +102,10 @@ def prepare_changes_nothing(subject: Subject) -> str:
     for name, before in call.before.items():
         if not torch.equal(before.nan_to_num(), call.given[name].nan_to_num()):
             refuse("prepare writes into it", name)
-    digest, state = call.groups.digest(), json.dumps(call.state, sort_keys=True, default=str)
-    with watched_randomness() as moved:
-        first = call.again()
-    if moved:
-        refuse(f"prepare moves the global random state of {', '.join(moved)}")
-    if json.dumps(call.state, sort_keys=True, default=str) != state or call.groups.digest() != digest:
-        refuse("prepare changes the state or the groups that it was given, instead of returning new ones")
-    if difference := batches_differ(first, call.again()):
-        refuse(f"two calls differ in {difference}")
+    state = json.dumps(call.state, sort_keys=True, default=str)
+    twice_alike(call.again, batches_differ, call.groups, what="prepare")
+    if json.dumps(call.state, sort_keys=True, default=str) != state:
+        refuse("prepare changes the state that it was given, instead of returning a new one")
     return "two calls agree to the bit"
 
 

@@ -21,7 +21,7 @@ from alignkit.stages.transform import TransformContext
 from alignkit.suites import Suite
 from alignkit.testing.conformance.outcome import check, refuse, skip
 from alignkit.testing.conformance.subject import Subject, refusal
-from alignkit.testing.conformance.watching import watched_randomness
+from alignkit.testing.conformance.watching import twice_alike
 from alignkit.testing.given import tiny_policy
 
 ROWS = Groups.from_rows(
@@ -52,6 +52,11 @@ def attempted(subject: Subject, what: str, work: Callable[[], Any]) -> Any:
 
 def transformed(subject: Subject, rows: Groups | None = None) -> Groups:
     """What a transform makes of some rows, sampling from the tiny model."""
+    return attempted(subject, "it cannot map made-up rows", lambda: mapped(subject, subject.build(), rows))
+
+
+def mapped(subject: Subject, transform: Any, rows: Groups | None = None) -> Groups:
+    """What a transform as it was built makes of some rows."""
     policy = subject.once("policy", lambda: tiny_policy(trainable=False))
     calls = iter(range(10**6))
 
@@ -59,10 +64,7 @@ def transformed(subject: Subject, rows: Groups | None = None) -> Groups:
         sampler = dataclasses.replace(Sampler(max_new_tokens=6), **{**options, "max_new_tokens": 6})
         return sampler.sample(policy, prompts, n, seed=(0, next(calls)))
 
-    context = TransformContext(sample, 7, policy)
-    found: Groups = attempted(
-        subject, "it cannot map made-up rows", lambda: subject.build()(rows or subject.groups or ROWS, context)
-    )
+    found: Groups = transform(rows or subject.groups or ROWS, TransformContext(sample, 7, policy))
     return found
 
 
@@ -88,15 +90,9 @@ def gives_groups(subject: Subject) -> str:
 def same_twice(subject: Subject) -> str:
     """Twice the same from the seed that it is told, no global random state moved, and its rows as they were."""
     rows = subject.groups or ROWS
-    before = rows.digest()
-    with watched_randomness() as moved:
-        first = transformed(subject)
-    if moved:
-        refuse(f"it moves the global random state of {', '.join(moved)}")
-    if first.digest() != transformed(subject).digest():
-        refuse("two calls with one seed differ")
-    if rows.digest() != before:
-        refuse("it changes the rows that it is given")
+    twice_alike(
+        lambda: transformed(subject, rows), lambda one, other: "" if one.digest() == other.digest() else "rows", rows
+    )
     return "two calls agree"
 
 

@@ -9,7 +9,7 @@ from alignkit.rewards import Reward, Scores
 from alignkit.stages.base import Context
 from alignkit.testing.conformance.outcome import DoesNotApplyError, check, refuse, skip
 from alignkit.testing.conformance.subject import Subject, refusal
-from alignkit.testing.conformance.watching import watched_randomness
+from alignkit.testing.conformance.watching import twice_alike
 
 ROWS = Groups.from_rows(
     [
@@ -159,13 +159,5 @@ def siblings_do_not_matter(subject: Subject) -> str:
 def same_score_twice(subject: Subject) -> str:
     """Twice the same, no global random state moved, and the rows as they were: ms-swift#3607."""
     rows = rows_of(subject)
-    digest = rows.digest()
-    with watched_randomness() as moved:
-        first = scored(subject, rows)
-    if moved:
-        refuse(f"it moves the global random state of {', '.join(moved)}")
-    if first.values != scored(subject, rows).values:
-        refuse("two calls give other scores")
-    if rows.digest() != digest:
-        refuse("it changes the rows that it is given")
+    twice_alike(lambda: scored(subject, rows).values, lambda one, other: "" if one == other else "scores", rows)
     return "two calls agree"

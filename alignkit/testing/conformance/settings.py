@@ -12,9 +12,12 @@ from alignkit.errors import AlignkitError
 from alignkit.identity import canonical_json, plain
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import Hyperparameter
+from alignkit.stages.base import Context
 from alignkit.testing.conformance.loss_data import terms_of
 from alignkit.testing.conformance.loss_form import tensors_of
+from alignkit.testing.conformance.others import mapped, transformed
 from alignkit.testing.conformance.outcome import check, refuse, skip
+from alignkit.testing.conformance.rewards import rows_of, scored
 from alignkit.testing.conformance.subject import Subject, refusal
 
 CONSTRUCTED = ("loss", "sampler", "optimizer", "reward", "annotator", "metric", "transform")
@@ -72,6 +75,8 @@ def refuses_negative(subject: Subject) -> str:
     numbers = dict(_numbers(subject))
     if not numbers:
         skip("it has no hyper-parameter that is a number")
+    if _is_called(subject):  # else what it refuses may be the rows
+        scored(subject, rows_of(subject)) if subject.kind == "reward" else transformed(subject)
     for name, default in numbers.items():
         if default < 0 or _may_be_negative(subject, name):
             continue
@@ -120,11 +125,25 @@ def _accepts(subject: Subject, name: str, value: Any) -> str | None:
             terms_of(built, tensors_of(subject))
         if isinstance(built, PolicyOptimizer):
             built.terms(), built.extra_losses(), built.streams()
+        if _is_called(subject):
+            _call(subject, built)
     except AlignkitError:
         return None
     except Exception as error:
         return f"met with a bare {type(error).__name__}: {error}"
     return "accepted"
+
+
+def _is_called(subject: Subject) -> bool:
+    """Whether it is a plain function, which can refuse a setting only when it is called."""
+    return subject.kind in ("reward", "transform") and inspect.isroutine(subject.target)
+
+
+def _call(subject: Subject, built: Any) -> None:
+    if subject.kind == "reward":
+        Context(subject.host).build("reward", built, subject.name).score(rows_of(subject))
+    else:
+        mapped(subject, built)
 
 
 @check("loss")

@@ -1,13 +1,42 @@
-"""What code does beside what it returns: the global random states that it moves."""
+"""What code does beside what it returns: the global random states that it moves, the rows that it changes."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+from alignkit.groups import Groups
+from alignkit.testing.conformance.outcome import refuse
+
+T = TypeVar("T")
+
+
+def twice_alike(work: Callable[[], T], differ: Callable[[T, T], str], *rows: Groups, what: str = "it") -> None:
+    """Two calls agree, the first moves no global random state, and neither changes the rows.
+
+    Args:
+        work: calls what is tried.
+        differ: in what two results differ; an empty string where they agree.
+        rows: that it is given.
+        what: what is tried, for the message.
+
+    Raises:
+        Failed: naming what it moves, where two calls differ, or that rows were changed.
+    """
+    before = [each.digest() for each in rows]
+    with watched_randomness() as moved:
+        first = work()
+    if moved:
+        refuse(f"{what} moves the global random state of {', '.join(moved)}")
+    if where := differ(first, work()):
+        refuse("two calls on the same differ", where)
+    if [each.digest() for each in rows] != before:
+        refuse(f"{what} changes the rows that it is given")
 
 
 @contextmanager

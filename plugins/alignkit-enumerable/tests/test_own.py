@@ -72,6 +72,17 @@ def test_at_the_fixed_point_the_expected_step_is_0() -> None:
     assert own(case("grpo", **GROUPED)).gap == pytest.approx(1.0)
 
 
+def test_a_small_kl_whose_steps_overflow_still_has_a_point() -> None:
+    """At a beta of 0.04 Newton's steps leave the numbers; they are not taken, and what Adam found stays."""
+    few = {**GROUPED, "kl_coef": 0.04}
+    wide = Problem()
+    start = table(Policy(model(wide.seed).double(), tokenizer()), wide)
+    scape = Landscape(wide.rewards(), responses_of(start, wide.tree), 0.5)
+    found = fixed_point(scape, wide.tree, start, few)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2).double())
+    assert float(scape.reward(found).mean()) > float(scape.reward(scape.ref).mean()) + 1
+
+
 def test_the_fixed_point_solves_its_equation() -> None:
     """With one token the sum's derivative by log pi is pi (beta - A) - beta ref, and its softmax gradient is 0 where
     that is c pi for one c. Summed over the responses, with E A = 0, c is 0: so pi (1 - A / beta) = ref."""

@@ -214,7 +214,7 @@ def share(response: str) -> float:
 
 def test_rankings_have_4_to_9_responses_in_the_order_of_the_truth_but_for_the_error() -> None:
     prompts = Groups.from_prompts(f"p{i}" for i in range(60))
-    ctx = SimpleNamespace(sample=drawn, seed=3)
+    ctx = SimpleNamespace(sample=drawn, seed=3, meter=None)
     exact = instructgpt.Rankings(FunctionReward(share), (4, 9), 0.0, {})(prompts, ctx)
     sizes = [len(row["responses"]) for row in exact]
     assert set(sizes) == set(range(4, 10))
@@ -231,7 +231,7 @@ def test_rankings_have_4_to_9_responses_in_the_order_of_the_truth_but_for_the_er
 
 def test_the_best_answer_is_the_demonstration() -> None:
     groups = Groups.from_rows([{"prompt": "a", "responses": ["x", "xxx", "xxx", "xx"]}])
-    best = instructgpt.Best(FunctionReward(length))(groups, None)
+    best = instructgpt.Best(FunctionReward(length))(groups, SimpleNamespace(meter=None))
     assert [row["responses"] for row in best] == [["xxx"]]
 
 

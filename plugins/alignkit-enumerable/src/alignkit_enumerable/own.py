@@ -152,9 +152,11 @@ def _newton(step_at: Callable[[Tensor], Tensor], logits: Tensor, here: Tensor) -
     jacobian = torch.stack([(step_at(logits + e) - step_at(logits - e)) / 2e-6 for e in apart], 1)
     way = torch.linalg.lstsq(jacobian, -here.unsqueeze(1), driver="gelsd", rcond=1e-9).solution.squeeze(1)
     scale = 1.0
-    while scale > 1e-4 and step_at(logits + scale * way).norm() >= here.norm():
+    while scale > 1e-4:
+        if step_at(logits + scale * way).norm() < here.norm():  # not so where it is NaN: a step beyond all numbers
+            return logits + scale * way
         scale /= 2
-    return logits + scale * way
+    return logits
 
 
 def expected_step(

@@ -54,10 +54,11 @@ def settings(beta: float) -> dict[str, dict[str, Any]]:
             "loss": f"dpo(beta={beta})",
         },
         "dpo": {**given, "loss": f"dpo(beta={beta})"},
+        # A round is one step: 200 end at 0.059 of the least loss, 400 at 0.010.
         "kto": {
             "prompts_per_round": 0,
             "batch_size": 0,
-            "rounds": 200,
+            "rounds": 400,
             "learning_rate": 3e-3,
             "schedule": "linear",
             "loss": f"kto(beta={beta})",
@@ -135,6 +136,7 @@ def enumerable(*, beta: float = 0.5, length: int = 2, seed: int = 7) -> Suite:
     )
 
 
+enumerable.exact = True  # type: ignore[attr-defined]
 enumerable.declined = {  # type: ignore[attr-defined]
     "heldout-is-held-out": "what is measured is exact, over both prompts and every response: nothing is estimated",
     "truth-scores-answers": "its rewards stand in a table of token ids, which only its own policy writes",

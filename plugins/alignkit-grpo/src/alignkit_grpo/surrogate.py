@@ -7,28 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from alignkit.plugin import MetricSpec, Term, clipped_surrogate
+from alignkit.plugin import RATIOS, MetricSpec, Term, clipped_surrogate
 
 DIAGNOSTICS = {"ratio": Term(0.0, "token"), "clip_fraction": Term(0.0, "token")}
 """The terms of `clipped_policy` that are for the eye."""
 
 LOGS: Mapping[str, MetricSpec] = {
     "policy_loss": MetricSpec("the policy term", "as `loss`: it says nothing of progress"),
-    "ratio": MetricSpec(
-        "mean of π / π_old over the learned tokens; exactly 1 before the first step of a round",
-        "not 1 at that step: old log-probs are not those of the policy. Far from 1 later (0.8, 1.2 as a mean): steps "
-        "are too large, or too many epochs on one round",
-        title="Ratio to the sampling policy",
-        place="first",
-    ),
-    "clip_fraction": MetricSpec(
-        "share of tokens where the clip is active",
-        "0 throughout: steps could be larger. Above about 0.3: most of the batch no longer pushes; lower the learning "
-        "rate or the epochs",
-        title="Share clipped",
-        unit="share",
-        place="first",
-    ),
+    **RATIOS,
     "kl": MetricSpec("the KL to the reference in the loss (k3), reduced as the loss", unit="nats", better="down"),
     "group_reward_std": MetricSpec(
         "mean over prompts of the spread among a prompt's responses", "near 0: groups teach nothing", better="up"

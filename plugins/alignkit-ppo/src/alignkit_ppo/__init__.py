@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from alignkit.plugin import (
+    RATIOS,
     Batch,
     Component,
     ConfigError,
@@ -63,21 +64,7 @@ LOGS = {
         "it grows with the reward's scale: whiten the rewards",
         better="down",
     ),
-    "ratio": MetricSpec(
-        "mean of π / π_old over the learned tokens; exactly 1 before the first step of a round",
-        "not 1 at that step: old log-probs are not those of the policy. Far from 1 later (0.8, 1.2 as a mean): steps "
-        "are too large, or too many epochs on one round",
-        title="Ratio to the sampling policy",
-        place="first",
-    ),
-    "clip_fraction": MetricSpec(
-        "share of tokens where the clip is active",
-        "0 throughout: steps could be larger. Above about 0.3: most of the batch no longer pushes; lower the learning "
-        "rate or the epochs",
-        title="Share clipped",
-        unit="share",
-        place="first",
-    ),
+    **RATIOS,
     "value_clip_fraction": MetricSpec("the same of the values", "above about 0.3: values cannot follow", unit="share"),
     "approx_kl": MetricSpec(
         "movement within the round, from π_old, per token (k3; another quantity than the KL to the reference)",

@@ -165,8 +165,8 @@ class Best:
 
     reward: Reward
 
-    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        best = best_responses(score_groups(groups, self.reward), self.reward.name, 1)
+    def __call__(self, groups: Groups, ctx: Any) -> Groups:
+        best = best_responses(score_groups(groups, self.reward, ctx.meter), self.reward.name, 1)
         return best.map_rows(lambda row: {"rewards": None})  # a demonstration knows no score
 
 
@@ -197,7 +197,7 @@ class Rankings:
             ctx.sample(prompts.select(i for i, size in enumerate(sizes) if size == k), k, **self.sampling)
             for k in sorted(set(sizes))
         ]
-        sampled = score_groups(Groups.concat(parts), self.truth)
+        sampled = score_groups(Groups.concat(parts), self.truth, ctx.meter)
         values, present = sampled.rewards(self.truth.name)
         ids = [row["prompt_id"] for row in sampled]
         rated = [

@@ -175,8 +175,8 @@ class Scored:
 
     reward: Reward
 
-    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        return score_groups(groups, self.reward)
+    def __call__(self, groups: Groups, ctx: Any) -> Groups:
+        return score_groups(groups, self.reward, ctx.meter)
 
 
 def grow(run: Run, policy: PolicyHandle, task: Suite, samples: int, temperature: float, tokens: int) -> GroupsHandle:

@@ -1,0 +1,183 @@
+"""Model folders: what is missing, of another shape, torn or made by code of the folder's is refused; ends are kept."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from alignkit import ConfigError, Groups, LoRA, Policy, Run
+from alignkit.models import RewardModel
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "m"
+    Policy.load("tiny").save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "m")
+    return tmp_path / "m"
+
+
+def change(folder, edit, name=WEIGHTS):
+    weights = load_file(str(folder / name))
+    edit(weights)
+    save_file(weights, str(folder / name), {"format": "pt"})
+
+
+def write(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+LAYER = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("load", [Policy.load, RewardModel.from_policy, lambda f: Policy.load(f, lora=LoRA(r=2))])
+def test_missing_weights_are_refused_by_name(copy, load):
+    change(copy, lambda weights: weights.pop(LAYER))
+    with pytest.raises(ConfigError, match=rf"1 weights are in no file: {LAYER}\. They would be random"):
+        load(copy)
+
+
+def test_a_missing_output_head_is_refused_and_a_tied_one_is_not_missing(copy, tmp_path):
+    assert not json.loads((copy / "config.json").read_text())["tie_word_embeddings"]
+    change(copy, lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(ConfigError, match=r"lm_head\.weight"):
+        Policy.load(copy)
+    write(copy / "config.json", tie_word_embeddings=True)
+    policy = Policy.load(copy)
+    assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight
+
+
+def test_a_policy_is_no_reward_model(whole):
+    with pytest.raises(ConfigError, match=r"score\.weight.*run\.train_reward"):
+        RewardModel.load(whole)
+
+
+def test_a_reward_model_without_its_score_head_is_refused(whole, tmp_path):
+    RewardModel.from_policy(whole).save(tmp_path / "rm")
+    assert RewardModel.load(tmp_path / "rm").head.weight.shape[0] == 1
+    change(tmp_path / "rm", lambda weights: weights.pop("score.weight"))
+    with pytest.raises(ConfigError, match=r"1 weights are in no file: score\.weight"):
+        RewardModel.load(tmp_path / "rm")
+
+
+def test_weights_of_another_shape_are_refused(copy):
+    change(copy, lambda weights: weights.update({LAYER: weights[LAYER][:-1].clone()}))
+    with pytest.raises(ConfigError, match=LAYER):
+        Policy.load(copy)
+
+
+def test_a_torn_file_is_refused(copy):
+    content = (copy / WEIGHTS).read_bytes()
+    (copy / WEIGHTS).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Policy.load(copy)
+
+
+def test_weights_without_a_place_are_named(copy, caplog):
+    change(copy, lambda weights: weights.update({"v_head.weight": torch.zeros(1, 2)}))
+    Policy.load(copy)
+    assert "1 weights have no place in the model: v_head.weight" in caplog.text
+
+
+def test_an_adapter_lacks_nothing(whole, tmp_path):
+    policy = Policy.load(whole, lora=LoRA(r=2), trainable=True)
+    policy.save(tmp_path / "a")
+    name = "adapter_model.safetensors"
+    assert Policy.load(tmp_path / "a").adapted
+    part = next(key for key in load_file(str(tmp_path / "a" / name)) if "layers.1" in key)
+    change(tmp_path / "a", lambda weights: weights.pop(part), name)
+    with pytest.raises(ConfigError, match=f"1 weights are in no file: {part}"):
+        Policy.load(tmp_path / "a")
+    (tmp_path / "a" / name).rename(tmp_path / "a" / "elsewhere")
+    with pytest.raises(ConfigError, match="save the adapter anew"):
+        Policy.load(tmp_path / "a")
+
+
+CODE = """import pathlib; pathlib.Path({marker!r}).touch()
+from transformers import LlamaConfig as C, LlamaForCausalLM as M
+"""
+
+
+@pytest.mark.parametrize("load", [Policy.load, RewardModel.load])
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"model_type": "x", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": [None, "own.T"]}}),
+    ],
+)
+def test_code_of_a_folder_never_runs_and_nobody_is_asked(copy, tmp_path, monkeypatch, load, file, changes):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (copy / "own.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    write(copy / file, **changes)
+    if load == RewardModel.load and file != "config.json":
+        change(copy, lambda weights: weights.update({"score.weight": weights.pop("lm_head.weight")[:1].clone()}))
+        write(copy / "config.json", id2label={"0": "one"}, label2id={"one": 0})
+    with pytest.raises(ConfigError, match="brings code of its own"):
+        load(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_family_that_transformers_knows_needs_no_code_of_the_folder(copy):
+    write(copy / "config.json", auto_map={"AutoModelForCausalLM": "own.M"})
+    assert type(Policy.load(copy).model).__name__ == "LlamaForCausalLM"
+
+
+TWO = ["num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads", "num_experts"]
+NAMES = ["hidden_size", "n_embd", "intermediate_size", "ffn_dim", "vocab_size", "max_position_embeddings"]
+SIZES = {**dict.fromkeys(TWO, 2), **dict(zip(NAMES, (16, 16, 32, 32, 64, 64), strict=True)), "num_local_experts": 2}
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gpt2", "opt", "falcon", "gemma2", "gemma3_text", "qwen2", "qwen3", "mistral", "mixtral", "phi", "olmo2"],
+)
+def test_whole_folders_of_families_lack_nothing(family, tmp_path):
+    """A head that is tied, or experts that are stored apart, are not missing."""
+    from alignkit.models.loading import load_model, resolve_source
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, pad_token_id=0))
+    model.save_pretrained(tmp_path)
+    found = load_model(AutoModelForCausalLM, resolve_source(str(tmp_path)), torch.float32)
+    ours, theirs = model.state_dict(), found.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def several_ends(folder):
+    """Ids of a policy's EOS and of another added token, both of which its generation configuration names."""
+    tokenizer = Policy.load(folder).tokenizer
+    other = tokenizer.convert_tokens_to_ids("<|tool|>")
+    write(folder / "generation_config.json", eos_token_id=[tokenizer.eos_token_id, other])
+    return tokenizer.eos_token_id, other
+
+
+def test_every_end_that_the_generation_configuration_names_ends_a_response(copy):
+    eos, other = several_ends(copy)
+    assert set(Policy.load(copy).chat.end_ids) == {eos, other}
+    write(copy / "generation_config.json", eos_token_id=[eos, 3])
+    assert Policy.load(copy).chat.end_ids == (eos,), "3 is an ordinary byte"
+
+
+def test_an_exported_folder_ends_where_its_responses_ended(copy, tmp_path):
+    """Base models name an end of text; their template closes turns with another token, which is what is learned."""
+    policy = Policy.load(copy)
+    end = policy.chat.end_of_turn_id
+    other = policy.tokenizer.convert_tokens_to_ids("<|tool|>")
+    write(copy / "generation_config.json", eos_token_id=other)
+    with Run(tmp_path / "r", quiet=True) as run:
+        rows = Groups.from_rows([{"prompt": "hi", "responses": ["ok"]}] * 2)
+        for number, lora in enumerate((LoRA(r=2), None)):
+            learned = run.sft(run.policy(copy, lora=lora, name=f"p{number}"), rows, epochs=1, name=f"s{number}")
+            written = json.loads((run.export(learned, name=f"e{number}") / "generation_config.json").read_text())
+            assert written["eos_token_id"] == [end, other]
