@@ -21,6 +21,7 @@ from alignkit.comparison import cell as cells
 from alignkit.comparison import charts, tuning, workers
 from alignkit.comparison.cell import BudgetSpent, Cell, CellRun
 from alignkit.comparison.declared import Conditions, Method, budget_of, open_suite, read_method, suite_digest
+from alignkit.comparison.naming import called
 from alignkit.comparison.page import command
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import Done, _notes, conclude, read_cell
@@ -140,7 +141,7 @@ def test_a_failed_cell_says_why_and_stops_nothing(done: Path, tmp_path: Path, mo
     assert by_name[PAIRS].seeds == (0, 1)
     assert not found.nothing
     assert conclude(folder, [cell for cell in found.cells if cell.failed]).nothing
-    assert "kto(batch_size=4) failed under seed 1: DataError: row 3: it has no labels" in found.table()
+    assert "kto failed under seed 1: DataError: row 3: it has no labels" in found.table()
     assert "it has no labels" in found.page.read_text()
     monkeypatch.undo()
     again = compare(SUITE, [PAIRS, "kto(batch_size=4)"], run_dir=folder, **ARGUMENTS)
@@ -270,9 +271,11 @@ def test_the_command_that_is_shown_makes_the_same_cells(done: Path) -> None:
         assert words in command(conclude(done, [cell for cell in every if cell.seed in seeds]))
 
 
-def test_a_merge_needs_two_comparisons(done: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1 folder"):
-        merge_comparisons([done], tmp_path / "merged")
+def test_a_merge_needs_comparisons_and_of_one_writes_it_anew(done: Path, tmp_path: Path) -> None:
+    merge_comparisons([done], tmp_path / "again")
+    assert [(tmp_path / "again" / name).read_bytes() for name in WRITTEN[1:]] == written(done)[1:]
+    with pytest.raises(ConfigError, match="no folder"):
+        merge_comparisons([], tmp_path / "merged")
     with pytest.raises(DataError, match="no comparison"):
         merge_comparisons([done, tmp_path], tmp_path / "merged")
 
@@ -365,7 +368,7 @@ def test_what_a_budget_left_undone_or_could_not_cut_is_said(tmp_path: Path) -> N
     """A round that took no step was once called cut, and what was spent beyond the budget stood in a column alone."""
     given = {**ARGUMENTS, "seeds": 1, "budget": {"trained_tokens": 1}}
     words = compare(SUITE, [PAIRS], run_dir=tmp_path / "none", **given).table()
-    assert f"{PAIRS}: the budget left no optimizer step" in words
+    assert f"{PAIRS.partition('(')[0]}: the budget left no optimizer step" in words
     assert "was cut at the budget" not in words
     record = {
         "conditions": {"budget": {"flops": 40_000_000, "reward_calls": 9}},
@@ -416,7 +419,7 @@ def test_what_samples_nothing_learns_from_the_samples_that_its_budget_pays_for(
     name, _, limit = budget.partition("=")
     assert int(limit) - 4 < each.spent[name] < most + 1
     assert each.spent["optimizer_steps"] > 0
-    assert f"{method}: the last round was cut at the budget" in found.table()
+    assert f"{method.partition('(')[0]}: the last round was cut at the budget" in found.table()
 
 
 PROMPTS = [f"say {k}" for k in range(8)]
@@ -597,8 +600,9 @@ def die(item: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_process_takes_no_other_with_it() -> None:
+def test_a_killed_process_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts seven interpreters."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))  # where they find `die`, however pytest was started
 
     def watch(item: str, what: str, _: Any) -> None:
         told.append((item, what))
@@ -645,3 +649,32 @@ def test_the_command_line_takes_what_python_takes(monkeypatch: pytest.MonkeyPatc
     assert cli.main(["compare", "toy", "f"]) == 1
     assert cli.main(["compare"]) == 2
     assert cli.main(["compare", "toy", "--from", "a", "b"]) == 2
+
+
+# -- what methods are called -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "short"),
+    [
+        (["ppo(kl_coef=0.1)", "dpo", "start"], ["ppo", "dpo", "start"]),
+        (["ppo(kl_coef=0.1)", "ppo"], ["ppo(kl_coef=0.1)", "ppo"]),
+        (["ppo(kl_coef=0.1, epochs=2)", "ppo(kl_coef=0.2, epochs=2)"], ["ppo(kl_coef=0.1)", "ppo(kl_coef=0.2)"]),
+        (["rs(n=2),ppo(kl_coef=0.1)", "ppo(kl_coef=0.1)"], ["rs,ppo", "ppo"]),
+        (["a(x=b(y=1))", "a(x=b(y=2))"], ["a(x=b(y=1))", "a(x=b(y=2))"]),
+        (["ppo(kl_coef=0.1)", "ppo(kl_coef=0.10)"], ["ppo(kl_coef=0.1)", "ppo(kl_coef=0.10)"]),
+        (["start", "(no component"], ["start", "(no component"]),
+    ],
+)
+def test_methods_are_called_by_what_tells_them_apart(labels: list[str], short: list[str]) -> None:
+    assert list(called(labels).values()) == short
+
+
+def test_a_method_called_in_short_is_spelled_out_below(done: Path) -> None:
+    found = merge_comparisons([done], done.parent / "again")
+    long = next(each.method for each in found.standings if "(" in each.method)
+    name = long.partition("(")[0]
+    assert f"{name} is {long}" in found.table()
+    assert all(long not in row for row in found.table().splitlines()[:6]), "the rows have the name alone"
+    assert long in json.dumps(found.to_json()), "what a program reads has the label as it was written"
+    assert f">{name}</text>" in found.page.read_text()

@@ -30,8 +30,8 @@ def merge(folders: Sequence[str | Path], run_dir: str | Path) -> Comparison:
         DataError: a folder holds no comparison.
     """
     parts = [(Path(folder), _cells(Path(folder))) for folder in folders]
-    if len(parts) < 2:
-        raise ConfigError(f"{len(parts)} folder", where="--from", remedy="name two comparisons or more")
+    if not parts:
+        raise ConfigError("no folder", where="--from", remedy="name a comparison or more")
     kept: dict[tuple[str, int], Done] = {}
     first = next((cell for _, cells in parts for cell in cells if not cell.failed), parts[0][1][0])
     for folder, cells in parts:

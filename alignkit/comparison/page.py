@@ -15,6 +15,7 @@ from alignkit.budget import NAMES
 from alignkit.comparison import charts
 from alignkit.comparison.charts import COLOURS, Line
 from alignkit.comparison.declared import START, Conditions
+from alignkit.comparison.naming import in_short
 from alignkit.comparison.results import Comparison, Done, seconds_of
 from alignkit.evaluation.statistics import per_prompt_scores
 from alignkit.files import write_text
@@ -50,7 +51,8 @@ def render(found: Comparison) -> str:
     return pages.get_template("comparison.html").render(_context(found))
 
 
-def _context(found: Comparison) -> dict[str, Any]:
+def _context(written: Comparison) -> dict[str, Any]:
+    found = in_short(written)
     names = [each.method for each in found.standings]
     colour = {label: place % COLOURS for place, label in enumerate(sorted(names, key=lambda n: (n == START, n)))}
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -69,7 +71,7 @@ def _context(found: Comparison) -> dict[str, Any]:
         "seconds": _seconds(found),
         "answers": _answers(found),
         "besides": list(dict.fromkeys(name for each in found.standings for name in each.besides)),
-        "command": command(found),
+        "command": command(written),
         "script": Markup(SCRIPT),
         "script_digest": digest,
     }

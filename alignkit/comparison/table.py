@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignkit.comparison.naming import called, in_short
 from alignkit.comparison.results import Comparison, Standing
 from alignkit.evaluation.statistics import Interval
 from alignkit.meter import short
@@ -12,14 +13,17 @@ from alignkit.report.text import brief, number, percent, signed, visible
 
 def leaderboard(found: Comparison) -> str:
     """The methods, best first, the differences that can be told from none, and what failed."""
+    labels = [each.method for each in found.standings]
+    found, names = in_short(found), called(labels)
     asked = list(found.conditions.get("budget") or {}) or ["generated_tokens", "optimizer_steps"]
     gap = not found.whole and any(each.gap for each in found.standings)  # of a whole problem it is 1 less the mean
     besides = ["kl", *found.only_of_the_whole]
     head = ["rank", "method", "seeds", brief(found.score, 20), "iqm", *(["gap to 1"] if gap else [])]
     head += ["P(> start)", *(name.replace("_", " ") for name in (*besides, *asked))]
-    names = _distinct([visible(each.method) for each in found.standings])
-    rows = [_row(each, name, besides, asked, gap) for each, name in zip(found.standings, names, strict=True)]
-    return "\n".join([*_aligned([head, *rows]), "", *_words(found)])
+    shown = _distinct([visible(each.method) for each in found.standings])
+    rows = [_row(each, name, besides, asked, gap) for each, name in zip(found.standings, shown, strict=True)]
+    spelled = [f"{visible(name)} is {visible(label)}" for label, name in names.items() if name != label]
+    return "\n".join([*_aligned([head, *rows]), "", *spelled, *([""] if spelled else []), *_words(found)])
 
 
 def _distinct(labels: Sequence[str], width: int = 44) -> list[str]:
