@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEED ?= 0
 ARGS ?=
+WORKERS ?= 2
 RUN_DIR ?= runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 VENV := .venv
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make setup   install everything, pinned, into .venv (a second time: nothing to do)"
 	@echo "make demo    align a small model with Llama 2's loop and show what changed (SEED=1, ARGS='--plan')"
-	@echo "make test    run the tests (ARGS='-k name')"
+	@echo "make test    run the tests, two files at a time (ARGS='-k name', WORKERS=4)"
 	@echo "make test-full  those and what is too long for every time: all distributions from their files"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    run the code in README.md and docs/"
@@ -44,10 +45,10 @@ demo: setup
 	$(BIN)/alignkit run llama2 --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q -ra --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-full: setup
-	$(BIN)/python -m pytest -q -ra --durations=15 -m "" $(ARGS)
+	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile -m "" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

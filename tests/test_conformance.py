@@ -57,7 +57,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "check", "target"), FAULTS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("kind", "name", "check", "target"), FAULTS, ids=["-".join(each[:3]) for each in FAULTS])
 def test_each_planted_fault_is_found_by_its_check(kind: str, name: str, check: str, target: Any) -> None:
     [subject] = find(f"{kind}:{name}", host_with(kind, name, target))
     [one] = [one for one in checks_of(kind) if one.name == check]
