@@ -89,8 +89,38 @@ def masked_var(x: Tensor, mask: Tensor | None) -> Tensor:
     return masked_mean((centred if mask is None else centred.where(mask.bool(), 0)) ** 2, mask)
 
 
+ROUNDING = 16
+"""Spacings of a number's dtype that equal numbers may lie apart after some arithmetic."""
+
+
+def is_constant(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Whether the elements that the mask shows are all equal, up to rounding: their spread would then be noise.
+
+    A mean of equal numbers is off by a rounding error, and so may the numbers be that somebody worked out; what divides
+    by the spread would blow it up to the size of a real difference.
+
+    Args:
+        x: any shape, floating point.
+        mask: the same shape; None shows all.
+
+    Returns:
+        a bool scalar; True of fewer than 2 elements.
+    """
+    if mask is not None:
+        check_shapes(x=x, mask=mask)
+        x = x[mask.bool()]
+    if x.numel() < 2:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    low, high = x.detach().aminmax()
+    largest = torch.maximum(low.abs(), high.abs())
+    return high - low <= ROUNDING * torch.finfo(x.dtype).eps * largest
+
+
 def whiten(x: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) with the biased variance, as in OpenAI's lm-human-preferences (`utils.core.whiten`).
+
+    Numbers that are equal up to rounding (`is_constant`) have no spread: they come out as 0 (as their mean where that
+    is kept).
 
     Args:
         x: [N] or [R, T].
@@ -110,6 +140,7 @@ def whiten(x: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: 
     x = x if mask is None else x.where(mask.bool(), 0)
     mean = masked_mean(x, mask)
     white = (x - mean) * torch.rsqrt(masked_var(x, mask) + eps)
+    white = white.where(~is_constant(x, mask), 0)
     white = white if shift_mean else white + mean
     return white if mask is None else white.where(mask.bool(), 0)
 
@@ -123,12 +154,12 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = No
         mask: the same shape; None shows all.
 
     Returns:
-        scalar; 0 where the returns do not vary.
+        scalar; 0 where the returns do not vary beyond rounding.
     """
     check_shapes(values=values, returns=returns)
     total = masked_var(returns, mask)
     share = 1 - masked_var(returns - values, mask) / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return share.where(total > 0, 0)
+    return share.where((total > 0) & ~is_constant(returns, mask), 0)
 
 
 # -- KL estimators -----------------------------------------------------------------------------------------------------
