@@ -13,19 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from alignkit.plugin import (
-    Batch,
-    ConfigError,
-    Groups,
-    MetricSpec,
-    PolicyOptimizer,
-    Reduction,
-    Term,
-    is_constant,
-    k3,
-    take_present,
-)
-from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
+from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Reduction, Term, k3, take_present
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, centred, group_metrics
 
 
 def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, eps: float = 1e-4) -> Tensor:
@@ -43,8 +32,8 @@ def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, e
     """
     parts = []
     for part in scores.split(list(sizes)):
-        centred = (part - part.mean()).where(~is_constant(part), 0)
-        parts.append(centred / (part.std() + eps) if scale and len(part) > 1 else centred)
+        apart = centred(part)
+        parts.append(apart / (part.std() + eps) if scale and len(part) > 1 else apart)
     return torch.cat(parts)
 
 

@@ -55,6 +55,11 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> dic
     return {"policy_loss": -advantages * logprobs, "ratio": torch.exp(logprobs - old_logprobs).detach()}
 
 
+def centred(scores: Tensor) -> Tensor:
+    """r - mean r of one group [K]; exactly 0 where they are equal up to rounding, which is no reason to prefer one."""
+    return (scores - scores.mean()).where(~is_constant(scores), 0)
+
+
 def group_metrics(scores: Tensor, sizes: Sequence[int]) -> dict[str, float]:
     """What a round has to teach: the groups' mean standard deviation, and the share of those that have none.
 
