@@ -206,23 +206,33 @@ def last_token_index(mask: Tensor) -> Tensor:
     return (mask.bool() * places).amax(1) - 1
 
 
-def score_index(mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
+def score_index(mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None) -> Tensor:
     """Where a response's score lands.
 
     "last" is the last token of the response, its EOS if it has one. "after_eos" reproduces N+ (Huang et al. 2024, the
-    TL;DR details) and TRL, min(first padding, T - 1): the token after EOS where there is a column for one.
+    TL;DR details) and TRL, min(first padding, T - 1) with T the longest response there may be: the token after EOS.
+    Where the batch is only as wide as its own longest response, that depends on a response's neighbours: give `ended`,
+    and a column more than there are tokens.
 
     Args:
         mask: [R, T] response_mask.
         score_at: "last" or "after_eos".
+        ended: [R] bool, which responses ended by themselves: they alone have a token after, and the others' score is on
+            their last. None takes every response that is shorter than T for one.
 
     Returns:
         [R] int64.
 
     Raises:
         DataError: "last" for a response without a token.
+        ConfigError: `ended` without a column for the token after the longest.
     """
     last = last_token_index(mask)
+    if score_at == "after_eos" and ended is not None:
+        after = last + ended.to(last.dtype)
+        if bool((after >= mask.shape[1]).any()):
+            raise ConfigError("no column for the token after EOS", where="score_index", remedy="pad the mask by one")
+        return after.clamp(min=0)
     if score_at == "after_eos":
         return (last + 1).clamp(max=mask.shape[1] - 1)
     if score_at != "last":
@@ -232,19 +242,22 @@ def score_index(mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
     return last
 
 
-def score_at_last(scores: Tensor, mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
+def score_at_last(
+    scores: Tensor, mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None
+) -> Tensor:
     """Each response's score on one token, zero elsewhere.
 
     Args:
         scores: [R], raw scores.
         mask: [R, T] response_mask.
         score_at: see `score_index`.
+        ended: see `score_index`.
 
     Returns:
         [R, T], dtype of `scores`.
     """
     rewards = scores.new_zeros(mask.shape)
-    return rewards.scatter(1, score_index(mask, score_at).unsqueeze(1), scores.unsqueeze(1))
+    return rewards.scatter(1, score_index(mask, score_at, ended).unsqueeze(1), scores.unsqueeze(1))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:

@@ -234,6 +234,9 @@ def test_where_a_score_lands(shown: list[int], last: int, after_eos: int) -> Non
     mask = torch.tensor([shown])
     assert F.last_token_index(mask).tolist() == [last]
     assert F.score_index(mask, "after_eos").tolist() == [after_eos]
+    room, last_or_none = torch.nn.functional.pad(mask, (0, 1)), max(last, 0)
+    assert F.score_index(room, "after_eos", torch.tensor([True])).tolist() == [last + 1]
+    assert F.score_index(room, "after_eos", torch.tensor([False])).tolist() == [last_or_none]
     if last < 0:
         with pytest.raises(DataError, match="without tokens"):
             F.score_index(mask)

@@ -258,14 +258,16 @@ def test_whitening_rewards_scales_them_and_keeps_their_mean() -> None:
 def test_a_score_after_eos_reaches_it_discounted_once_more() -> None:
     _, t = make_round(5)
     fields = {"kl_coef": 0.0, "whiten_advantages": "none", "gae_lambda": 0.5, "gamma": 0.9}
-    late = prepare(PPO(score_at="after_eos", **fields), 5)
-    for i, n in enumerate((3, 1)):
+    ended = torch.tensor([True, True, True])
+    late = prepare(PPO(score_at="after_eos", **fields), 5, ends_with_eos=ended)
+    for i, n in enumerate((3, 1, 4)):  # the longest too, whose next token lies outside the batch
         eos = 0.45 * t["rewards"][i] - t["values"][i, n - 1]
         close(late.tensors["advantages"][i, n - 1], eos)
     assert not late.tensors["advantages"][~t["response_mask"]].any()
     assert not late.tensors["returns"][~t["response_mask"]].any()
-    on_time = prepare(PPO(**fields), 5)
-    close(late.tensors["advantages"][2], on_time.tensors["advantages"][2])  # no column after the longest response
+    cut = prepare(PPO(score_at="after_eos", **fields), 5, ends_with_eos=~ended)
+    for name in ("advantages", "returns"):  # nothing ended: there is no token after
+        close(cut.tensors[name], prepare(PPO(**fields), 5).tensors[name])
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,14 @@ def ppo(
     }
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, score_at: ScoreAt = "last") -> Tensor:
+def token_rewards(
+    scores: Tensor,
+    kl: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    score_at: ScoreAt = "last",
+    ended: Tensor | None = None,
+) -> Tensor:
     """-beta KL_t on every token of the response, and its score once (Ziegler et al. 2019, eq. 2).
 
     Args:
@@ -161,11 +168,12 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, scor
         mask: [responses, tokens] response_mask.
         kl_coef: beta.
         score_at: see `alignkit.functional.score_index`.
+        ended: [responses] bool, see there.
 
     Returns:
         [responses, tokens]; a row's sum is its score - beta x its KL.
     """
-    return score_at_last(scores, mask, score_at) - kl_coef * kl.where(mask.bool(), 0)
+    return score_at_last(scores, mask, score_at, ended) - kl_coef * kl.where(mask.bool(), 0)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, responses: float, horizon: float) -> float:
@@ -208,8 +216,9 @@ class PPO(PolicyOptimizer):
             deviation 1); None leaves it.
         missing_eos_penalty: taken off the score of a response without EOS (TRL), not negative; None leaves it.
         target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does.
-        score_at: "last" puts the score on the last token of the response; "after_eos" one later, as N+ and TRL do, from
-            where it reaches EOS through GAE with one factor gamma lambda more (the value there counts as 0).
+        score_at: "last" puts the score on the last token of the response; "after_eos" one later where it
+            ended with EOS, as N+ and TRL do, from where it reaches EOS through GAE with one factor gamma lambda more
+            (the value there counts as 0).
         ptx_coef: gamma of the pretraining mix, gamma x the mean over tokens of -log pi(text); needs
             `Run.improve(streams={"ptx": …})`. InstructGPT: 27.8 (appendix C.4); 0 is PPO alone.
         ptx_batch_size: texts of each step. InstructGPT drew 8 times as many as it had episodes.
@@ -308,7 +317,7 @@ class PPO(PolicyOptimizer):
         return scores
 
     def advantages(
-        self, scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float
+        self, scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float, ended: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Steps 3 to 5: (advantages before whitening, returns), [responses, tokens] each, 0 outside the mask.
 
@@ -318,13 +327,17 @@ class PPO(PolicyOptimizer):
             values: [responses, tokens].
             mask: [responses, tokens] bool, response_mask.
             beta: coefficient of the KL.
+            ended: [responses] bool, which of them end with EOS.
         """
-        rewards = token_rewards(scores, kl, mask, beta, self.score_at)
-        # A score after EOS lies outside the response: GAE must see that token, the loss must not.
-        seen = mask.scatter(1, score_index(mask, self.score_at).unsqueeze(1), True)
+        width = mask.shape[1]
+        # A score after EOS lies outside the response, and of the longest outside the batch: GAE must see that token,
+        # the loss must not.
+        kl, values, mask = (torch.nn.functional.pad(x, (0, 1)) for x in (kl, values.where(mask, 0), mask))
+        rewards = token_rewards(scores, kl, mask, beta, self.score_at, ended)
+        seen = mask.scatter(1, score_index(mask, self.score_at, ended).unsqueeze(1), True)
         rewards = whiten(rewards, seen, shift_mean=False) if self.whiten_rewards else rewards
-        advantages, returns = gae(rewards, values.where(mask, 0), seen, self.gamma, self.gae_lambda)
-        return advantages.where(mask, 0), returns.where(mask, 0)
+        advantages, returns = gae(rewards, values, seen, self.gamma, self.gae_lambda)
+        return advantages.where(mask, 0)[:, :width], returns.where(mask, 0)[:, :width]
 
     def prepare(  # the engine passes what is named here
         self,
@@ -355,8 +368,9 @@ class PPO(PolicyOptimizer):
         groups = take_present(groups, present)
         mask, values = response_mask[present].bool(), values[present]
         kl = k1(logprobs, ref_logprobs)[present]
-        scores = self.final_scores(rewards[present], ends_with_eos[present])
-        raw, returns = self.advantages(scores, kl, values, mask, self.beta(state))
+        ended = ends_with_eos[present]
+        scores = self.final_scores(rewards[present], ended)
+        raw, returns = self.advantages(scores, kl, values, mask, self.beta(state), ended)
         advantages = whiten(raw, mask) if self.whiten_advantages == "round" else raw
         metrics: dict[str, Tensor | float] = {
             "kl_per_sequence": masked_sum(kl, mask, 1).mean(),
@@ -364,7 +378,7 @@ class PPO(PolicyOptimizer):
             "kl_per_token_k3": masked_mean(k3(logprobs, ref_logprobs)[present], mask),
             "score_mean": scores.mean(),
             "score_std": masked_var(scores, None).sqrt(),
-            "missing_eos": 1 - ends_with_eos[present].to(scores.dtype).mean(),
+            "missing_eos": 1 - ended.to(scores.dtype).mean(),
             "return_mean": masked_mean(returns, mask),
             "advantage_std": masked_var(raw, mask).sqrt(),
             "explained_variance": explained_variance(values, returns, mask),
