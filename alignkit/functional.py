@@ -242,9 +242,7 @@ def score_index(mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None =
     return last
 
 
-def score_at_last(
-    scores: Tensor, mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None
-) -> Tensor:
+def score_at_last(scores: Tensor, mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None) -> Tensor:
     """Each response's score on one token, zero elsewhere.
 
     Args:
@@ -305,8 +303,9 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
         the same shape, to be minimised.
     """
     check_shapes(ratio=ratio, advantages=advantages)
-    if not (clip_low >= 0 and clip_high >= 0):
-        raise ConfigError(f"a clip range of {clip_low} and {clip_high} must not be negative", where="clipped_surrogate")
+    if not (0 <= clip_low <= 1 and 0 <= clip_high < math.inf):
+        what = f"a clip range of {clip_low} below 1 and {clip_high} above"
+        raise ConfigError(what, where="clipped_surrogate", remedy="use 0 to 1 below, and a finite number from 0 above")
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
 
 

@@ -18,7 +18,7 @@ from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, centred, group_metrics
 
 
 def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean r) / (std r + eps) within each group (section 4.1.2); exactly 0 where a group's are equal up to rounding.
+    """A_i = (r_i - mean r) / (std r + eps) within each group (section 4.1.2); 0 where they are equal up to rounding.
 
     Args:
         scores: [responses], group after group.

@@ -71,6 +71,7 @@ LOGS = {
         "above its target (0.01 to 0.05): the round's epochs should stop early",
         unit="nats",
     ),
+    "step_kl": MetricSpec("`approx_kl`, where the loss does not bring it", "as `approx_kl`", unit="nats"),
     "explained_variance": MetricSpec(
         "1 − Var(returns − values) / Var(returns): how much of the returns the value model predicts",
         "below 0 after the first rounds: values are worse than a constant; train them longer or with a larger rate. "
@@ -148,8 +149,21 @@ def ppo(
         "ratio": ratio.detach(),
         "clip_fraction": (policy_loss > -advantages * ratio).to(ratio.dtype),
         "value_clip_fraction": (clipped > unclipped).to(ratio.dtype),
-        "approx_kl": k3(old_logprobs, logprobs.detach()),
+        "approx_kl": step_kl(logprobs, old_logprobs),
     }
+
+
+def step_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """k3 of the movement within the round, pi_old to pi: what `target_kl` looks at with a loss that is not `ppo`.
+
+    Args:
+        logprobs: [responses, tokens], nats.
+        old_logprobs: the same before the round's first step.
+
+    Returns:
+        [responses, tokens], nats, without gradient.
+    """
+    return k3(old_logprobs, logprobs.detach())
 
 
 def token_rewards(
@@ -215,7 +229,8 @@ class PPO(PolicyOptimizer):
         missing_eos_replacement: the score of a response without EOS (OpenAI and N+: -1, for scores of mean 0 and
             deviation 1); None leaves it.
         missing_eos_penalty: taken off the score of a response without EOS (TRL), not negative; None leaves it.
-        target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does.
+        target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does. With another
+            loss than "ppo" the same is measured as `step_kl`.
         score_at: "last" puts the score on the last token of the response; "after_eos" one later where it
             ended with EOS, as N+ and TRL do, from where it reaches EOS through GAE with one factor gamma lambda more
             (the value there counts as 0).
@@ -267,8 +282,8 @@ class PPO(PolicyOptimizer):
 
     def _check(self) -> None:
         """Refuse what no source means."""
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("gamma", "gae_lambda", "clip_range"):
+            if not 0 <= getattr(self, name) <= 1:  # a ratio is never below 0
                 self._refuse(f"{name}={getattr(self, name)} must be in [0, 1]")
         for name in ("kl_target", "kl_horizon", "clip_range", "value_clip_range", "target_kl", "ptx_batch_size"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -291,8 +306,17 @@ class PPO(PolicyOptimizer):
     def on_policy(self) -> bool:
         return True
 
+    @property
+    def _measures_movement(self) -> bool:
+        """Whether `target_kl` needs a measure beside the loss: it is not `ppo`, which brings its own."""
+        own = isinstance(self.loss, Component) and self.loss.name == "alignkit-ppo/ppo"
+        return self.target_kl is not None and not own
+
+    def extra_losses(self) -> Mapping[str, Any]:
+        return {"step_kl": step_kl} if self._measures_movement else {}
+
     def terms(self) -> Mapping[str, Term]:
-        diagnostics = ("ratio", "clip_fraction", "value_clip_fraction", "approx_kl")
+        diagnostics = ("ratio", "clip_fraction", "value_clip_fraction", "approx_kl", *self.extra_losses())
         weights = {"policy_loss": 1.0, "value_loss": self.vf_coef, **dict.fromkeys(diagnostics, 0.0)}
         return {name: Term(weight, reduction="token") for name, weight in weights.items()}
 
@@ -394,7 +418,8 @@ class PPO(PolicyOptimizer):
         return {**state, "kl_coef": adapted_kl_coef(self.beta(state), kl, self.kl_target, responses, self.kl_horizon)}
 
     def stop_epochs(self, metrics: Mapping[str, float]) -> bool:
-        return self.target_kl is not None and metrics["approx_kl"] > self.target_kl
+        moved = "step_kl" if self._measures_movement else "approx_kl"
+        return self.target_kl is not None and metrics[moved] > self.target_kl
 
 
 @dataclass(frozen=True)
