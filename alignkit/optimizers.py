@@ -172,7 +172,7 @@ class PolicyOptimizer(Training):
         samples_per_prompt: responses sampled for each prompt of a round; 0 learns from the groups it is given.
         prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
-            once.
+            once, in rounds of nearly equal size, none larger than `prompts_per_round`.
         sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
             (`logprob_temperature`).

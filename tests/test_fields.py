@@ -103,7 +103,7 @@ def test_a_precision_has_one_name_and_another_word_is_refused() -> None:
     assert [precision_named(name) for name in ("bf16", "bf16-mixed", 32, "64", "16-true")] == [
         "bf16-mixed", "bf16-mixed", "32-true", "64-true", "16-true",
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="did you mean bf16"):
+    with pytest.raises(ConfigError, match="use 32-true"):
         precision_named("bf17")
 
 

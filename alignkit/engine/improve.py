@@ -82,7 +82,15 @@ class Improvement:
                 yield False
             else:
                 self.state = dict(self.method.update(self.state, means))
-                yield self.early_stop.over(index)
+                yield self.early_stop.over(index, self.state)
+
+    def restore_best(self) -> int | None:
+        """Put back what the best held-out round left behind, the method's state with it; returns that round, or None
+        where none is kept."""
+        best = self.early_stop.restore_best()
+        if best is not None:
+            self.state = dict(self.early_stop.best_state)
+        return best
 
     def _lesson_if_any(self, index: int) -> Lesson | None:
         """What round `index` learns; None where there is nothing, which is said, or where the budget paid for less
@@ -113,7 +121,7 @@ class Improvement:
         data = self.known.read(groups)
         steps = self._steps(data, index)
         known = self.known.work_out(data, first_epoch(steps), self.asked.before_prepare)
-        metrics = self.describe(groups, data, known)
+        metrics = self.describe(groups, data, known, fresh=not self.collect.place_in_lap(index)[0])
         batch = self.prepare(groups, data, known, index, self.state)
         self.state = self.state if batch.state is None else dict(batch.state)
         if batch.groups is not groups or batch.pairs is not None:  # other rows: nothing is known of them yet
@@ -197,7 +205,14 @@ def improvement(
         known=known,
         prepare=Prepare(method, judging, known, history or Groups.from_rows([]), setting, sampler.max_new_tokens),
         describe=Describe(sampling, name, method.samples_per_prompt > 0),
-        early_stop=EarlyStop(replace(drawing, policy=models.policy), judging.reward, heldout, patience, setting),
+        early_stop=EarlyStop(
+            replace(drawing, policy=models.policy),
+            judging.reward,
+            heldout,
+            patience,
+            setting,
+            value_model=models.value_model,
+        ),
         state=method.initial_state(),
         last={},
     )

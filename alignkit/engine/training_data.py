@@ -86,7 +86,8 @@ class TrainingData:
             groups: the rows.
             max_prompt_tokens: oldest exchanges of a longer prompt are left out.
             max_response_tokens: a row with a longer response is a problem.
-            train: "last": the response is learned from; "all": every assistant turn too.
+            train: "last": the response is learned from, and earlier turns that are marked; "all": every assistant turn;
+                "response": the response alone.
             pairs: see `named_pairs`.
 
         Returns:
@@ -112,13 +113,18 @@ class TrainingData:
         max_response_tokens: int,
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> TrainingData:
-        """The same where no row may be left out.
+        """The responses alone, where no row may be left out: what `improve` learns from.
 
         Raises:
             DataError: naming the first that does not fit.
         """
         data, problems = cls.of(
-            model, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, pairs=pairs
+            model,
+            groups,
+            max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+            train="response",
+            pairs=pairs,
         )
         if problems:
             raise DataError(f"{len(problems)} rows cannot be learned from: {problems[0]}", where="improve")

@@ -141,20 +141,20 @@ class Improve(Stage[Improved]):
         """Whose weights are trained."""
         return self.init or self.policy
 
-    def _draws(self) -> tuple[int, int, int]:
-        """(responses of a round, rounds that sample, rounds)."""
+    def _draws(self) -> tuple[int, int]:
+        """(responses of all draws, responses learned from in all rounds)."""
         method, rows = self.optimizer, len(self.data)
-        drawn = min(method.prompts_per_round or rows, rows)
-        every = method.sample_every or method.rounds or 1
-        rounds = method.rounds_over(rows)
-        return drawn * max(method.samples_per_prompt, 1), -(-rounds // every), rounds
+        every, rounds = method.sample_every or method.rounds or 1, method.rounds_over(rows)
+        draws, each = -(-rounds // every), max(method.samples_per_prompt, 1)
+        drawn = min(method.prompts_per_round or rows, rows) * draws if method.rounds else rows
+        return drawn * each, drawn * each * rounds // max(draws, 1)
 
     def cost(self) -> Cost:
-        per_round, draws, rounds = self._draws()
+        drawn, learned = self._draws()
         method, length, limits = self.optimizer, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
-        generated = per_round * draws * length if method.samples_per_prompt else 0
+        generated = drawn * length if method.samples_per_prompt else 0
         generated = min(generated, limits.get("generated_tokens", generated))
-        trained = per_round * rounds * method.epochs * length * 2
+        trained = learned * method.epochs * length * 2
         return Cost(
             generated=generated,
             trained=min(trained, limits.get("trained_tokens", trained)),
@@ -190,7 +190,7 @@ class Improve(Stage[Improved]):
             "metrics": by_name(self.metrics),
         }
         fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
-        best = rounds.early_stop.restore_best()
+        best = rounds.restore_best()
         for part in (self.reward, self.annotator):
             if part is not None:
                 part.release()
@@ -296,10 +296,9 @@ class Improve(Stage[Improved]):
     # -- what is returned ----------------------------------------------------------------------------------------------
 
     def handle(self, made: Made) -> Improved:
-        per_round, draws, _ = self._draws()
         start, common = self._start, made.common()
         policy = PolicyHandle(**common, lora=start.lora, parameters=start.parameters)
-        expected, responses = per_round * draws, self.optimizer.samples_per_prompt or 1
+        expected, responses = self._draws()[0], self.optimizer.samples_per_prompt or 1
         rollouts = GroupsHandle(**common, expected=expected, responses=responses)
         return Improved(policy, rollouts, made.result.get("state", {}), made.result)
 
