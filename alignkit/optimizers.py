@@ -236,6 +236,15 @@ class PolicyOptimizer(Training):
         others. None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
         return None
 
+    def check_use(self, *, max_new_tokens: int, losses: Sequence[Any]) -> None:
+        """Refuse what contradicts the stage that it is used in, before a model is loaded: override it with
+        `ConfigError`s.
+
+        Args:
+            max_new_tokens: of the sampler.
+            losses: its loss and its extra losses, bound; `tensor_names` are those that each asks for.
+        """
+
     def initial_state(self) -> dict[str, Any]:
         """The state a run begins with: plain JSON (an adaptive coefficient, counters)."""
         return {}

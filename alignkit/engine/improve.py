@@ -20,7 +20,7 @@ from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
-from alignkit.engine.lesson import Lesson, RoundLoop
+from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
 from alignkit.engine.prepare import Prepare
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
@@ -47,6 +47,7 @@ class Improvement:
         early_stop: watches held-out prompts.
         state: of the method, plain JSON.
         last: metrics of the last round that learned.
+        weighted: losses that the rounds learn from.
         left_out: rounds without anything to learn from.
     """
 
@@ -60,6 +61,7 @@ class Improvement:
     early_stop: EarlyStop
     state: dict[str, Any]
     last: Mapping[str, float]
+    weighted: Sequence[BoundLoss] = ()
     left_out: list[int] = field(default_factory=list)
 
     @property
@@ -127,6 +129,8 @@ class Improvement:
         if batch.groups is not groups or batch.pairs is not None:  # other rows: nothing is known of them yet
             data, known = self.known.read(batch.groups, batch.pairs), {}
             steps = self._steps(data, index)
+        data.tensors = dict(batch.tensors)
+        refuse_nothing(data, self.weighted, f"{type(self.method).__name__}, round {index}")
         known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         data.tensors = self.asked.under_loss_names(known) | made
@@ -215,4 +219,13 @@ def improvement(
         ),
         state=method.initial_state(),
         last={},
+        weighted=_weighted(method, losses),
     )
+
+
+def _weighted(method: PolicyOptimizer, losses: Sequence[BoundLoss]) -> list[BoundLoss]:
+    """The loss, and of the extra losses those whose term has a weight."""
+    main, *extras = losses
+    terms = method.terms()
+    named = zip(method.extra_losses(), extras, strict=False)  # a test may leave the extra ones out
+    return [main, *(loss for name, loss in named if name in terms and terms[name].weight)]

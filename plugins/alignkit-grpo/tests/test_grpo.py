@@ -332,6 +332,20 @@ def test_the_overlong_penalty_falls_over_the_buffer() -> None:
     close(prepare(DAPO(), groups, tensors).tensors["advantages"][:, 0], [0.0, 0.0])
 
 
+def test_a_buffer_beyond_the_limit_is_refused_before_any_model_is_loaded() -> None:
+    DAPO(overlong_buffer=16).check_use(max_new_tokens=16, losses=())
+    with pytest.raises(ConfigError, match="overlong_buffer=17 with max_new_tokens=16"):
+        DAPO(overlong_buffer=17).check_use(max_new_tokens=16, losses=())
+    with Run(Path("nowhere"), quiet=True, plan=True) as run, pytest.raises(ConfigError, match="overlong_buffer"):
+        run.improve(
+            run.policy("tiny", lora=None),
+            Groups.from_prompts(["a"]),
+            optimizer="dapo(overlong_buffer=4096)",
+            reward=FunctionReward(letters),
+            max_new_tokens=16,
+        )
+
+
 # -- what it declares, and how long it is ------------------------------------------------------------------------------
 
 

@@ -456,3 +456,41 @@ def test_a_mix_needs_its_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ptx"):
         run.improve(v0, prompts, optimizer=PPO(ptx_coef=27.8), reward=length, reference=v0)
     run.close()
+
+
+def mine(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"policy_loss": -(logprobs - old_logprobs).exp() * advantages}
+
+
+@pytest.mark.parametrize(("target", "steps"), [(None, 4), (1e-12, 2), (100.0, 4)])
+def test_movement_is_measured_beside_a_loss_that_does_not_measure_it(
+    target: float | None, steps: int, tmp_path: Path
+) -> None:
+    """The first step moves nothing, before it; the second shows by how much the first has moved."""
+    optimizer = PPO(rounds=1, epochs=4, loss=mine, vf_coef=0.0, target_kl=target, learning_rate=1e-3, warmup_ratio=0.0)
+    with Run(tmp_path / "r", quiet=True) as run:
+        v0 = run.policy("tiny", lora=LoRA(r=2))
+        made = run.improve(
+            v0, Groups.from_prompts(["a", "b"]), optimizer=optimizer, reference=v0, max_new_tokens=4, reward=long
+        )
+        rows = [json.loads(line) for line in (made.policy.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == steps
+    assert ("step_kl" in rows[0]) == (target is not None)
+    if target is not None:
+        assert rows[0]["step_kl"] == 0.0 < rows[1]["step_kl"]
+
+
+def test_movement_is_that_of_the_loss_where_it_is_ppo() -> None:
+    assert not PPO(target_kl=0.1).extra_losses()
+    assert PPO(target_kl=0.1).stop_epochs({"approx_kl": 0.2})
+    assert not PPO(target_kl=0.1).stop_epochs({"approx_kl": 0.05})
+
+
+def long(response: str) -> float:
+    return float(len(response))
+
+
+@pytest.mark.parametrize("clip_range", [2.0, -0.1, math.inf, math.nan])
+def test_a_clip_range_is_a_share(clip_range: float) -> None:
+    with pytest.raises(ConfigError, match="clip_range"):
+        PPO(clip_range=clip_range)

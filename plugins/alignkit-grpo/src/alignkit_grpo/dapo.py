@@ -5,7 +5,7 @@ Yu et al. 2025 (arXiv 2503.14476), section 3: clip-higher, dynamic sampling, tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,15 @@ class DAPO(GRPO):
         super().__post_init__()
         if self.overlong_buffer < 0:
             raise ConfigError(f"overlong_buffer={self.overlong_buffer} must not be negative", where="dapo")
+
+    def check_use(self, *, max_new_tokens: int, losses: Sequence[Any]) -> None:
+        if self.overlong_buffer > max_new_tokens:
+            raise ConfigError(
+                f"overlong_buffer={self.overlong_buffer} with max_new_tokens={max_new_tokens}",
+                where="dapo",
+                effect="Every response would lose most of a point for its length, the shortest as well.",
+                remedy="give a buffer within the limit (the paper: 4096 of 20480), or raise max_new_tokens",
+            )
 
     def keep(self, groups: Groups, reward_name: str) -> list[bool] | None:
         values, present = groups.rewards(reward_name)
