@@ -14,7 +14,7 @@ from alignkit_ppo import PPO, Llama2PPO, adapted_kl_coef, ppo, token_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Batch, ConfigError, DataError, Groups, Policy, Run, use
+from alignkit import Batch, ConfigError, DataError, Groups, LoRA, Policy, Run, use
 from alignkit.plugin import masked_mean
 from alignkit.testing import first_gradients
 
