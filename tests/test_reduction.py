@@ -48,7 +48,7 @@ def test_reductions_by_hand():
     values = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 9.0, 9.0, 9.0], [6.0, 9.0, 9.0, float("nan")]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
     layout = Layout({"response_mask": mask}, torch.tensor([0, 0, 1]), torch.zeros(0, dtype=torch.long), 2)
-    counts = {"token": 6.0, "sequence": 3.0, "group": 2.0}
+    counts = {"token": 6.0, "sequence": 3.0, "token_group": 2.0}
 
     def reduce(reduction):
         total, _ = reduce_terms(
@@ -132,7 +132,7 @@ def test_prompts_without_a_comparison_are_not_counted_among_rankings(max_tokens)
 
 def test_groups_of_which_a_mask_shows_nothing_are_not_counted():
     data = training_data(Policy.load("tiny"), DEMOS)
-    data.tensors = {"shown": torch.zeros(len(DEMOS), 1, dtype=torch.bool)}
+    data.tensors = {"shown": torch.zeros(DEMOS.num_responses, 1, dtype=torch.bool)}
     data.tensors["shown"][0] = True
     (step,) = data.steps(0, 1, 10**6, (0,))
     assert data.count(step, "token_group", "shown") == 1
