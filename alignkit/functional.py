@@ -89,8 +89,38 @@ def masked_var(x: Tensor, mask: Tensor | None) -> Tensor:
     return masked_mean((centred if mask is None else centred.where(mask.bool(), 0)) ** 2, mask)
 
 
+ROUNDING = 16
+"""Spacings of a number's dtype that equal numbers may lie apart after some arithmetic."""
+
+
+def is_constant(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Whether the elements that the mask shows are all equal, up to rounding: their spread would then be noise.
+
+    A mean of equal numbers is off by a rounding error, and so may the numbers be that somebody worked out; what divides
+    by the spread would blow it up to the size of a real difference.
+
+    Args:
+        x: any shape, floating point.
+        mask: the same shape; None shows all.
+
+    Returns:
+        a bool scalar; True of fewer than 2 elements.
+    """
+    if mask is not None:
+        check_shapes(x=x, mask=mask)
+        x = x[mask.bool()]
+    if x.numel() < 2:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    low, high = x.detach().aminmax()
+    largest = torch.maximum(low.abs(), high.abs())
+    return high - low <= ROUNDING * torch.finfo(x.dtype).eps * largest
+
+
 def whiten(x: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) with the biased variance, as in OpenAI's lm-human-preferences (`utils.core.whiten`).
+
+    Numbers that are equal up to rounding (`is_constant`) have no spread: they come out as 0 (as their mean where that
+    is kept).
 
     Args:
         x: [N] or [R, T].
@@ -110,6 +140,7 @@ def whiten(x: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: 
     x = x if mask is None else x.where(mask.bool(), 0)
     mean = masked_mean(x, mask)
     white = (x - mean) * torch.rsqrt(masked_var(x, mask) + eps)
+    white = white.where(~is_constant(x, mask), 0)
     white = white if shift_mean else white + mean
     return white if mask is None else white.where(mask.bool(), 0)
 
@@ -123,12 +154,12 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = No
         mask: the same shape; None shows all.
 
     Returns:
-        scalar; 0 where the returns do not vary.
+        scalar; 0 where the returns do not vary beyond rounding.
     """
     check_shapes(values=values, returns=returns)
     total = masked_var(returns, mask)
     share = 1 - masked_var(returns - values, mask) / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return share.where(total > 0, 0)
+    return share.where((total > 0) & ~is_constant(returns, mask), 0)
 
 
 # -- KL estimators -----------------------------------------------------------------------------------------------------
@@ -175,23 +206,33 @@ def last_token_index(mask: Tensor) -> Tensor:
     return (mask.bool() * places).amax(1) - 1
 
 
-def score_index(mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
+def score_index(mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None) -> Tensor:
     """Where a response's score lands.
 
     "last" is the last token of the response, its EOS if it has one. "after_eos" reproduces N+ (Huang et al. 2024, the
-    TL;DR details) and TRL, min(first padding, T - 1): the token after EOS where there is a column for one.
+    TL;DR details) and TRL, min(first padding, T - 1) with T the longest response there may be: the token after EOS.
+    Where the batch is only as wide as its own longest response, that depends on a response's neighbours: give `ended`,
+    and a column more than there are tokens.
 
     Args:
         mask: [R, T] response_mask.
         score_at: "last" or "after_eos".
+        ended: [R] bool, which responses ended by themselves: they alone have a token after, and the others' score is on
+            their last. None takes every response that is shorter than T for one.
 
     Returns:
         [R] int64.
 
     Raises:
         DataError: "last" for a response without a token.
+        ConfigError: `ended` without a column for the token after the longest.
     """
     last = last_token_index(mask)
+    if score_at == "after_eos" and ended is not None:
+        after = last + ended.to(last.dtype)
+        if bool((after >= mask.shape[1]).any()):
+            raise ConfigError("no column for the token after EOS", where="score_index", remedy="pad the mask by one")
+        return after.clamp(min=0)
     if score_at == "after_eos":
         return (last + 1).clamp(max=mask.shape[1] - 1)
     if score_at != "last":
@@ -201,19 +242,20 @@ def score_index(mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
     return last
 
 
-def score_at_last(scores: Tensor, mask: Tensor, score_at: ScoreAt = "last") -> Tensor:
+def score_at_last(scores: Tensor, mask: Tensor, score_at: ScoreAt = "last", ended: Tensor | None = None) -> Tensor:
     """Each response's score on one token, zero elsewhere.
 
     Args:
         scores: [R], raw scores.
         mask: [R, T] response_mask.
         score_at: see `score_index`.
+        ended: see `score_index`.
 
     Returns:
         [R, T], dtype of `scores`.
     """
     rewards = scores.new_zeros(mask.shape)
-    return rewards.scatter(1, score_index(mask, score_at).unsqueeze(1), scores.unsqueeze(1))
+    return rewards.scatter(1, score_index(mask, score_at, ended).unsqueeze(1), scores.unsqueeze(1))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
@@ -261,8 +303,9 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
         the same shape, to be minimised.
     """
     check_shapes(ratio=ratio, advantages=advantages)
-    if not (clip_low >= 0 and clip_high >= 0):
-        raise ConfigError(f"a clip range of {clip_low} and {clip_high} must not be negative", where="clipped_surrogate")
+    if not (0 <= clip_low <= 1 and 0 <= clip_high < math.inf):
+        what = f"a clip range of {clip_low} below 1 and {clip_high} above"
+        raise ConfigError(what, where="clipped_surrogate", remedy="use 0 to 1 below, and a finite number from 0 above")
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from alignkit.errors import ConfigError
+from alignkit.fields import check_values, name_of
 from alignkit.groups import Groups
 from alignkit.metrics.specs import MetricSpec
 from alignkit.vocabulary import select
@@ -41,10 +42,7 @@ class Term:
     mask: str | None = "response_mask"
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("token", "sequence", "group", "constant"):
-            raise ConfigError(
-                f"reduction {self.reduction!r}", where="Term", remedy="use token, sequence, group or constant"
-            )
+        check_values(self)
         if self.constant <= 0:
             raise ConfigError(f"constant {self.constant} must be positive", where="Term")
 
@@ -64,6 +62,10 @@ class Stream:
     weight: float = 1.0
     batch_size: int = 16
     reduction: Reduction = "token"
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_positive(self, "batch_size")
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,11 @@ class Training:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        where = _where(self)
+        where = name_of(self)
+        check_values(self)
         check_positive(self, "epochs", "learning_rate", "eps")
         check_not_negative(self, "batch_size", "weight_decay", "max_grad_norm")
-        if self.schedule not in ("constant", "cosine", "linear"):
+        if self.schedule not in ("constant", "cosine", "linear"):  # a subclass may annotate it as any text
             raise ConfigError(f"schedule {self.schedule!r}", where=where, remedy="use constant, cosine or linear")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1)", where=where)
@@ -138,11 +141,6 @@ class Training:
         return 1 - along if self.schedule == "linear" else 1.0
 
 
-def _where(declared: Any) -> str:
-    """A stage by its name, a method by its class."""
-    return getattr(declared, "name", "") or type(declared).__name__
-
-
 def check_positive(declared: Any, *names: str) -> None:
     """Refuse fields that are not above zero (NaN is not).
 
@@ -151,7 +149,7 @@ def check_positive(declared: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(declared, name) > 0:
-            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=_where(declared))
+            raise ConfigError(f"{name}={getattr(declared, name)} must be positive", where=name_of(declared))
 
 
 def check_not_negative(declared: Any, *names: str) -> None:
@@ -162,7 +160,7 @@ def check_not_negative(declared: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(declared, name) >= 0:
-            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=_where(declared))
+            raise ConfigError(f"{name}={getattr(declared, name)} must not be negative", where=name_of(declared))
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class PolicyOptimizer(Training):
         samples_per_prompt: responses sampled for each prompt of a round; 0 learns from the groups it is given.
         prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
-            once.
+            once, in rounds of nearly equal size, none larger than `prompts_per_round`.
         sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
             (`logprob_temperature`).
@@ -201,6 +199,8 @@ class PolicyOptimizer(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "temperature")
+        if self.value_learning_rate is not None:
+            check_positive(self, "value_learning_rate")
         check_not_negative(self, "samples_per_prompt", "prompts_per_round", "rounds", "sample_every")
         if not self.rounds and not self.sample_every:
             raise ConfigError("rounds=0 and sample_every=0 say nothing of each other", where=type(self).__name__)
@@ -235,6 +235,15 @@ class PolicyOptimizer(Training):
         """Which sampled groups are worth learning from: `keep(self, groups, …)`. The engine samples anew for the
         others. None keeps all. Further parameters, by name: those of `alignkit.vocabulary.KEEP`."""
         return None
+
+    def check_use(self, *, max_new_tokens: int, losses: Sequence[Any]) -> None:
+        """Refuse what contradicts the stage that it is used in, before a model is loaded: override it with
+        `ConfigError`s.
+
+        Args:
+            max_new_tokens: of the sampler.
+            losses: its loss and its extra losses, bound; `tensor_names` are those that each asks for.
+        """
 
     def initial_state(self) -> dict[str, Any]:
         """The state a run begins with: plain JSON (an adaptive coefficient, counters)."""

@@ -107,9 +107,7 @@ _PAIRS = {
     "rating": _spec(
         "pair", "round", "Level of the comparison: 0 significantly better to 3 negligibly better, -1 unknown."
     ),
-    "margin": _spec(
-        "pair", "round", "How far apart the two scores should be, from the rating; 0 where none was given."
-    ),
+    "margin": _spec("pair", "round", "How far apart the two scores should be, as the data says; 0 where it does not."),
     "preference_prob": _spec(
         "pair", "round", "Probability that the preferred response is better (soft label); 1 if not given."
     ),
@@ -124,7 +122,12 @@ _GROUPS = {
         "Raw scores of the K responses to one prompt; padded where `group_mask` is False.",
         of="scores",
     ),
-    "ranks": _spec("group", "round", "1 is best, equal ranks tie; padded where `group_mask` is False."),
+    "ranks": _spec(
+        "group",
+        "round",
+        "1 is best, equal ranks tie; padded where `group_mask` is False. A loss that names them has no element of a "
+        "group in which no rank differs from another.",
+    ),
     "group_mask": _spec("group", "round", "True on responses that exist, for groups of unequal size."),
 }
 

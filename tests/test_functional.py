@@ -139,6 +139,24 @@ def test_whiten_of_masked_is_whiten_of_what_is_shown(items: list[float], extra: 
     assert abs(float(shown.var(unbiased=False)) - 1) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [1.0, 5.3, 37.7, 100.1, -1000.3, 1e-6])
+def test_numbers_that_are_equal_up_to_rounding_whiten_to_nothing(value: float, dtype: torch.dtype) -> None:
+    """What lies one spacing of the dtype apart is one number; ten thousand spacings apart it is two."""
+    alike = torch.full((64,), value, dtype=dtype)
+    near = torch.nextafter(alike, alike + alike.abs()).where(torch.arange(64) % 2 == 0, alike)
+    for x in (alike, near):
+        assert bool(F.is_constant(x))
+        assert float(F.whiten(x).abs().max()) == 0.0
+        torch.testing.assert_close(F.whiten(x, shift_mean=False), alike, rtol=1e-5, atol=0)
+        assert float(F.explained_variance(torch.randn(64, dtype=dtype), x)) == 0.0
+    apart = alike * (1 + 1e4 * torch.finfo(dtype).eps * (torch.arange(64) % 2).to(dtype))
+    assert not bool(F.is_constant(apart))
+    hidden = torch.cat([alike, torch.tensor([math.nan, 1e9], dtype=dtype)])
+    shown = torch.arange(66) < 64
+    assert float(F.whiten(hidden, shown).abs().max()) == 0.0
+
+
 def test_whiten_needs_two() -> None:
     with pytest.raises(ConfigError, match="2 or more"):
         F.whiten(torch.ones(2, 2), torch.tensor([[1, 0], [0, 0]]))
@@ -216,6 +234,9 @@ def test_where_a_score_lands(shown: list[int], last: int, after_eos: int) -> Non
     mask = torch.tensor([shown])
     assert F.last_token_index(mask).tolist() == [last]
     assert F.score_index(mask, "after_eos").tolist() == [after_eos]
+    room, last_or_none = torch.nn.functional.pad(mask, (0, 1)), max(last, 0)
+    assert F.score_index(room, "after_eos", torch.tensor([True])).tolist() == [last + 1]
+    assert F.score_index(room, "after_eos", torch.tensor([False])).tolist() == [last_or_none]
     if last < 0:
         with pytest.raises(DataError, match="without tokens"):
             F.score_index(mask)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from alignkit import ConfigError, Groups, Term
+from alignkit.engine.assemble import assemble
 from alignkit.engine.losses import nll
 from alignkit.engine.pairs import pairs_of
 from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.models import Policy, RewardModel
 from alignkit.testing import DEMOS, one_step, tiny_policy, training_data
 
 
@@ -44,7 +48,7 @@ def test_reductions_by_hand():
     values = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 9.0, 9.0, 9.0], [6.0, 9.0, 9.0, float("nan")]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
     layout = Layout({"response_mask": mask}, torch.tensor([0, 0, 1]), torch.zeros(0, dtype=torch.long), 2)
-    counts = {"token": 6.0, "sequence": 3.0, "group": 2.0}
+    counts = {"token": 6.0, "sequence": 3.0, "token_group": 2.0}
 
     def reduce(reduction):
         total, _ = reduce_terms(
@@ -95,6 +99,44 @@ def test_pairs_weigh_by_prompt_under_group_reduction():
         lambda kind, _m: {"pair_group": 2.0}[kind],
     )
     assert float(total) == pytest.approx((2 + 10) / 2)
+
+
+def by_rank(rewards, ranks, group_mask):
+    """Best minus worst of each prompt, and a constant where nothing differs, which must not count either."""
+    return rewards.masked_fill(~group_mask, -9).amax(1) - rewards.masked_fill(~group_mask, 9).amin(1) + 1
+
+
+@pytest.mark.parametrize("max_tokens", [10**6, 1])
+def test_prompts_without_a_comparison_are_not_counted_among_rankings(max_tokens):
+    """Mean over prompts that hold one: ties, beside them, in a micro-batch with them or alone, change nothing."""
+    ranked = [{"prompt": "a", "responses": ["x y", "z"], "ranks": [1, 2]}]
+    tied = [{"prompt": f"t{i}", "responses": ["u v", "w"], "ranks": [1, 1]} for i in range(3)]
+    found = []
+    for rows in (ranked, [*tied, *ranked], [{**tied[0], "ranks": None}, *ranked]):
+        data = training_data(Policy.load("tiny"), Groups.from_rows(rows))
+        (step,) = data.steps(0, 1, max_tokens, (0,))
+        total = 0.0
+        for numbers in filter(None, step.micro):
+            batch = data.collate(numbers)
+            tensors, _ = assemble(RewardModel.from_policy("tiny", seed=1), data, batch, frozenset({"rewards", "ranks"}))
+            terms = {"loss": by_rank(tensors["rewards"], tensors["ranks"], tensors["group_mask"])}
+            names = ("rewards", "ranks", "group_mask")
+            declared = {"loss": Term(reduction="group")}
+            count = partial(data.count, step)
+            share, _ = reduce_terms(terms, declared, names, data.layout(batch, {}, None), count)
+            total += float(share)
+        found.append(total)
+    assert found == pytest.approx([found[0]] * 3, abs=1e-5)
+    assert found[0] > 1
+
+
+def test_groups_of_which_a_mask_shows_nothing_are_not_counted():
+    data = training_data(Policy.load("tiny"), DEMOS)
+    data.tensors = {"shown": torch.zeros(DEMOS.num_responses, 1, dtype=torch.bool)}
+    data.tensors["shown"][0] = True
+    (step,) = data.steps(0, 1, 10**6, (0,))
+    assert data.count(step, "token_group", "shown") == 1
+    assert data.count(step, "token_group", "response_mask") == len(DEMOS)
 
 
 def test_undeclared_and_weightless_terms_are_refused():

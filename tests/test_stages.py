@@ -159,7 +159,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "reference_logprobs": ("kept", "online"), "streams": (None, None), "init": (None, policy("d")),
         "history": ((), [groups("e")]), "heldout": (None, PROMPTS), "patience": (0, 1), "max_new_tokens": (None, 9),
         "sampler": (Sampler(), Sampler(batch_size=2)), "max_length": (1024, 512), "max_missing": (0.05, 0.5),
-        "value_model": ("head", "separate"),
+        "drop_bad": (False, True), "value_model": ("head", "separate"),
         "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]),
         "budget": ({"generated_tokens": 1000}, {"generated_tokens": "2k"}),
     },

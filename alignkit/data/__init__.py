@@ -1,7 +1,7 @@
 """Reading and checking preference data, chat formats, tokenising. Imports neither torch nor transformers."""
 
 from alignkit.data.chat import ChatFormat, Encoded
-from alignkit.data.checks import check_groups
+from alignkit.data.checks import check_given, check_groups
 from alignkit.data.encode import EncodedGroup, encode_groups
 from alignkit.data.problems import Problem, refuse_or_drop
 from alignkit.data.readers import read_groups
@@ -14,6 +14,7 @@ __all__ = [
     "Located",
     "Problem",
     "bad_text",
+    "check_given",
     "check_groups",
     "encode_groups",
     "read_groups",

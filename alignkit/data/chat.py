@@ -38,7 +38,7 @@ from alignkit.groups import Message
 logger = logging.getLogger("alignkit.data")
 
 Turns = Sequence[Mapping[str, Any] | Message]
-Train = Literal["last", "all"]
+Train = Literal["last", "all", "response"]
 
 FOLDED = "the chat template has no system role: the system text was put before the first user turn"
 FORGED = "control tokens written inside messages were kept as text"
@@ -178,7 +178,7 @@ class ChatFormat:
             messages: the conversation before the response.
             response: the text of the last assistant turn.
             train: "all" marks every assistant turn of the prompt (its content and its end-of-turn token), "last" only
-                those whose `trained` is true.
+                those whose `trained` is true, "response" none: what a method compares is what the policy sampled.
             max_tokens: as in `encode_prompt`.
         """
         ids, trained = self.encode_trained_prompt(messages, train, max_tokens)
@@ -236,7 +236,7 @@ class ChatFormat:
         if any(self.control_text(turn["content"]) for turn in turns):
             self.note(FORGED)
         answers = {i for i, turn in enumerate(turns) if turn["role"] == "assistant"}
-        learned = {i for i in answers if train == "all" or turns[i]["trained"]}
+        learned = {i for i in answers if train == "all" or (train == "last" and turns[i]["trained"])}
         tokens = self._safe.encode(pieces, answers, spans=bool(learned))
         spans = self._learned_spans(pieces, learned) if learned else []
         marked = [(i, any(begin < stop and end > start for start, stop in spans)) for i, begin, end in tokens]

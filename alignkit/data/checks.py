@@ -32,7 +32,7 @@ from alignkit.groups import RATINGS, ROLES, Groups
 if TYPE_CHECKING:
     from alignkit.data.chat import ChatFormat
 
-__all__ = ["Kind", "Problem", "check_groups", "check_row", "refuse_or_drop"]
+__all__ = ["Kind", "Problem", "check_given", "check_groups", "check_row", "refuse_or_drop"]
 
 Kind = Literal["prompts", "demonstrations", "comparisons", "rankings", "unpaired"]
 
@@ -93,6 +93,27 @@ def check_groups(
         problems += _check_tokens(groups, fine, chat, max_prompt_tokens, max_response_tokens)
     problems.sort(key=lambda problem: len(rows) if problem.row is None else problem.row)
     return [*problems, *check_wholes(rows, kind)]
+
+
+def check_given(groups: Groups) -> list[Problem]:
+    """The same of rows that a method learns from as they are given: whatever a row holds must make sense.
+
+    Comparisons and rankings are those rows that are ranked; of the others nothing is asked that they do not have.
+    """
+    rows = list(groups)
+    kinds = [_kind_of(row) for row in rows]
+    found = [
+        _at(finding, index, row["prompt_id"])
+        for index, (row, kind) in enumerate(zip(rows, kinds, strict=True))
+        for finding in check_row(row, kind)
+    ]
+    return [*found, *check_wholes(rows, "comparisons" if set(kinds) == {"comparisons"} else "prompts")]
+
+
+def _kind_of(row: Mapping[str, Any]) -> Kind:
+    if row["ranks"] is None or len(row["responses"] or []) < 2:
+        return "prompts"
+    return "comparisons" if len(row["responses"]) == 2 else "rankings"
 
 
 def check_row(row: Mapping[str, Any], kind: str) -> list[Finding]:

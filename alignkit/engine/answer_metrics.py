@@ -135,7 +135,13 @@ def answer_logprobs(
         One entry per group; None for a group that does not fit.
     """
     longest = 1 << 30  # whatever was sampled or given is measured whole
-    encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
+    encoded, _ = encode_groups(
+        groups,
+        policy.chat,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=longest,
+        train="response",
+    )
     data = TrainingData(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
     out: list[Tensor | None] = [None] * len(groups)
     for group in encoded:

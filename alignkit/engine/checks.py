@@ -6,6 +6,7 @@ Needs no model, and no torch.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,25 @@ def unread_soft_labels(groups: Groups, losses: Sequence[BoundLoss]) -> str:
     return (
         f"loss {losses[0].name} takes no soft labels: {soft} of {len(groups)} rows have a preference_prob, and are "
         "learned as if it were 1. Use a loss that names preference_prob, or leave it out of the data."
+    )
+
+
+def unread_margins(groups: Groups, losses: Sequence[BoundLoss]) -> str:
+    """What to say where comparisons have margins and no loss reads them; an empty string where one does, or none has.
+
+    Args:
+        groups: what is learned from.
+        losses: what learns from them, the one that matters first.
+    """
+    compares = "ranks" in losses[0].tensor_names or bool(select(losses[0].tensor_names, level="pair"))
+    if not compares or any("margin" in loss.tensor_names for loss in losses):
+        return ""
+    given = sum(bool(ranks and meta and json.loads(meta).get("margin")) for ranks, meta in groups.each("ranks", "meta"))
+    if not given:
+        return ""
+    return (
+        f"loss {losses[0].name} takes no margin: {given} of {len(groups)} rows have one, and are learned as if it were "
+        "0. Use a loss that names margin, or leave it out of the data."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 
 from alignkit.budget import NAMES, ROUND
@@ -98,10 +99,17 @@ class Collect:
         return not reached and not (draws and spending.stopped)
 
     def round_prompts(self, lap: int) -> Groups:
-        """The prompts of one sampling, in order and around; each lap over all of them has an order of its own."""
+        """The prompts of one sampling, in order and around; each lap over all of them has an order of its own.
+
+        Where the method asks for one pass (`rounds=0`), that is each of them once: rounds of nearly equal size.
+        """
         size, rows = self.method.prompts_per_round, len(self.prompts)
         if not size or size >= rows:
             return self.prompts
+        if not self.method.rounds:
+            passes, place = divmod(lap, parts := math.ceil(rows / size))
+            order = permutation(rows, *self.setting.seed, "prompts", passes)
+            return self.prompts.select(order[rows * place // parts : rows * (place + 1) // parts])
         places = range(lap * size, (lap + 1) * size)
         laps = range(places[0] // rows, places[-1] // rows + 1)
         orders = {each: permutation(rows, *self.setting.seed, "prompts", each) for each in laps}

@@ -30,13 +30,16 @@ class Describe:
     samples: bool
     probes: int = 32
 
-    def __call__(self, groups: Groups, data: TrainingData, known: Mapping[str, Tensor]) -> dict[str, float]:
+    def __call__(
+        self, groups: Groups, data: TrainingData, known: Mapping[str, Tensor], *, fresh: bool = True
+    ) -> dict[str, float]:
         """Numbers by name, see docs/metrics.md.
 
         Args:
             groups: the round's.
             data: the same, as the policy reads them.
             known: tensors worked out before, by name.
+            fresh: whether the policy of this moment sampled them; no KL is measured on what it has learned since.
         """
         lengths = [len(r) for g in data.encoded for r in g.responses]
         ends = data.ends_with(self.sampling.models.policy.chat.end_ids)
@@ -48,13 +51,13 @@ class Describe:
             label = "reward" if name == self.reward else f"reward_{name}"
             if len(kept):
                 out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}
-        return out | self._kl(data, known)
+        return out | (self._kl(data, known) if fresh and self.samples else {})
 
     def _kl(self, data: TrainingData, known: Mapping[str, Tensor]) -> dict[str, float]:
         """Of all responses where their log-probs are known, else of a few."""
         if "logprobs" in known and "ref_logprobs" in known:
             return kl_means(known["logprobs"], known["ref_logprobs"], data.response_mask)
-        if self.sampling.models.reference is None or not self.samples:
+        if self.sampling.models.reference is None:
             return {}
         few = data.first(self.probes)
         found = self.sampling.work_out(

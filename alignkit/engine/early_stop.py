@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from alignkit.engine.setting import Setting
 from alignkit.errors import DataError
 from alignkit.groups import Groups
+from alignkit.models import Policy
 from alignkit.rewards import Reward, score_groups
 from alignkit.sampling import Drawing
 
@@ -26,7 +29,9 @@ class EarlyStop:
         setting: where.
         best_reward: the best mean so far.
         best_round: when it was.
-        best_weights: trained parameters by name, as they were then.
+        best_weights: trained parameters of the policy and of a separate value model, as they were then.
+        best_state: of the method, as it was then.
+        value_model: a separate one, or None.
     """
 
     drawing: Drawing
@@ -36,12 +41,18 @@ class EarlyStop:
     setting: Setting
     best_reward: float = -float("inf")
     best_round: int | None = None
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    best_state: Mapping[str, Any] = field(default_factory=dict)
+    value_model: Policy | None = None
 
-    def over(self, index: int) -> bool:
+    def over(self, index: int, state: Mapping[str, Any] | None = None) -> bool:
         """Sample and score one response per held-out prompt; whether patience is over.
 
         A round after which the budget might not pay for all of them is not measured.
+
+        Args:
+            index: of the round.
+            state: of the method, after it.
 
         Raises:
             DataError: no response has a reward.
@@ -61,10 +72,14 @@ class EarlyStop:
         mean = sum(kept) / len(kept)
         self.setting.say(f"{label}: held-out reward {mean:.3f}")
         if self.best_round is None or mean > self.best_reward:
-            trained = self.drawing.policy.named_parameters() if self.patience else ()
-            self.best_reward, self.best_round = mean, index
-            self.best_weights = {n: p.detach().clone() for n, p in trained if p.requires_grad}
+            self.best_reward, self.best_round, self.best_state = mean, index, dict(state or {})
+            self.best_weights = [(p, p.detach().clone()) for p in self._trained()] if self.patience else []
         return bool(self.patience) and index - self.best_round >= self.patience
+
+    def _trained(self) -> Iterator[Tensor]:
+        """The parameters that the rounds change: what one round leaves behind belongs together."""
+        for model in (self.drawing.policy, self.value_model):
+            yield from (p for p in (model.parameters() if model is not None else ()) if p.requires_grad)
 
     def _most(self) -> dict[str, int]:
         """What a measurement may cost at most."""
@@ -74,10 +89,10 @@ class EarlyStop:
 
     @torch.no_grad()
     def restore_best(self) -> int | None:
-        """Put the weights of the best held-out round back; returns that round, or None where none is kept."""
+        """Put the weights of the best held-out round back, the value model's too; returns that round, or None where
+        none is kept."""
         if self.best_round is None or not self.patience:
             return None
-        for name, parameter in self.drawing.policy.named_parameters():
-            if name in self.best_weights:
-                parameter.copy_(self.best_weights[name])
+        for parameter, best in self.best_weights:
+            parameter.copy_(best)
         return self.best_round

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.engine.learner import Learner
-from alignkit.errors import ConfigError, Terminated
+from alignkit.errors import ConfigError, Terminated, suggestion
 
 OURS = {
     "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
@@ -47,6 +47,34 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}"
             )
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
+"""Lightning's precisions that train here."""
+
+OTHER_NAMES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""What else Lightning calls them."""
+
+
+def precision_named(given: str | int) -> str:
+    """A precision by the one name that Lightning has for it.
+
+    Args:
+        given: that name, or another of Lightning's: "bf16", 32.
+
+    Raises:
+        ConfigError: none that trains here.
+    """
+    name = OTHER_NAMES.get(str(given), str(given))
+    if name == "16-mixed":
+        raise ConfigError(
+            f"precision={given!r} scales the loss, and gradients would be clipped before they are scaled back",
+            where="Run",
+            remedy='use precision="bf16-mixed"',
+        )
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision={given!r}", where="Run", remedy=suggestion(name, PRECISIONS))
+    return name
 
 
 @contextlib.contextmanager

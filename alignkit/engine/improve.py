@@ -20,7 +20,7 @@ from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
-from alignkit.engine.lesson import Lesson, RoundLoop
+from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
 from alignkit.engine.prepare import Prepare
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
@@ -47,6 +47,7 @@ class Improvement:
         early_stop: watches held-out prompts.
         state: of the method, plain JSON.
         last: metrics of the last round that learned.
+        weighted: losses that the rounds learn from.
         left_out: rounds without anything to learn from.
     """
 
@@ -60,6 +61,7 @@ class Improvement:
     early_stop: EarlyStop
     state: dict[str, Any]
     last: Mapping[str, float]
+    weighted: Sequence[BoundLoss] = ()
     left_out: list[int] = field(default_factory=list)
 
     @property
@@ -82,7 +84,15 @@ class Improvement:
                 yield False
             else:
                 self.state = dict(self.method.update(self.state, means))
-                yield self.early_stop.over(index)
+                yield self.early_stop.over(index, self.state)
+
+    def restore_best(self) -> int | None:
+        """Put back what the best held-out round left behind, the method's state with it; returns that round, or None
+        where none is kept."""
+        best = self.early_stop.restore_best()
+        if best is not None:
+            self.state = dict(self.early_stop.best_state)
+        return best
 
     def _lesson_if_any(self, index: int) -> Lesson | None:
         """What round `index` learns; None where there is nothing, which is said, or where the budget paid for less
@@ -113,12 +123,14 @@ class Improvement:
         data = self.known.read(groups)
         steps = self._steps(data, index)
         known = self.known.work_out(data, first_epoch(steps), self.asked.before_prepare)
-        metrics = self.describe(groups, data, known)
+        metrics = self.describe(groups, data, known, fresh=not self.collect.place_in_lap(index)[0])
         batch = self.prepare(groups, data, known, index, self.state)
         self.state = self.state if batch.state is None else dict(batch.state)
         if batch.groups is not groups or batch.pairs is not None:  # other rows: nothing is known of them yet
             data, known = self.known.read(batch.groups, batch.pairs), {}
             steps = self._steps(data, index)
+        data.tensors = dict(batch.tensors)
+        refuse_nothing(data, self.weighted, f"{type(self.method).__name__}, round {index}")
         known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         data.tensors = self.asked.under_loss_names(known) | made
@@ -197,7 +209,23 @@ def improvement(
         known=known,
         prepare=Prepare(method, judging, known, history or Groups.from_rows([]), setting, sampler.max_new_tokens),
         describe=Describe(sampling, name, method.samples_per_prompt > 0),
-        early_stop=EarlyStop(replace(drawing, policy=models.policy), judging.reward, heldout, patience, setting),
+        early_stop=EarlyStop(
+            replace(drawing, policy=models.policy),
+            judging.reward,
+            heldout,
+            patience,
+            setting,
+            value_model=models.value_model,
+        ),
         state=method.initial_state(),
         last={},
+        weighted=_weighted(method, losses),
     )
+
+
+def _weighted(method: PolicyOptimizer, losses: Sequence[BoundLoss]) -> list[BoundLoss]:
+    """The loss, and of the extra losses those whose term has a weight."""
+    main, *extras = losses
+    terms = method.terms()
+    named = zip(method.extra_losses(), extras, strict=False)  # a test may leave the extra ones out
+    return [main, *(loss for name, loss in named if name in terms and terms[name].weight)]

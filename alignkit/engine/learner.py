@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.budget import Spending
 from alignkit.engine.assemble import assemble
-from alignkit.engine.checks import unread_soft_labels
+from alignkit.engine.checks import unread_margins, unread_soft_labels
 from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.progress import StepProgress
@@ -168,14 +168,15 @@ class Learner(L.LightningModule):
         return StepLoader(lesson.steps)
 
     def _say_what_is_not_read(self, lesson: Lesson) -> None:
-        """Once a stage: soft labels that no loss with a weight reads."""
+        """Once a stage: soft labels and margins that no loss with a weight reads."""
         if self._said:
             return
         main, *extras = self.objectives
         weighted = [each.loss for each in extras if (term := self.terms.get(each.name)) and term.weight]
-        unread = unread_soft_labels(lesson.data.groups, [main.loss, *weighted])
-        self._said = bool(unread)
-        if unread and self.global_rank == 0:
+        losses = [main.loss, *weighted]
+        found = [unread(lesson.data.groups, losses) for unread in (unread_soft_labels, unread_margins)]
+        self._said = any(found)
+        for unread in filter(None, found if self.global_rank == 0 else ()):
             log.warning("%s", unread)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:

@@ -6,7 +6,7 @@ is divided by a count taken over all micro-batches and processes of the step, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,28 +26,34 @@ class Layout:
         response_group: [R] group of each response, numbered within the micro-batch.
         pair_group: [P] group of each pair, likewise.
         groups: how many groups.
+        ranked: [B] bool, the groups in which some rank differs from another; None: all.
     """
 
     masks: Mapping[str, Tensor]
     response_group: Tensor
     pair_group: Tensor
     groups: int
+    ranked: Tensor | None = None
 
 
 def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
-    """What one element of a term is: "token", "pair", "group" or "response". Told by the loss's signature, not by
-    sizes."""
-    if term.ndim == 2:
-        return "token"
+    """What one element of a term is: "token", or as `level_named` says. Told by the loss's signature, not by sizes."""
+    return "token" if term.ndim == 2 else level_named(tensor_names)
+
+
+def level_named(tensor_names: Iterable[str]) -> str:
+    """What one element of a term without tokens is: "pair", "ranking" (a group by its ranks: where none differs from
+    another there is no element), "group" or "response"."""
     if select(tensor_names, level="pair"):
         return "pair"
     if select(tensor_names, level="group"):
-        return "group"
+        return "ranking" if "ranks" in tensor_names else "group"
     return "response"
 
 
 def _check_size(name: str, term: Tensor, level: str, layout: Layout) -> None:
-    sizes = {"pair": len(layout.pair_group), "group": layout.groups, "response": len(layout.response_group)}
+    sizes = {"pair": len(layout.pair_group), "response": len(layout.response_group)}
+    sizes |= dict.fromkeys(("group", "ranking"), layout.groups)
     wanted = (len(layout.response_group),) if level == "token" else (sizes[level],)
     if term.shape[:1] != wanted:
         raise ConfigError(
@@ -81,6 +87,8 @@ def local_sum(term: Tensor, how: Term, level: str, layout: Layout) -> Tensor:
             return (term * mask).sum()
         values, present = _per_response(term, mask.to(term.dtype))
         group = layout.response_group
+    elif level == "ranking":
+        return term.sum() if layout.ranked is None else term.where(layout.ranked, 0).sum()
     else:
         values, present = term, torch.ones_like(term, dtype=torch.bool)
         group = {"pair": layout.pair_group, "response": layout.response_group}.get(level, torch.arange(len(term)))
@@ -95,11 +103,14 @@ def denominator(how: Term, level: str, count: Callable[[str, str | None], float]
     Args:
         how: the term's reduction.
         level: its level.
-        count: gives the step's number of "token" (under a mask), "sequence" (responses with tokens), "response",
-            "pair", "group" or "pair_group" (groups with a pair).
+        count: gives the step's number of "token" (under a mask), "sequence" (responses with tokens), "token_group"
+            (groups with such a response), "response", "pair", "group", "pair_group" (groups with a pair) or "ranking"
+            (groups in which ranks differ).
     """
     if level == "token":
-        kind = {"token": "token", "sequence": "sequence", "constant": "sequence", "group": "group"}[how.reduction]
+        kind = {"token": "token", "sequence": "sequence", "constant": "sequence", "group": "token_group"}[how.reduction]
+    elif level == "ranking":
+        kind = level
     elif how.reduction == "group":
         kind = "pair_group" if level == "pair" else "group"
     else:

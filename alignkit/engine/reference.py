@@ -85,7 +85,13 @@ def kl_per_response(
         return out
     longest = max(len(ids) for row in groups.column("response_ids") for ids in row)
     drawn = groups.column("logprobs")
-    data, _ = TrainingData.of(policy, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=longest)
+    data, _ = TrainingData.of(
+        policy,
+        groups,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=longest,
+        train="response",  # as `drawn`: what the policy wrote
+    )
     for numbers in data.all_micro_batches(max_tokens):
         batch = data.collate(numbers).to(policy.device)
         reference.count(data.reading(numbers))

@@ -86,7 +86,8 @@ class TrainingData:
             groups: the rows.
             max_prompt_tokens: oldest exchanges of a longer prompt are left out.
             max_response_tokens: a row with a longer response is a problem.
-            train: "last": the response is learned from; "all": every assistant turn too.
+            train: "last": the response is learned from, and earlier turns that are marked; "all": every assistant turn;
+                "response": the response alone.
             pairs: see `named_pairs`.
 
         Returns:
@@ -112,13 +113,18 @@ class TrainingData:
         max_response_tokens: int,
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> TrainingData:
-        """The same where no row may be left out.
+        """The responses alone, where no row may be left out: what `improve` learns from.
 
         Raises:
             DataError: naming the first that does not fit.
         """
         data, problems = cls.of(
-            model, groups, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, pairs=pairs
+            model,
+            groups,
+            max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+            train="response",
+            pairs=pairs,
         )
         if problems:
             raise DataError(f"{len(problems)} rows cannot be learned from: {problems[0]}", where="improve")
@@ -199,6 +205,11 @@ class TrainingData:
     def ranks(self) -> list[list[int] | None]:
         """Of each group's responses, where they are ranked."""
         return self.groups.column("ranks")
+
+    @cached_property
+    def ranked(self) -> list[bool]:
+        """Of each group whether some rank differs from another, so that it holds a comparison."""
+        return [len(set(ranks or ())) > 1 for ranks in self.ranks]
 
     @cached_property
     def pairs_by_group(self) -> tuple[Tensor, ...]:
@@ -298,9 +309,13 @@ class TrainingData:
     def count(self, step: Step, kind: str, mask: str | None) -> float:
         """The step's number of tokens, sequences, responses, pairs or groups, over all processes."""
         numbers = step.numbers
+        if kind == "token_group":
+            return float(sum(any(self._shown(i, mask)) for i in numbers))
         if kind in ("token", "sequence") and mask not in (None, "response_mask"):
-            lengths = [float(self.tensors[str(mask)][r].sum()) for r in self._responses(numbers)]
+            lengths = [n for i in numbers for n in self._shown(i, mask)]
             return sum(lengths) if kind == "token" else float(sum(n > 0 for n in lengths))
+        if kind == "ranking":
+            return float(sum(self.ranked[i] for i in numbers))
         if kind == "token":
             return float(sum(sum(self.learned_tokens[i]) for i in numbers))
         if kind == "sequence":
@@ -312,8 +327,12 @@ class TrainingData:
             return float(sum(per_group) if kind == "pair" else sum(n > 0 for n in per_group))
         return float(len(numbers))
 
-    def _responses(self, numbers: Sequence[int]) -> list[int]:
-        return [self.first_response[i] + k for i in numbers for k in range(len(self.encoded[i].responses))]
+    def _shown(self, group: int, mask: str | None) -> list[float]:
+        """How many tokens of each response of a group a mask shows."""
+        if mask in (None, "response_mask"):
+            return [float(n) for n in self.learned_tokens[group]]
+        first = self.first_response[group]
+        return [float(self.tensors[str(mask)][first + k].sum()) for k in range(len(self.encoded[group].responses))]
 
     def slice_tensors(self, batch: MicroBatch) -> dict[str, Tensor]:
         """The round's tensors for the responses of a micro-batch, cut to its width."""
@@ -331,4 +350,5 @@ class TrainingData:
         device = batch.targets.device
         response_group = torch.tensor([numbers[int(g)] for g in batch.groups], dtype=torch.long, device=device)
         empty = torch.zeros(0, dtype=torch.long, device=device)
-        return Layout(masks, response_group, pair_group if pair_group is not None else empty, len(numbers))
+        ranked = torch.tensor([self.ranked[i] for i in batch.group_order], dtype=torch.bool, device=device)
+        return Layout(masks, response_group, pair_group if pair_group is not None else empty, len(numbers), ranked)

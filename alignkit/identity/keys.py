@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError
-from alignkit.identity.atoms import asks_nothing, fields_of
+from alignkit.identity.atoms import asks_nothing, fields_of, number
 from alignkit.identity.code import Walk
 from alignkit.identity.first import first_seen
 from alignkit.identity.forms import UnknownError
@@ -46,6 +46,8 @@ def _of_some_depth(look: Callable[[Any], Any], value: Any) -> Any:
 def _plain(value: Any, ordered: bool = False) -> Any:
     """See `plain`; `ordered`: the order of mappings counts."""
     if not is_own(type(value)):  # a class of the user's own may do otherwise than what it is made from
+        if type(value) is float:
+            return number(value, _plain)  # JSON has no inf
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, (str, Path)):

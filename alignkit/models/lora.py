@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from alignkit.errors import ConfigError
+from alignkit.fields import check_values
 from alignkit.models.loading import refuse_missing
 
 TRAINED = "default"
@@ -33,8 +34,11 @@ class LoRA:
     targets: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.r < 1:
             raise ConfigError(f"r={self.r} must be at least 1", where="LoRA")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ConfigError(f"alpha={self.alpha} must be positive", where="LoRA")
 
     def config(self) -> Any:
         """The peft configuration."""

@@ -62,7 +62,8 @@ class Run:
         quiet: say nothing.
 
     Raises:
-        ConfigError: a trainer argument that is alignkit's own.
+        ConfigError: a trainer argument that is alignkit's own, a precision that is none or cannot train, no room for a
+            token.
     """
 
     def __init__(
@@ -71,26 +72,23 @@ class Run:
         seed: int = 0,
         *,
         plan: bool = False,
-        precision: str = "32-true",
+        precision: str | int = "32-true",
         trainer: Mapping[str, Any] | None = None,
         max_tokens: int = 2048,
         host: PluginHost | None = None,
         quiet: bool = False,
     ) -> None:
-        from alignkit.engine.fit import check_trainer
+        from alignkit.engine.fit import check_trainer, precision_named
 
-        self.folder, self.seed, self.precision = Path(folder), int(seed), precision
+        self.folder, self.seed, self.precision = Path(folder), int(seed), precision_named(precision)
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
         remember_sources()
         # As they are set up: a callback that counts is another one after the first stage.
         self._devices = {k: object_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
-        if precision == "16-mixed":
-            raise ConfigError(
-                "16-mixed scales the loss, and gradients would be clipped before they are scaled back",
-                where="Run",
-                remedy='use precision="bf16-mixed"',
-            )
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            what = f"max_tokens={max_tokens!r} must be a positive whole number"
+            raise ConfigError(what, where="Run", remedy="it is the padded cells of one micro-batch: 2048, say")
         self.max_tokens = max_tokens
         self.planning, self.planned = plan, list[planning.Planned]()
         self.host = host or default_host()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignkit.data.encode import encode_groups
 from alignkit.errors import ConfigError, DataError
+from alignkit.fields import check_values
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
@@ -44,6 +45,7 @@ class Sampler:
     batch_size: int = 96
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.temperature > 0:
             raise ConfigError(
                 f"temperature={self.temperature} must be positive", where="Sampler", remedy="use greedy=true"

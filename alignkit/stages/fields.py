@@ -1,15 +1,14 @@
-"""What the fields of a declaration may hold, read from their annotations and checked before anything is spent."""
+"""What the fields of a declaration may hold: words and numbers, and what comes from other stages, checked before
+anything is spent."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from alignkit.errors import ConfigError, suggestion
+from alignkit.errors import ConfigError
+from alignkit.fields import annotated, check_values, choices, name_in, name_of
 from alignkit.groups import Groups
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Improved, PolicyHandle, RewardHandle
 
@@ -20,11 +19,8 @@ INPUTS: dict[str, type] = {
 
 
 def settle(declared: Any) -> None:
-    """Refuse values that their annotations do not allow; whole numbers for `float` become floats, so that 1 and 1.0 are
-    one key.
-
-    Words are those of a `Literal`; numbers are finite; a flag is a truth value; what is annotated as a handle or as
-    `Groups` (one, a sequence, or by name) is one. Other annotations say nothing here.
+    """Refuse values that their annotations do not allow, see `alignkit.fields.check_values`; what is annotated as a
+    handle or as `Groups` (one, a sequence, or by name) is one.
 
     Args:
         declared: an instance of a frozen dataclass.
@@ -32,81 +28,10 @@ def settle(declared: Any) -> None:
     Raises:
         ConfigError: the field, what it holds, and what it may hold.
     """
-    where = getattr(declared, "name", "") or type(declared).__name__
-    for each in dataclasses.fields(declared):
-        node = _annotation(each.type)
-        value = getattr(declared, each.name)
-        if node is None or (value is None and _allows_none(node)):
-            continue
-        _check_word(each.name, value, node, where)
-        _check_input(each.name, value, node, where)
-        number = _number(each.name, value, node, where)
-        if type(number) is not type(value):
-            object.__setattr__(declared, each.name, number)
-
-
-def _annotation(annotation: Any) -> ast.expr | None:
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:  # a type whose text is no expression says nothing here
-        return None
-
-
-def _name(node: ast.AST) -> str:
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def _choices(node: ast.expr) -> Iterator[ast.expr]:
-    """The alternatives of `A | B`."""
-    if isinstance(node, ast.BinOp):
-        yield from _choices(node.left)
-        yield from _choices(node.right)
-    else:
-        yield node
-
-
-def _allows_none(node: ast.expr) -> bool:
-    return any(isinstance(one, ast.Constant) and one.value is None for one in _choices(node))
-
-
-def _check_word(name: str, value: Any, node: ast.expr, where: str) -> None:
-    choices = [one for one in _choices(node) if not _is_none(one)]
-    literals = [one for one in choices if isinstance(one, ast.Subscript) and _name(one.value) == "Literal"]
-    words = [word for literal in literals for word in _in(literal)]
-    if words and len(literals) == len(choices) and value not in words:
-        raise ConfigError(f"{name}={value!r}", where=where, remedy=suggestion(value, map(str, words)))
-
-
-def _in(literal: ast.Subscript) -> list[Any]:
-    inside = literal.slice
-    return [ast.literal_eval(each) for each in (inside.elts if isinstance(inside, ast.Tuple) else [inside])]
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def _number(name: str, value: Any, node: ast.expr, where: str) -> Any:
-    """The value, as a float where that is what the annotation says.
-
-    Raises:
-        ConfigError: no finite number, no whole number, or no truth value, where one is declared.
-    """
-    kinds = {_name(one) for one in _choices(node) if not _is_none(one)}
-    if not kinds or not kinds <= {"int", "float", "bool"}:
-        return value
-    if kinds == {"bool"} and not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is no truth value", where=where, remedy="use True or False")
-    if isinstance(value, bool):
-        if "bool" in kinds:
-            return value
-        raise ConfigError(f"{name}={value!r} is no number", where=where)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{name}={value!r} is no finite number", where=where)
-    if kinds == {"int"} and not isinstance(value, int):
-        raise ConfigError(f"{name}={value!r} is no whole number", where=where)
-    return float(value) if kinds == {"float"} else value
+    where = name_of(declared)
+    check_values(declared)
+    for name, value, node in annotated(declared):
+        _check_input(name, value, node, where)
 
 
 def _check_input(name: str, value: Any, node: ast.expr, where: str) -> None:
@@ -126,14 +51,14 @@ def _check_input(name: str, value: Any, node: ast.expr, where: str) -> None:
 def _inputs(node: ast.expr) -> tuple[list[type], bool, bool]:
     """(kinds of inputs that an annotation names, whether there may be several, whether by name)."""
     allowed, several, named = list[type](), False, False
-    for one in _choices(node):
+    for one in choices(node):
         inside = one
-        if isinstance(one, ast.Subscript) and _name(one.value) in ("Sequence", "Mapping", "list", "tuple", "dict"):
-            by_name = _name(one.value) in ("Mapping", "dict")
+        if isinstance(one, ast.Subscript) and name_in(one.value) in ("Sequence", "Mapping", "list", "tuple", "dict"):
+            by_name = name_in(one.value) in ("Mapping", "dict")
             inside = one.slice.elts[-1] if isinstance(one.slice, ast.Tuple) else one.slice
-            kinds = [INPUTS[_name(each)] for each in _choices(inside) if _name(each) in INPUTS]
+            kinds = [INPUTS[name_in(each)] for each in choices(inside) if name_in(each) in INPUTS]
             several, named = several or bool(kinds and not by_name), named or bool(kinds and by_name)
-        allowed += [INPUTS[_name(each)] for each in _choices(inside) if _name(each) in INPUTS]
+        allowed += [INPUTS[name_in(each)] for each in choices(inside) if name_in(each) in INPUTS]
     return allowed, several, named
 
 

@@ -42,13 +42,14 @@ class Improve(Stage[Improved]):
             micro-batch, in less memory and more time.
         streams: groups of the second data streams that the optimizer declares, by name.
         init: whose weights are trained; default the policy's own.
-        history: samples of earlier versions, scored again by the current reward.
+        history: samples of earlier versions, oldest first, scored again by the current reward.
         heldout: prompts on which the reward is measured after every round.
         patience: rounds without a better held-out reward before stopping; 0 never stops.
         sampler: a registered sampler; its temperature is the optimizer's.
         max_new_tokens: default the sampler's own.
         max_length: tokens of a given response, and of a piece of a stream's text; longer responses are refused.
         max_missing: the largest share of missing rewards a round may have.
+        drop_bad: leave out useless rows, of those that a method is given to learn from, rather than refuse them.
         value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the
             policy.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
@@ -78,6 +79,7 @@ class Improve(Stage[Improved]):
     max_new_tokens: int | None = None
     max_length: int = 1024
     max_missing: float = 0.05
+    drop_bad: bool = False
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
     iteration: int | None = None
@@ -123,6 +125,7 @@ class Improve(Stage[Improved]):
 
     def _refuse_contradictions(self, context: Context, method: Any, sampler: Any) -> None:
         losses = [context.host.build("loss", loss) for loss in (method.loss, *method.extra_losses().values())]
+        method.check_use(max_new_tokens=sampler.max_new_tokens, losses=losses)
         referenced = self.reference is not None
         facts = Facts(
             rewarded=self.reward is not None,
@@ -141,20 +144,20 @@ class Improve(Stage[Improved]):
         """Whose weights are trained."""
         return self.init or self.policy
 
-    def _draws(self) -> tuple[int, int, int]:
-        """(responses of a round, rounds that sample, rounds)."""
+    def _draws(self) -> tuple[int, int]:
+        """(responses of all draws, responses learned from in all rounds)."""
         method, rows = self.optimizer, len(self.data)
-        drawn = min(method.prompts_per_round or rows, rows)
-        every = method.sample_every or method.rounds or 1
-        rounds = method.rounds_over(rows)
-        return drawn * max(method.samples_per_prompt, 1), -(-rounds // every), rounds
+        every, rounds = method.sample_every or method.rounds or 1, method.rounds_over(rows)
+        draws, each = -(-rounds // every), max(method.samples_per_prompt, 1)
+        drawn = min(method.prompts_per_round or rows, rows) * draws if method.rounds else rows
+        return drawn * each, drawn * each * rounds // max(draws, 1)
 
     def cost(self) -> Cost:
-        per_round, draws, rounds = self._draws()
+        drawn, learned = self._draws()
         method, length, limits = self.optimizer, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
-        generated = per_round * draws * length if method.samples_per_prompt else 0
+        generated = drawn * length if method.samples_per_prompt else 0
         generated = min(generated, limits.get("generated_tokens", generated))
-        trained = per_round * rounds * method.epochs * length * 2
+        trained = learned * method.epochs * length * 2
         return Cost(
             generated=generated,
             trained=min(trained, limits.get("trained_tokens", trained)),
@@ -170,11 +173,11 @@ class Improve(Stage[Improved]):
         """Sample, score, learn, round by round."""
         from alignkit.engine.objectives import extra_objectives
 
-        method = self.optimizer
+        method, rows = self.optimizer, self._checked_rows(place)
         loss = place.host.build("loss", method.loss)
         extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
         policy = trainable(place, self._start, place.name)
-        rounds = self._rounds(place, policy, (loss, *extras.values()))
+        rounds = self._rounds(place, policy, (loss, *extras.values()), rows)
         arguments = {
             "model": policy,
             "loss": loss,
@@ -190,14 +193,28 @@ class Improve(Stage[Improved]):
             "metrics": by_name(self.metrics),
         }
         fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
-        best = rounds.early_stop.restore_best()
+        best = rounds.restore_best()
         for part in (self.reward, self.annotator):
             if part is not None:
                 part.release()
         with place.meter.phase("write"):
             return self._kept(place, rounds, best)
 
-    def _rounds(self, place: Place, policy: Any, losses: Sequence[BoundLoss]) -> Improvement:
+    def _checked_rows(self, place: Place) -> Groups:
+        """The prompts; given rows without those that nothing can be learned from, before anything is loaded.
+
+        Raises:
+            DataError: there are such rows, and they are not to be dropped.
+        """
+        from alignkit.data import check_given, refuse_or_drop
+
+        rows = rows_of(self.data)
+        if self.optimizer.samples_per_prompt:
+            return rows
+        with place.meter.phase("prepare"):
+            return refuse_or_drop(rows, check_given(rows), self.drop_bad, place.name)
+
+    def _rounds(self, place: Place, policy: Any, losses: Sequence[BoundLoss], rows: Groups) -> Improvement:
         from alignkit.engine.improve import improvement
         from alignkit.engine.judging import Judging
         from alignkit.engine.setting import Models, Setting
@@ -221,9 +238,9 @@ class Improve(Stage[Improved]):
             Models(policy, behaviour, reference, self._value_model(place, policy) if valued else None),
             self.sampler,
             Judging(setting, self.reward, self.annotator, self.max_missing),
-            rows_of(self.data),
+            rows,
             setting,
-            history=Groups.concat([rows_of(part) for part in self.history]),
+            history=_in_order([rows_of(part) for part in self.history]),
             heldout=None if self.heldout is None else rows_of(self.heldout),
             patience=self.patience,
             reference_logprobs=self.reference_logprobs,
@@ -296,12 +313,24 @@ class Improve(Stage[Improved]):
     # -- what is returned ----------------------------------------------------------------------------------------------
 
     def handle(self, made: Made) -> Improved:
-        per_round, draws, _ = self._draws()
         start, common = self._start, made.common()
         policy = PolicyHandle(**common, lora=start.lora, parameters=start.parameters)
-        expected, responses = per_round * draws, self.optimizer.samples_per_prompt or 1
+        expected, responses = self._draws()[0], self.optimizer.samples_per_prompt or 1
         rollouts = GroupsHandle(**common, expected=expected, responses=responses)
         return Improved(policy, rollouts, made.result.get("state", {}), made.result)
+
+
+def _in_order(history: Sequence[Groups]) -> Groups:
+    """Samples of earlier versions as one. Those after the last version that is written down are numbered from there,
+    as they were passed; those before it count as the oldest."""
+    told = [[version for version in part.column("iteration") if version is not None] for part in history]
+    written = [place for place, versions in enumerate(told) if versions]
+    begin, latest = (written[-1] + 1, max(max(told[place]) for place in written)) if written else (0, 0)
+    numbered = [
+        part.with_columns({"iteration": [latest + after] * len(part)})
+        for after, part in enumerate(history[begin:], start=1)
+    ]
+    return Groups.concat([*history[:begin], *numbered])
 
 
 def _best_of_n(place: Place, sampled: Groups, name: str) -> dict[str, Any]:

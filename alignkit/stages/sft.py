@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from alignkit.budget import Budget, stopped
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.stages.asked_metrics import by_name, specs_kept
-from alignkit.stages.base import Cost, Made, Product, component, rows_of
+from alignkit.stages.base import Context, Cost, Made, Product, component, rows_of
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, split, trainable
+from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, check_loss, split, trainable
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class SFT(TrainingStage[PolicyHandle]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("heldout_fraction", self.heldout_fraction, self.name)
+
+    def resolved(self, context: Context) -> Self:
+        built = super().resolved(context)
+        check_loss(built.loss, self.sources, ("token", "mask", "response"), self.name)
+        return built
 
     def derived(self) -> Mapping[str, Any]:
         return {"lora": self.policy.lora}

@@ -14,7 +14,7 @@ from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, check_fraction, count_parameters, drawn, split
+from alignkit.stages.training import TrainingStage, check_fraction, check_loss, count_parameters, drawn, split
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""
@@ -54,8 +54,10 @@ class TrainReward(TrainingStage[RewardHandle]):
         check_fraction("heldout_fraction", self.heldout_fraction, self.name)
 
     def resolved(self, context: Context) -> Self:
+        built = super().resolved(context)
+        check_loss(built.loss, self.sources, ("pair", "group", "mask", "response"), self.name)
         return replace(
-            super().resolved(context),
+            built,
             comparisons=as_sequence(self.comparisons),
             replay=as_sequence(self.replay),
             column=self.column or self.name.rsplit("/", 1)[-1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -20,9 +20,11 @@ from alignkit.stages.asked_metrics import by_name, check_steps, named
 from alignkit.stages.base import Context, H, Stage, component
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
+from alignkit.vocabulary import VOCABULARY
 
 if TYPE_CHECKING:
     from alignkit.engine.learner import Learner
+    from alignkit.registry.records import BoundLoss
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,14 +85,40 @@ class TrainingStage(Stage[H], Training):
 
     def learn(self, place: Place, model: Any, data: Any, reduction: Any, loss: Any) -> Learner:
         """Train `model` on all of `data`, with one loss whose term is reduced so."""
-        from alignkit.engine.lesson import OneRound
+        from alignkit.engine.lesson import OneRound, refuse_nothing
         from alignkit.optimizers import Term
 
+        refuse_nothing(data, [loss], place.name)
         steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
         terms = {"loss": Term(reduction=reduction)}
         arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
         arguments["metrics"] = by_name(self.metrics)
         return fit_learner(place, arguments, self.checkpointing, Spending(Budget.of(self.budget), place.meter))
+
+
+def check_loss(loss: BoundLoss, sources: Collection[str], levels: Collection[str], where: str) -> None:
+    """Refuse a loss that a verb cannot use, before anything is loaded.
+
+    Args:
+        loss: bound.
+        sources: who makes the tensors that the verb has, see `alignkit.vocabulary.Source`.
+        levels: of the losses that it takes; a tensor that is [pairs] or [groups] decides.
+        where: the stage.
+
+    Raises:
+        ConfigError: naming the tensors that nothing gives.
+    """
+    needed = [name for name in loss.tensor_names if name not in loss.optional]
+    known = [name for name in needed if name in VOCABULARY]
+    missing = [name for name in needed if name not in known or VOCABULARY[name].source not in sources]
+    missing += [name for name in known if VOCABULARY[name].level not in levels and name not in missing]
+    if missing:
+        given = [name for name, spec in VOCABULARY.items() if spec.source in sources and spec.level in levels]
+        raise ConfigError(
+            f"loss {loss.name} asks for {missing}, which there are none of here",
+            where=where,
+            remedy=f"use a loss of {', '.join(given)}",
+        )
 
 
 def check_fraction(name: str, value: float, where: str) -> None:

@@ -158,7 +158,7 @@ def total(
     counts = {
         "token": float(sum(int(mask.sum()) for mask in masks)),
         "sequence": float(sum(int((mask.sum(-1) > 0).sum()) for mask in masks)),
-        **{kind: float(sum(sizes)) for kind in ("response", "pair", "group", "pair_group")},
+        **{kind: float(sum(sizes)) for kind in ("response", "pair", "group", "pair_group", "token_group", "ranking")},
     }
     whole: Tensor | None = None
     for part, mask, size in zip(parts, masks, sizes, strict=True):
@@ -177,8 +177,8 @@ def shown(term: Tensor, mask: Tensor) -> Tensor:
 
 
 def level(loss: BoundLoss, term: Tensor) -> str:
-    """What one element of a term is."""
-    return level_of(term, loss.tensor_names)
+    """What one element of a term is; a ranking is a group."""
+    return {"ranking": "group"}.get(found := level_of(term, loss.tensor_names), found)
 
 
 def gradients(value: Tensor | None, tensors: Tensors) -> dict[str, Tensor]:

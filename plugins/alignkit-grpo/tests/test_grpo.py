@@ -76,6 +76,17 @@ def test_group_advantages_golden(dtype: torch.dtype) -> None:
     close(group_advantages(scores, sizes, scale=False), [0.5, -0.5, -0.5, 0.5, -2, 0, 2, 0, 0, 0, 0], dtype)
 
 
+def test_rewards_that_differ_by_rounding_teach_nothing() -> None:
+    """100.1 and the next float32: a deviation of 4e-6 stands beside an eps of 1e-4, and is no reason to prefer one."""
+    one = torch.full((4,), 100.1)
+    near = torch.nextafter(one, one + 1).where(torch.arange(4) % 2 == 0, one)
+    assert group_advantages(near, [4]).tolist() == [0.0] * 4
+    assert leave_one_out(near, [4]).tolist() == [0.0] * 4
+    assert group_metrics(near, [4])["degenerate_groups"] == 1.0
+    groups = Groups.from_rows([{"prompt": "p", "responses": ["a", "b"]}]).with_rewards("r", [[0.1 + 0.2, 0.3]])
+    assert DAPO().keep(groups, "r") == [False]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_leave_one_out_golden(dtype: torch.dtype) -> None:
     scores = torch.tensor([1, 2, 6, 4, 1], dtype=dtype)
@@ -319,6 +330,20 @@ def test_the_overlong_penalty_falls_over_the_buffer() -> None:
     batch = prepare(DAPO(scale=False, overlong_buffer=2), groups, tensors)
     close(batch.tensors["advantages"][:, 0], [0.5, -0.5])
     close(prepare(DAPO(), groups, tensors).tensors["advantages"][:, 0], [0.0, 0.0])
+
+
+def test_a_buffer_beyond_the_limit_is_refused_before_any_model_is_loaded() -> None:
+    DAPO(overlong_buffer=16).check_use(max_new_tokens=16, losses=())
+    with pytest.raises(ConfigError, match="overlong_buffer=17 with max_new_tokens=16"):
+        DAPO(overlong_buffer=17).check_use(max_new_tokens=16, losses=())
+    with Run(Path("nowhere"), quiet=True, plan=True) as run, pytest.raises(ConfigError, match="overlong_buffer"):
+        run.improve(
+            run.policy("tiny", lora=None),
+            Groups.from_prompts(["a"]),
+            optimizer="dapo(overlong_buffer=4096)",
+            reward=FunctionReward(letters),
+            max_new_tokens=16,
+        )
 
 
 # -- what it declares, and how long it is ------------------------------------------------------------------------------

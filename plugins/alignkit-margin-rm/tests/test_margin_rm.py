@@ -47,6 +47,15 @@ def test_margin_ranking_golden(dtype: torch.dtype, table: str, margins: list[flo
     close(pairwise_ranking(chosen, rejected, torch.tensor(margins, dtype=dtype)), [GOLDEN[m] for m in margins], dtype)
 
 
+def test_a_margin_of_the_data_takes_the_place_of_the_ratings() -> None:
+    """2 where the data says so, rated or not; where it says nothing the rating counts."""
+    chosen, rejected = torch.full((3,), 1.75), torch.full((3,), 1.25)
+    rating, margin, safe = torch.tensor([-1, 0, 0]), torch.tensor([2.0, 2.0, 0.0]), torch.full((3,), -1.0)
+    wanted = [GOLDEN[2], GOLDEN[2], GOLDEN[1]]
+    close(margin_ranking(chosen, rejected, rating, margin), wanted, torch.float32)
+    close(margin_ranking_with_safety(chosen, rejected, rating, safe, safe, margin), wanted, torch.float32)
+
+
 def test_tables_follow_the_scale_of_ratings() -> None:
     for table in MARGINS.values():
         assert len(table) == len(RATINGS)

@@ -14,7 +14,7 @@ from alignkit_ppo import PPO, Llama2PPO, adapted_kl_coef, ppo, token_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Batch, ConfigError, DataError, Groups, Policy, Run, use
+from alignkit import Batch, ConfigError, DataError, Groups, LoRA, Policy, Run, use
 from alignkit.plugin import masked_mean
 from alignkit.testing import first_gradients
 
@@ -258,14 +258,16 @@ def test_whitening_rewards_scales_them_and_keeps_their_mean() -> None:
 def test_a_score_after_eos_reaches_it_discounted_once_more() -> None:
     _, t = make_round(5)
     fields = {"kl_coef": 0.0, "whiten_advantages": "none", "gae_lambda": 0.5, "gamma": 0.9}
-    late = prepare(PPO(score_at="after_eos", **fields), 5)
-    for i, n in enumerate((3, 1)):
+    ended = torch.tensor([True, True, True])
+    late = prepare(PPO(score_at="after_eos", **fields), 5, ends_with_eos=ended)
+    for i, n in enumerate((3, 1, 4)):  # the longest too, whose next token lies outside the batch
         eos = 0.45 * t["rewards"][i] - t["values"][i, n - 1]
         close(late.tensors["advantages"][i, n - 1], eos)
     assert not late.tensors["advantages"][~t["response_mask"]].any()
     assert not late.tensors["returns"][~t["response_mask"]].any()
-    on_time = prepare(PPO(**fields), 5)
-    close(late.tensors["advantages"][2], on_time.tensors["advantages"][2])  # no column after the longest response
+    cut = prepare(PPO(score_at="after_eos", **fields), 5, ends_with_eos=~ended)
+    for name in ("advantages", "returns"):  # nothing ended: there is no token after
+        close(cut.tensors[name], prepare(PPO(**fields), 5).tensors[name])
 
 
 @pytest.mark.parametrize(
@@ -454,3 +456,41 @@ def test_a_mix_needs_its_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ptx"):
         run.improve(v0, prompts, optimizer=PPO(ptx_coef=27.8), reward=length, reference=v0)
     run.close()
+
+
+def mine(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"policy_loss": -(logprobs - old_logprobs).exp() * advantages}
+
+
+@pytest.mark.parametrize(("target", "steps"), [(None, 4), (1e-12, 2), (100.0, 4)])
+def test_movement_is_measured_beside_a_loss_that_does_not_measure_it(
+    target: float | None, steps: int, tmp_path: Path
+) -> None:
+    """The first step moves nothing, before it; the second shows by how much the first has moved."""
+    optimizer = PPO(rounds=1, epochs=4, loss=mine, vf_coef=0.0, target_kl=target, learning_rate=1e-3, warmup_ratio=0.0)
+    with Run(tmp_path / "r", quiet=True) as run:
+        v0 = run.policy("tiny", lora=LoRA(r=2))
+        made = run.improve(
+            v0, Groups.from_prompts(["a", "b"]), optimizer=optimizer, reference=v0, max_new_tokens=4, reward=long
+        )
+        rows = [json.loads(line) for line in (made.policy.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == steps
+    assert ("step_kl" in rows[0]) == (target is not None)
+    if target is not None:
+        assert rows[0]["step_kl"] == 0.0 < rows[1]["step_kl"]
+
+
+def test_movement_is_that_of_the_loss_where_it_is_ppo() -> None:
+    assert not PPO(target_kl=0.1).extra_losses()
+    assert PPO(target_kl=0.1).stop_epochs({"approx_kl": 0.2})
+    assert not PPO(target_kl=0.1).stop_epochs({"approx_kl": 0.05})
+
+
+def long(response: str) -> float:
+    return float(len(response))
+
+
+@pytest.mark.parametrize("clip_range", [2.0, -0.1, math.inf, math.nan])
+def test_a_clip_range_is_a_share(clip_range: float) -> None:
+    with pytest.raises(ConfigError, match="clip_range"):
+        PPO(clip_range=clip_range)

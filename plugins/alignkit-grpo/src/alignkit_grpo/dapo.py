@@ -5,13 +5,14 @@ Yu et al. 2025 (arXiv 2503.14476), section 3: clip-higher, dynamic sampling, tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from alignkit.plugin import Batch, ConfigError, Groups, Reduction
+from alignkit.plugin import Batch, ConfigError, Groups, Reduction, is_constant
 from alignkit_grpo.grpo import GRPO
 
 
@@ -55,10 +56,19 @@ class DAPO(GRPO):
         if self.overlong_buffer < 0:
             raise ConfigError(f"overlong_buffer={self.overlong_buffer} must not be negative", where="dapo")
 
+    def check_use(self, *, max_new_tokens: int, losses: Sequence[Any]) -> None:
+        if self.overlong_buffer > max_new_tokens:
+            raise ConfigError(
+                f"overlong_buffer={self.overlong_buffer} with max_new_tokens={max_new_tokens}",
+                where="dapo",
+                effect="Every response would lose most of a point for its length, the shortest as well.",
+                remedy="give a buffer within the limit (the paper: 4096 of 20480), or raise max_new_tokens",
+            )
+
     def keep(self, groups: Groups, reward_name: str) -> list[bool] | None:
         values, present = groups.rewards(reward_name)
-        seen = [{v for v, there in zip(*row, strict=True) if there} for row in zip(values, present, strict=True)]
-        return [len(distinct) > 1 for distinct in seen] if self.dynamic_sampling else None
+        seen = [[v for v, there in zip(*row, strict=True) if there] for row in zip(values, present, strict=True)]
+        return [not is_constant(torch.tensor(row)) for row in seen] if self.dynamic_sampling else None
 
     def prepare(  # type: ignore[override]  # the engine passes what is named here
         self,

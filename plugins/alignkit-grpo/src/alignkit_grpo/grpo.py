@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from alignkit.plugin import Batch, ConfigError, Groups, MetricSpec, PolicyOptimizer, Reduction, Term, k3, take_present
-from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, group_metrics
+from alignkit_grpo.surrogate import DIAGNOSTICS, LOGS, centred, group_metrics
 
 
 def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean r) / (std r + eps) within each group (section 4.1.2); exactly 0 where a group's are all equal.
+    """A_i = (r_i - mean r) / (std r + eps) within each group (section 4.1.2); 0 where they are equal up to rounding.
 
     Args:
         scores: [responses], group after group.
@@ -32,8 +32,8 @@ def group_advantages(scores: Tensor, sizes: Sequence[int], scale: bool = True, e
     """
     parts = []
     for part in scores.split(list(sizes)):
-        centred = (part - part.mean()).where(part.max() > part.min(), 0)
-        parts.append(centred / (part.std() + eps) if scale and len(part) > 1 else centred)
+        apart = centred(part)
+        parts.append(apart / (part.std() + eps) if scale and len(part) > 1 else apart)
     return torch.cat(parts)
 
 

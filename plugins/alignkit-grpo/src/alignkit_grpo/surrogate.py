@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from alignkit.plugin import RATIOS, MetricSpec, Term, clipped_surrogate
+from alignkit.plugin import RATIOS, MetricSpec, Term, clipped_surrogate, is_constant
 
 DIAGNOSTICS = {"ratio": Term(0.0, "token"), "clip_fraction": Term(0.0, "token")}
 """The terms of `clipped_policy` that are for the eye."""
@@ -55,6 +55,11 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> dic
     return {"policy_loss": -advantages * logprobs, "ratio": torch.exp(logprobs - old_logprobs).detach()}
 
 
+def centred(scores: Tensor) -> Tensor:
+    """r - mean r of one group [K]; exactly 0 where they are equal up to rounding, which is no reason to prefer one."""
+    return (scores - scores.mean()).where(~is_constant(scores), 0)
+
+
 def group_metrics(scores: Tensor, sizes: Sequence[int]) -> dict[str, float]:
     """What a round has to teach: the groups' mean standard deviation, and the share of those that have none.
 
@@ -63,7 +68,7 @@ def group_metrics(scores: Tensor, sizes: Sequence[int]) -> dict[str, float]:
         sizes: how many responses each group has.
     """
     spreads = torch.stack([part.std(correction=0) for part in scores.split(list(sizes))])
-    flat = torch.stack([part.max() == part.min() for part in scores.split(list(sizes))])
+    flat = torch.stack([is_constant(part) for part in scores.split(list(sizes))])
     return {
         "group_reward_std": float(spreads.mean()),
         "degenerate_groups": float(flat.float().mean()),

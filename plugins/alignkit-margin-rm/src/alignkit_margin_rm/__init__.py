@@ -83,22 +83,27 @@ def margin_ranking(
     chosen_rewards: Tensor,
     rejected_rewards: Tensor,
     rating: Tensor,
+    margin: Tensor | None = None,
     *,
     table: str = "small",
     center_rewards_coefficient: float = 0.0,
 ) -> Tensor:
     """-log sigmoid(r_c - r_r - m(rating)): Llama 2's ranking loss (Touvron et al. 2023, eq. 2).
 
+    A margin that the data gives takes the place of the one that the rating stands for.
+
     Args:
         chosen_rewards: [pairs], raw scores.
         rejected_rewards: [pairs], raw scores.
         rating: [pairs] int64, 0 "significantly better" to 3 "negligibly better or unsure", -1 (margin 0) unknown.
+        margin: [pairs], of the data's own column; 0, or None, where it gives none.
         table: "small" 1, 2/3, 1/3, 0; "large" 3, 2, 1, 0; "none" is plain Bradley-Terry.
         center_rewards_coefficient: see `pairwise_ranking`.
     """
-    margin = rating_margins(rating, table, chosen_rewards.dtype)
+    rated = rating_margins(rating, table, chosen_rewards.dtype)
+    margins = rated if margin is None else margin.to(rated.dtype).where(margin > 0, rated)
     return pairwise_ranking(
-        chosen_rewards, rejected_rewards, margin, center_rewards_coefficient=center_rewards_coefficient
+        chosen_rewards, rejected_rewards, margins, center_rewards_coefficient=center_rewards_coefficient
     )
 
 
@@ -108,6 +113,7 @@ def margin_ranking_with_safety(
     rating: Tensor,
     chosen_safe: Tensor,
     rejected_safe: Tensor,
+    margin: Tensor | None = None,
     *,
     table: str = "small",
     safety_weight: float = 1.0,
@@ -125,10 +131,11 @@ def margin_ranking_with_safety(
         rating: [pairs] int64, see `margin_ranking`.
         chosen_safe: [pairs], 1 safe, 0 unsafe, -1 unknown.
         rejected_safe: [pairs], likewise.
+        margin: [pairs], see `margin_ranking`.
         table: see `margin_ranking`.
         safety_weight: factor of the term; 0 is `margin_ranking`.
     """
-    ranking = margin_ranking(chosen_rewards, rejected_rewards, rating, table=table)
+    ranking = margin_ranking(chosen_rewards, rejected_rewards, rating, margin, table=table)
     safety = 0.5 * (_safety(chosen_rewards, chosen_safe) + _safety(rejected_rewards, rejected_safe))
     check_range("margin_ranking_with_safety", safety_weight=safety_weight)
     return ranking + safety_weight * safety
@@ -150,7 +157,8 @@ def kwise_ranking(
     """-1/C(K,2) sum over pairs of log sigmoid(r_w - r_l): all comparisons of a prompt as one element (InstructGPT).
 
     Ouyang et al. 2022, eq. 1. Each prompt is one mean, so that a ranking of 9 weighs no more than one of 4. A tie is no
-    comparison: it is left out of the sum and of the count, and a prompt that is all ties gives 0.
+    comparison: it is left out of the sum and of the count; a prompt that is all ties gives 0, and is not counted among
+    the prompts that the step averages over.
 
     Args:
         rewards: [groups, K], raw scores.

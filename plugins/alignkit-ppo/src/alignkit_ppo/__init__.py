@@ -71,6 +71,7 @@ LOGS = {
         "above its target (0.01 to 0.05): the round's epochs should stop early",
         unit="nats",
     ),
+    "step_kl": MetricSpec("`approx_kl`, where the loss does not bring it", "as `approx_kl`", unit="nats"),
     "explained_variance": MetricSpec(
         "1 − Var(returns − values) / Var(returns): how much of the returns the value model predicts",
         "below 0 after the first rounds: values are worse than a constant; train them longer or with a larger rate. "
@@ -148,11 +149,31 @@ def ppo(
         "ratio": ratio.detach(),
         "clip_fraction": (policy_loss > -advantages * ratio).to(ratio.dtype),
         "value_clip_fraction": (clipped > unclipped).to(ratio.dtype),
-        "approx_kl": k3(old_logprobs, logprobs.detach()),
+        "approx_kl": step_kl(logprobs, old_logprobs),
     }
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, score_at: ScoreAt = "last") -> Tensor:
+def step_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """k3 of the movement within the round, pi_old to pi: what `target_kl` looks at with a loss that is not `ppo`.
+
+    Args:
+        logprobs: [responses, tokens], nats.
+        old_logprobs: the same before the round's first step.
+
+    Returns:
+        [responses, tokens], nats, without gradient.
+    """
+    return k3(old_logprobs, logprobs.detach())
+
+
+def token_rewards(
+    scores: Tensor,
+    kl: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    score_at: ScoreAt = "last",
+    ended: Tensor | None = None,
+) -> Tensor:
     """-beta KL_t on every token of the response, and its score once (Ziegler et al. 2019, eq. 2).
 
     Args:
@@ -161,11 +182,12 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, scor
         mask: [responses, tokens] response_mask.
         kl_coef: beta.
         score_at: see `alignkit.functional.score_index`.
+        ended: [responses] bool, see there.
 
     Returns:
         [responses, tokens]; a row's sum is its score - beta x its KL.
     """
-    return score_at_last(scores, mask, score_at) - kl_coef * kl.where(mask.bool(), 0)
+    return score_at_last(scores, mask, score_at, ended) - kl_coef * kl.where(mask.bool(), 0)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, responses: float, horizon: float) -> float:
@@ -207,9 +229,11 @@ class PPO(PolicyOptimizer):
         missing_eos_replacement: the score of a response without EOS (OpenAI and N+: -1, for scores of mean 0 and
             deviation 1); None leaves it.
         missing_eos_penalty: taken off the score of a response without EOS (TRL), not negative; None leaves it.
-        target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does.
-        score_at: "last" puts the score on the last token of the response; "after_eos" one later, as N+ and TRL do, from
-            where it reaches EOS through GAE with one factor gamma lambda more (the value there counts as 0).
+        target_kl: end the round when `approx_kl` of a step exceeds this, nats per token; None never does. With another
+            loss than "ppo" the same is measured as `step_kl`.
+        score_at: "last" puts the score on the last token of the response; "after_eos" one later where it
+            ended with EOS, as N+ and TRL do, from where it reaches EOS through GAE with one factor gamma lambda more
+            (the value there counts as 0).
         ptx_coef: gamma of the pretraining mix, gamma x the mean over tokens of -log pi(text); needs
             `Run.improve(streams={"ptx": …})`. InstructGPT: 27.8 (appendix C.4); 0 is PPO alone.
         ptx_batch_size: texts of each step. InstructGPT drew 8 times as many as it had episodes.
@@ -258,8 +282,8 @@ class PPO(PolicyOptimizer):
 
     def _check(self) -> None:
         """Refuse what no source means."""
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("gamma", "gae_lambda", "clip_range"):
+            if not 0 <= getattr(self, name) <= 1:  # a ratio is never below 0
                 self._refuse(f"{name}={getattr(self, name)} must be in [0, 1]")
         for name in ("kl_target", "kl_horizon", "clip_range", "value_clip_range", "target_kl", "ptx_batch_size"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -282,8 +306,17 @@ class PPO(PolicyOptimizer):
     def on_policy(self) -> bool:
         return True
 
+    @property
+    def _measures_movement(self) -> bool:
+        """Whether `target_kl` needs a measure beside the loss: it is not `ppo`, which brings its own."""
+        own = isinstance(self.loss, Component) and self.loss.name == "alignkit-ppo/ppo"
+        return self.target_kl is not None and not own
+
+    def extra_losses(self) -> Mapping[str, Any]:
+        return {"step_kl": step_kl} if self._measures_movement else {}
+
     def terms(self) -> Mapping[str, Term]:
-        diagnostics = ("ratio", "clip_fraction", "value_clip_fraction", "approx_kl")
+        diagnostics = ("ratio", "clip_fraction", "value_clip_fraction", "approx_kl", *self.extra_losses())
         weights = {"policy_loss": 1.0, "value_loss": self.vf_coef, **dict.fromkeys(diagnostics, 0.0)}
         return {name: Term(weight, reduction="token") for name, weight in weights.items()}
 
@@ -308,7 +341,7 @@ class PPO(PolicyOptimizer):
         return scores
 
     def advantages(
-        self, scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float
+        self, scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float, ended: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Steps 3 to 5: (advantages before whitening, returns), [responses, tokens] each, 0 outside the mask.
 
@@ -318,13 +351,17 @@ class PPO(PolicyOptimizer):
             values: [responses, tokens].
             mask: [responses, tokens] bool, response_mask.
             beta: coefficient of the KL.
+            ended: [responses] bool, which of them end with EOS.
         """
-        rewards = token_rewards(scores, kl, mask, beta, self.score_at)
-        # A score after EOS lies outside the response: GAE must see that token, the loss must not.
-        seen = mask.scatter(1, score_index(mask, self.score_at).unsqueeze(1), True)
+        width = mask.shape[1]
+        # A score after EOS lies outside the response, and of the longest outside the batch: GAE must see that token,
+        # the loss must not.
+        kl, values, mask = (torch.nn.functional.pad(x, (0, 1)) for x in (kl, values.where(mask, 0), mask))
+        rewards = token_rewards(scores, kl, mask, beta, self.score_at, ended)
+        seen = mask.scatter(1, score_index(mask, self.score_at, ended).unsqueeze(1), True)
         rewards = whiten(rewards, seen, shift_mean=False) if self.whiten_rewards else rewards
-        advantages, returns = gae(rewards, values.where(mask, 0), seen, self.gamma, self.gae_lambda)
-        return advantages.where(mask, 0), returns.where(mask, 0)
+        advantages, returns = gae(rewards, values, seen, self.gamma, self.gae_lambda)
+        return advantages.where(mask, 0)[:, :width], returns.where(mask, 0)[:, :width]
 
     def prepare(  # the engine passes what is named here
         self,
@@ -355,8 +392,9 @@ class PPO(PolicyOptimizer):
         groups = take_present(groups, present)
         mask, values = response_mask[present].bool(), values[present]
         kl = k1(logprobs, ref_logprobs)[present]
-        scores = self.final_scores(rewards[present], ends_with_eos[present])
-        raw, returns = self.advantages(scores, kl, values, mask, self.beta(state))
+        ended = ends_with_eos[present]
+        scores = self.final_scores(rewards[present], ended)
+        raw, returns = self.advantages(scores, kl, values, mask, self.beta(state), ended)
         advantages = whiten(raw, mask) if self.whiten_advantages == "round" else raw
         metrics: dict[str, Tensor | float] = {
             "kl_per_sequence": masked_sum(kl, mask, 1).mean(),
@@ -364,7 +402,7 @@ class PPO(PolicyOptimizer):
             "kl_per_token_k3": masked_mean(k3(logprobs, ref_logprobs)[present], mask),
             "score_mean": scores.mean(),
             "score_std": masked_var(scores, None).sqrt(),
-            "missing_eos": 1 - ends_with_eos[present].to(scores.dtype).mean(),
+            "missing_eos": 1 - ended.to(scores.dtype).mean(),
             "return_mean": masked_mean(returns, mask),
             "advantage_std": masked_var(raw, mask).sqrt(),
             "explained_variance": explained_variance(values, returns, mask),
@@ -380,7 +418,8 @@ class PPO(PolicyOptimizer):
         return {**state, "kl_coef": adapted_kl_coef(self.beta(state), kl, self.kl_target, responses, self.kl_horizon)}
 
     def stop_epochs(self, metrics: Mapping[str, float]) -> bool:
-        return self.target_kl is not None and metrics["approx_kl"] > self.target_kl
+        moved = "step_kl" if self._measures_movement else "approx_kl"
+        return self.target_kl is not None and metrics[moved] > self.target_kl
 
 
 @dataclass(frozen=True)

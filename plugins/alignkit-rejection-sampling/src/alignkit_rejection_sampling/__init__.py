@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from alignkit.plugin import (
+    VOCABULARY,
     Batch,
     ConfigError,
     Groups,
@@ -132,6 +133,16 @@ class RejectionSampling(PolicyOptimizer):
     @property
     def logprob_temperature(self) -> float:
         return 1.0  # it imitates text, whatever the temperature that text was sampled at
+
+    def check_use(self, *, max_new_tokens: int, losses: Sequence[Any]) -> None:
+        asked = {VOCABULARY[name].level for name in losses[0].tensor_names if name in VOCABULARY}
+        if asked & {"pair", "group"}:
+            raise ConfigError(
+                f"loss {losses[0].name} compares responses, and each prompt has one winner",
+                where="rejection_sampling",
+                effect="There would be nothing to learn from.",
+                remedy="use a loss of single responses, or online_dpo",
+            )
 
     def terms(self) -> Mapping[str, Term]:
         return {"loss": Term(reduction="token")}

@@ -1,0 +1,144 @@
+"""What the fields of a declaration may hold: words and numbers, read from their annotations."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from alignkit.errors import ConfigError, suggestion
+
+NUMBERS = ("int", "float", "bool")
+
+
+def check_values(declared: Any) -> None:
+    """Refuse words and numbers that annotations do not allow; whole numbers for `float` become floats, so that 1 and
+    1.0 are one key.
+
+    Words are those of a `Literal`, by its name too; numbers are finite, those of a tuple too; a flag is a truth value.
+    Other annotations say nothing here.
+
+    Args:
+        declared: an instance of a dataclass.
+
+    Raises:
+        ConfigError: the field, what it holds, and what it may hold.
+    """
+    where = name_of(declared)
+    for name, value, node in annotated(declared):
+        words = _words(node, type(declared))
+        if words and value not in words:
+            raise ConfigError(f"{name}={value!r}", where=where, remedy=suggestion(value, map(str, words)))
+        number = _number(name, value, node, where)
+        if type(number) is not type(value):
+            object.__setattr__(declared, name, number)
+
+
+def name_of(declared: Any) -> str:
+    """How errors call it: a stage by its name, anything else by its class."""
+    return getattr(declared, "name", "") or type(declared).__name__
+
+
+def annotated(declared: Any) -> Iterator[tuple[str, Any, ast.expr]]:
+    """(name, value, annotation) of every field whose annotation can be read, but of one that is None and may be."""
+    for each in dataclasses.fields(declared):
+        node, value = _annotation(each.type), getattr(declared, each.name)
+        if node is not None and not (value is None and _allows_none(node)):
+            yield each.name, value, node
+
+
+def _annotation(annotation: Any) -> ast.expr | None:
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:  # a type whose text is no expression says nothing here
+        return None
+
+
+def name_in(node: ast.AST) -> str:
+    """The name that an annotation is, without its module; empty where it is something else."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def choices(node: ast.expr) -> Iterator[ast.expr]:
+    """The alternatives of `A | B`."""
+    if isinstance(node, ast.BinOp):
+        yield from choices(node.left)
+        yield from choices(node.right)
+    else:
+        yield node
+
+
+def _allows_none(node: ast.expr) -> bool:
+    return any(_is_none(one) for one in choices(node))
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _words(node: ast.expr, kind: type) -> list[Any]:
+    """The words that a field may hold; none where it may hold something else too."""
+    found = list[Any]()
+    for one in choices(node):
+        if _is_none(one):
+            continue
+        if isinstance(one, ast.Subscript) and name_in(one.value) == "Literal":
+            inside = one.slice
+            found += [ast.literal_eval(each) for each in (inside.elts if isinstance(inside, ast.Tuple) else [inside])]
+        elif words := _named_words(name_in(one), kind):
+            found += words
+        else:
+            return []
+    return found
+
+
+def _named_words(name: str, kind: type) -> list[Any]:
+    """The words of a `Literal` that has a name in the module of the class, or of one that it is made from."""
+    for base in kind.__mro__:
+        known = getattr(sys.modules.get(base.__module__), name, None) if name else None
+        if get_origin(known) is Literal:
+            return list(get_args(known))
+    return []
+
+
+def _number(name: str, value: Any, node: ast.expr, where: str) -> Any:
+    """The value, as a float where that is what the annotation says.
+
+    Raises:
+        ConfigError: no finite number, no whole number, or no truth value, where one is declared.
+    """
+    kinds = {name_in(one) or _inside(one) for one in choices(node) if not _is_none(one)}
+    if kinds in ({"tuple of int"}, {"tuple of float"}) and isinstance(value, (list, tuple)):
+        plain = {kind.removeprefix("tuple of ") for kind in kinds}
+        settled = [_one_number(f"{name}[{place}]", each, plain, where) for place, each in enumerate(value)]
+        alike = all(type(a) is type(b) for a, b in zip(settled, value, strict=True))
+        return value if alike and isinstance(value, tuple) else tuple(settled)
+    return _one_number(name, value, kinds, where) if kinds and kinds <= set(NUMBERS) else value
+
+
+def _inside(node: ast.expr) -> str:
+    """ "tuple of float" for `tuple[float, float]` and `tuple[float, ...]`; empty for anything else."""
+    if not (isinstance(node, ast.Subscript) and name_in(node.value) == "tuple"):
+        return ""
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    inside = {name_in(part) for part in parts if not (isinstance(part, ast.Constant) and part.value is Ellipsis)}
+    return f"tuple of {inside.pop()}" if len(inside) == 1 else ""
+
+
+def _one_number(name: str, value: Any, kinds: set[str], where: str) -> Any:
+    if kinds == {"bool"} and not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is no truth value", where=where, remedy="use True or False")
+    if isinstance(value, bool):
+        if "bool" in kinds:
+            return value
+        raise ConfigError(f"{name}={value!r} is no number", where=where)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is no finite number", where=where)
+    if kinds == {"int"} and not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} is no whole number", where=where)
+    return float(value) if kinds == {"float"} else value
