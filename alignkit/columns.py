@@ -57,6 +57,12 @@ FEATURES = Features(_FORMS)
 """Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
 object with whatever else is known of the prompt (checks, source …)."""
 
+OF_SAMPLING = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
+"""Columns that hold only for the very tokens that were sampled."""
+
+META_PER_RESPONSE = ("responses", "safe", "scores")
+"""Lists in `meta` with an entry for each response."""
+
 PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
 
 Change = Callable[[Any], Any]

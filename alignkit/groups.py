@@ -16,7 +16,17 @@ from typing import Any
 
 from datasets import Dataset
 
-from alignkit.columns import FEATURES, PER_RESPONSE, Columns, gathered, joined, opened, quiet
+from alignkit.columns import (
+    FEATURES,
+    META_PER_RESPONSE,
+    OF_SAMPLING,
+    PER_RESPONSE,
+    Columns,
+    gathered,
+    joined,
+    opened,
+    quiet,
+)
 from alignkit.errors import DataError
 from alignkit.identity import canonical_json
 from alignkit.rows import (
@@ -160,6 +170,9 @@ class Groups:
         Args:
             columns: name -> a value for each row, as `normal_row` takes them; None is what is not known.
 
+        What was sampled goes where the text of a response is another one than before: the ids and log-probs of the row,
+        and whether that response ended by itself, unless they are given too.
+
         Raises:
             DataError: unknown columns, another number of values than rows, or what `normal_row` refuses.
         """
@@ -172,8 +185,30 @@ class Groups:
         if "prompt_id" in normal:
             prompts = normal["prompt"] if "prompt" in normal else self.column("prompt")
             normal["prompt_id"] = [i or prompt_id(p) for i, p in zip(normal["prompt_id"], prompts, strict=True)]
+        if "responses" in normal:
+            normal |= self._unsampled(normal)
         self._check_columns(normal)
         return Groups._of(self._columns.replaced(normal))
+
+    def _unsampled(self, new: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns that say how responses were sampled, without what was said of texts that are others now."""
+        if "response_ids" in new:
+            return {}
+        edited: dict[int, list[bool]] = {}
+        for index, (before, after) in enumerate(zip(self.column("responses"), new["responses"], strict=True)):
+            if before != after and len(before) == len(after):
+                edited[index] = [old != text for old, text in zip(before, after, strict=True)]
+        if not edited:
+            return {}
+        found: dict[str, list[Any]] = {}
+        for name in (name for name in OF_SAMPLING if name not in new):
+            found[name] = [None if index in edited else value for index, value in enumerate(self.column(name))]
+        if "finished" not in new:
+            found["finished"] = self.column("finished")
+            for index, changed in edited.items():
+                flags = found["finished"][index]
+                found["finished"][index] = flags and [None if c else f for c, f in zip(changed, flags, strict=True)]
+        return found
 
     def _check_columns(self, new: Mapping[str, list[Any]]) -> None:
         """Refuse new columns that do not have a value for each response."""
@@ -187,10 +222,12 @@ class Groups:
             check_lengths(row, count, f"row {index}")
 
     def without_responses(self) -> Groups:
-        """The prompts alone, with tags and meta."""
+        """The prompts alone, with tags and what `meta` knows of them."""
         keep = ("prompt_id", "prompt", "tags", "meta", "iteration")
         unknown: list[Any] = [None] * len(self)
         empty = {name: unknown for name in FEATURES if name not in keep}
+        pairs = zip(self._columns.kept("meta"), self.sizes(), strict=True)
+        empty["meta"] = [_of_prompt(meta) if size else meta for meta, size in pairs]
         return Groups._of(self._columns.replaced({**empty, "responses": [[]] * len(self)}))
 
     def with_rewards(
@@ -240,3 +277,13 @@ class Groups:
             state.update(canonical_json(row).encode("utf-8", "surrogatepass"))
             state.update(b"\n")
         return state.hexdigest()
+
+
+def _of_prompt(meta: str | None) -> str | None:
+    """Without what is said of responses: lists with an entry for each, and the margin of a comparison."""
+    if not meta or not any(f'"{name}"' in meta for name in (*META_PER_RESPONSE, "margin")):
+        return meta
+    known = json.loads(meta)
+    gone = {name for name in META_PER_RESPONSE if isinstance(known.get(name), list)} | {"margin"}
+    kept = {name: value for name, value in known.items() if name not in gone}
+    return canonical_json(kept) if kept else None

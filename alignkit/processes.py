@@ -7,10 +7,42 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignkit.errors import ConfigError
+
 
 def here() -> tuple[int, int]:
     """(rank of this process, number of processes), as the launcher says."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def refuse_alone(trainer: Mapping[str, Any], world: int) -> None:
+    """Refuse processes that a launcher started side by side and that would each train on everything.
+
+    Args:
+        trainer: arguments of `lightning.Trainer`.
+        world: processes.
+
+    Raises:
+        ConfigError: naming the arguments that deal the work out.
+    """
+    if world <= 1:
+        return
+    devices, nodes = trainer.get("devices", 1), int(trainer.get("num_nodes", 1))
+    counted = len(devices) if isinstance(devices, (list, tuple)) else int(devices) if _is_count(devices) else None
+    if counted is not None and counted * nodes == world:
+        return
+    if counted is None and trainer.get("strategy", "auto") != "auto":  # "auto", -1: Lightning asks the machine
+        return
+    raise ConfigError(
+        f"{world} processes were started, and trainer= names {devices} device{'s' if counted != 1 else ''}",
+        where="Run",
+        effect="Each process would train on everything, by itself.",
+        remedy=f'pass trainer={{"strategy": "ddp", "devices": {max(world // nodes, 1)}}}, or start one process',
+    )
+
+
+def _is_count(devices: Any) -> bool:
+    return (isinstance(devices, int) and devices > 0) or (isinstance(devices, str) and devices.isdigit())
 
 
 def join_processes(world: int) -> None:

@@ -6,6 +6,7 @@ Statistics over a round (whitening) are the optimizer's business, so a score nev
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -17,6 +18,7 @@ from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
+from alignkit.selection import rank_by_reward as rank_by_reward
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,30 @@ def clean_score(value: Any) -> tuple[float | None, str | None]:
     return number, None
 
 
+def _asked_of(function: Callable[..., Any], offered: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(names of what is offered that a function takes, what it must have besides, sorted)."""
+    filled = set(function.keywords) if isinstance(function, functools.partial) else set()
+    taken, unknown = [], []
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            taken += [name for name in offered if name not in taken and name not in filled]
+        elif p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
+            unknown.append(f"{p.name} by position")
+        elif p.name in offered and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            taken += [] if p.name in filled else [p.name]
+        elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
+            unknown.append(p.name)
+    return taken, sorted(unknown)
+
+
 class FunctionReward(Reward):
     """A plain Python function as a reward.
 
     Args:
-        function: called once per response with those of these that it names: `prompt` (text of the last user turn),
-            `messages` (the conversation), `response` (text), `finished` (whether it ended by itself; None if unknown),
-            `tags`, `meta` (dict), `prompt_id`. Returns a number, or None for "missing".
+        function: called once per response with those of these that it names, with or without a default: `prompt`
+            (text of the last user turn), `messages` (the conversation), `response` (text), `finished` (whether it ended
+            by itself; None if unknown), `tags`, `meta` (dict), `prompt_id`; with `**` all of them. What
+            `functools.partial` has filled in stays. Returns a number, or None for "missing".
         name: the column's name; default the function's.
         version: part of the stage's key when the source of the function cannot be read.
 
@@ -92,11 +111,10 @@ class FunctionReward(Reward):
     def __init__(self, function: Callable[..., Any], name: str | None = None, version: str | None = None) -> None:
         self.function, self.version = function, version
         self.name = name or getattr(function, "__name__", "reward").strip("<>")
-        self.arguments = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-        unknown = set(self.arguments) - set(self.OFFERED)
+        self.arguments, unknown = _asked_of(function, self.OFFERED)
         if unknown:
             raise ConfigError(
-                f"the reward function asks for {sorted(unknown)}",
+                f"the reward function asks for {unknown}",
                 where=self.name,
                 remedy=f"name parameters from {', '.join(self.OFFERED)}",
             )

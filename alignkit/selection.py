@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignkit.columns import META_PER_RESPONSE
 from alignkit.errors import DataError
 from alignkit.groups import PER_RESPONSE, Groups
 
@@ -39,6 +40,7 @@ def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
         [_reward_of(reward, indices) for reward in rewards or []]
         for rewards, indices in zip(some.column("rewards"), places, strict=True)
     ]
+    columns["meta"] = [_meta_of(meta, indices) for meta, indices in zip(some.column("meta"), places, strict=True)]
     for name in ("rating", "preference_prob"):
         columns[name] = [value if whole else None for value, whole in zip(some.column(name), same, strict=True)]
     return some.with_columns(columns)
@@ -47,6 +49,15 @@ def take_responses(groups: Groups, kept: Sequence[Sequence[int]]) -> Groups:
 def _taken(column: Sequence[Any], places: Sequence[Sequence[int]]) -> list[Any]:
     """Of each row's values those at its places; None stays None."""
     return [values and [values[i] for i in indices] for values, indices in zip(column, places, strict=True)]
+
+
+def _meta_of(meta: str | None, indices: Sequence[int]) -> str | dict[str, Any] | None:
+    """What is known of a prompt, with the lists that have an entry for each response cut to those that stay."""
+    if not meta or not any(f'"{name}"' in meta for name in META_PER_RESPONSE):
+        return meta
+    known = json.loads(meta)
+    listed = {name: known[name] for name in META_PER_RESPONSE if isinstance(known.get(name), list)}
+    return {**known, **{name: [v[i] if i < len(v) else None for i in indices] for name, v in listed.items()}}
 
 
 def _reward_of(reward: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:

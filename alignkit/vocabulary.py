@@ -187,9 +187,11 @@ PREPARE: dict[str, Offer] = {
     "annotated": Offer("bool", "Whether an annotator has ranked the groups."),
     **{name: _measured(name) for name in MEASURED},
     "response_mask": Offer("[responses, tokens]", VOCABULARY["response_mask"].doc),
-    "ends_with_eos": Offer("[responses]", "True where the response ends with an end token."),
+    "ends_with_eos": Offer(
+        "[responses]", "True where the response ended by itself: with an end token, or a stop text."
+    ),
     "history": Offer("Groups", "Samples of earlier versions, scored by the current reward."),
-    "generator": Offer("torch.Generator", "Seeded from the stage."),
+    "generator": Offer("torch.Generator", "Seeded from the stage and the round."),
     "max_new_tokens": Offer("int", "The sampler's longest response."),
     "measure": Offer(
         "function",

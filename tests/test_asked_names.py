@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignkit import Batch, ConfigError, Groups, PluginError, PolicyOptimizer, Run, hookimpl
+from alignkit import Batch, ConfigError, Groups, PluginError, PolicyOptimizer, Run, Sampler, hookimpl
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.prepare import Offers
 from alignkit.registry.host import PluginHost
@@ -120,3 +121,68 @@ def test_levels_and_sources_are_those_of_the_names():
     assert select(VOCABULARY, source="reference") == {n for n in VOCABULARY if n.startswith("ref_")}
     assert select(VOCABULARY, source="old") == {n for n in VOCABULARY if n.startswith("old_")}
     assert roots(["old_values", "values", "ref_chosen_logprobs", "own"]) == {"values", "ref_logprobs", "own"}
+
+
+@dataclass(frozen=True)
+class Drawing(PolicyOptimizer):
+    samples_per_prompt: int = 1
+    on_policy: Any = False
+
+    def prepare(self, groups: Groups, state: Any, *, rewards: Any, generator: Any) -> Batch:
+        return Batch(groups)
+
+
+GREEDY = replace(ALL, greedy=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "losses", "said"),
+    [
+        (Drawing(on_policy=True), frozenset[str](), "this sampler is greedy"),
+        (Drawing(), frozenset({"old_logprobs"}), "this sampler is greedy"),
+        (Drawing(samples_per_prompt=4), frozenset[str](), "samples_per_prompt=4 with a greedy sampler"),
+    ],
+)
+def test_a_greedy_sampler_is_no_source_of_draws(method: Drawing, losses: frozenset[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        refuse_contradictions(method, losses, GREEDY)
+    refuse_contradictions(method, losses, ALL)
+    refuse_contradictions(Drawing(), frozenset(), GREEDY)
+
+
+def test_the_sampler_that_is_greedy_is_told_to_the_check(tmp_path: Path) -> None:
+    method = Drawing(samples_per_prompt=2)
+    options: Any = {"optimizer": method, "reward": spaces, "sampler": Sampler(greedy=True)}
+    with Run(tmp_path / "r", quiet=True, plan=True) as run:
+        policy = run.policy("tiny")
+        with pytest.raises(ConfigError, match="greedy sampler"):
+            run.improve(policy, Groups.from_prompts(["a"]), **options)
+
+
+def test_the_generator_of_prepare_is_another_one_each_round() -> None:
+    groups = Groups.from_prompts(["a"])
+    part: Any = types.SimpleNamespace(setting=types.SimpleNamespace(seed=(0, "v1")))
+    data: Any = None
+    drawn = [Offers(part, groups, data, index).generator().initial_seed() for index in (0, 1, 2, 0)]
+    assert len(set(drawn)) == 3
+    assert drawn[0] == drawn[3]
+
+
+@dataclass(frozen=True)
+class Truncating(Sampler):
+    def warp(self, logprobs: Any) -> Any:
+        return logprobs
+
+
+@pytest.mark.parametrize("options", [{"greedy": True}, {"sampler": Sampler(greedy=True)}, {"sampler": Truncating()}])
+def test_no_kl_is_measured_along_answers_that_were_not_drawn_from_the_policy(tmp_path: Path, options: Any) -> None:
+    prompts = Groups.from_prompts(["a"])
+    with Run(tmp_path / "r", quiet=True, plan=True) as run:
+        policy = run.policy("tiny")
+        with pytest.raises(ConfigError, match="with a reference"):
+            run.evaluate(policy, prompts, {"r": spaces}, reference=policy, **options)
+        run.evaluate(policy, prompts, {"r": spaces}, **options)
+
+
+def spaces(response: str) -> float:
+    return float(response.count(" "))

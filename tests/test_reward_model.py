@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from alignkit import LoRA
-from alignkit.models import RewardModel
+from alignkit.engine.scoring import LONGEST, Scorer
+from alignkit.models import Policy, RewardModel
 from alignkit.testing import PAIRS, save_states, training_data
 
 
@@ -73,3 +74,14 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
     ids = torch.tensor([data.encoded[0].prompt_ids + data.encoded[0].responses[1]])
     with torch.no_grad():
         torch.testing.assert_close(model.scores(batch)[1], model.model(ids).logits[0, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA()])
+def test_a_reward_model_remembers_how_long_a_dialogue_it_was_trained_on(tmp_path, lora):
+    Policy.load("tiny").save(tmp_path / "base")
+    model = RewardModel.from_policy(tmp_path / "base", lora=lora)
+    assert Scorer(model).max_length == LONGEST
+    model.max_length = 2000
+    model.save(tmp_path / "m")
+    assert Scorer(RewardModel.load(tmp_path / "m")).max_length == 2000
+    assert Scorer(RewardModel.load(tmp_path / "m"), max_length=7).max_length == 7

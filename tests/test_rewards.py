@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -99,6 +100,38 @@ def test_functions_get_what_they_name():
 
     with pytest.raises(ConfigError, match="respones"):
         FunctionReward(odd)
+
+
+ROW = {"prompt": "p", "responses": ["x", "y"], "finished": [True, False], "meta": {"k": 3}, "tags": ["t"]}
+
+
+def with_defaults(response, finished=None, meta=None, *, tags=(), strength=5.0):
+    return {None: -1.0, True: 1.0, False: 0.0}[finished] + 10.0 * bool(meta) + 100.0 * len(tags) + 1000 * strength
+
+
+def with_the_rest(response, **rest):
+    return float(len(rest)) + rest["finished"]
+
+
+@pytest.mark.parametrize(
+    ("function", "values"),
+    [
+        (with_defaults, [5111.0, 5110.0]),
+        (functools.partial(with_defaults, tags=()), [5011.0, 5010.0]),
+        (functools.partial(with_defaults, strength=0.0), [111.0, 110.0]),
+        (with_the_rest, [7.0, 6.0]),
+    ],
+)
+def test_what_is_offered_is_passed_whether_it_has_a_default_or_not(function, values):
+    assert FunctionReward(function, "r").score(Groups.from_rows([ROW])).values == [values]
+
+
+def test_what_can_only_be_given_by_position_is_refused():
+    def by_place(response, /):
+        return 0.0
+
+    with pytest.raises(ConfigError, match="by position"):
+        FunctionReward(by_place)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])

@@ -263,9 +263,86 @@ def test_the_summary_of_a_version_has_means_pairs_and_best_of_n():
 def test_missing_scores_are_left_out_and_never_read_as_numbers():
     rows = [{"prompt_id": "a", "scores": {"gold": None}}, {"prompt_id": "b", "scores": {"gold": 1.0}}]
     assert per_prompt_scores(rows, "gold") == {"b": 1.0}
-    assert summarise_evaluation(rows, **FAST)["metrics"] == {"gold": {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}}
+    assert summarise_evaluation(rows, **FAST)["metrics"] == {"gold": wilson(1, 1).to_dict()}
 
 
 def test_statistics_need_no_torch():
     code = "import sys, alignkit.evaluation, alignkit.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def covered(intervals, truth):
+    return float(np.mean([i["low"] <= truth <= i["high"] for i in intervals]))
+
+
+@pytest.mark.parametrize(("prompts", "size"), [(16, 9), (40, 4), (40, 9)])
+@pytest.mark.parametrize("spread", [0.3, 2.0, 50.0])
+def test_the_accuracy_over_rankings_is_as_sure_as_its_prompts_are_many(prompts, size, spread):
+    """Each prompt has an accuracy of its own, from a beta distribution of mean 0.7; all C(K, 2) pairs have it."""
+    rng, found = np.random.default_rng(0), []
+    of = np.repeat(np.arange(prompts), math.comb(size, 2))
+    for _ in range(300):
+        own = rng.beta(0.7 * spread, 0.3 * spread, prompts)
+        right = (rng.random(len(of)) < own[of]).astype(float)
+        found.append(accuracy_by_level(right, 1 - right, prompts=of)["accuracy"]["overall"])
+    assert 0.9 <= covered(found, 0.7) <= 0.995
+    assert {each["n"] for each in found} == {len(of)}
+
+
+def test_pairs_of_prompts_of_their_own_have_wilsons_interval():
+    right = np.array([1.0] * 7 + [0.0] * 3)
+    for prompts in (None, [f"p{i}" for i in range(10)]):
+        found = accuracy_by_level(right, 1 - right, prompts=prompts)["accuracy"]["overall"]
+        assert found == {**wilson(7, 10).to_dict(), "ties": 0}
+
+
+def test_pairs_that_all_agree_are_as_many_as_their_prompts():
+    right = np.ones(36 * 5)
+    found = accuracy_by_level(right, 1 - right, prompts=np.repeat(range(5), 36))["accuracy"]["overall"]
+    assert found["low"] == pytest.approx(wilson(5, 5).low)
+    halves = np.repeat([1.0, 0.0] * 16, 36)  # each of 32 prompts wholly right or wholly wrong
+    found = accuracy_by_level(halves, 1 - halves, prompts=np.repeat(range(32), 36))["accuracy"]["overall"]
+    assert found["high"] - found["low"] == pytest.approx(wilson(16, 32).high - wilson(16, 32).low, rel=0.03)
+    alone = accuracy_by_level(right[:36], 1 - right[:36], prompts=[0] * 36)["accuracy"]["overall"]
+    assert alone["low"] == pytest.approx(wilson(1, 1).low)
+
+
+@pytest.mark.parametrize(("truth", "prompts"), [(0.02, 50), (0.97, 40), (0.5, 30), (0.1, 100)])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_interval_of_zeros_and_ones_holds_the_truth_near_0_and_1_too(truth, prompts, samples):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        # A third of the prompts decide for all their samples together, so that samples are not independent.
+        hits = rng.random((prompts, samples)) < truth
+        hits[: prompts // 3] = hits[: prompts // 3, :1]
+        rows = [{"prompt_id": str(i), "scores": {"s": float(hit)}} for i in range(prompts) for hit in hits[i]]
+        found.append(summarise_evaluation(rows)["metrics"]["s"])
+    assert covered(found, truth) >= 0.9
+    assert all(each["low"] <= each["mean"] <= each["high"] for each in found)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_score_that_is_the_same_everywhere_is_not_certain(value, samples):
+    rows = [
+        {"prompt_id": str(i), "scores": {"s": value}, "kl": 0.0, "finished": True}
+        for i in range(16)
+        for _ in range(samples)
+    ]
+    found = summarise_evaluation(rows, first=rows)
+    assert found["metrics"]["s"] == wilson(int(16 * value), 16).to_dict()
+    assert found["metrics"]["finished"] == wilson(16, 16).to_dict()
+    assert found["metrics"]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 16}
+    pair = found["paired_to_first"]["s"]
+    assert (pair["mean"], -pair["low"]) == (0.0, pair["high"])
+    assert pair["high"] == pytest.approx(1.96 * math.sqrt(2 / 18 / 18), rel=1e-3)
+
+
+@pytest.mark.parametrize(("up", "down", "prompts"), [(0.03, 0.01, 60), (0.3, 0.1, 40), (0.0, 0.02, 50)])
+def test_the_interval_of_paired_zeros_and_ones_holds_the_truth(up, down, prompts):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(400):
+        draw = rng.random(prompts)
+        a, b = (draw < up).astype(float), ((draw >= up) & (draw < up + down)).astype(float)
+        found.append(paired_difference(a, b).to_dict())
+    assert covered(found, up - down) >= 0.92

@@ -152,22 +152,28 @@ class ChatFormat:
         """
         return self.encode_trained_prompt(messages, "last", max_tokens)[0]
 
-    def encode_response(self, text: str) -> list[int]:
+    def encode_response(self, text: str, ended: bool = True) -> list[int]:
         """The ids of a response [T], closed by the end-of-turn token so that the model learns to stop.
+
+        Args:
+            text: of the response.
+            ended: whether it is whole; one that was cut off is not closed.
 
         Raises:
             DataError: text that is not valid Unicode.
         """
         lead = self._response_lead if text and not text[0].isspace() else ""
-        return [*self._safe.content(lead + text), self.end_of_turn_id]
+        return [*self._safe.content(lead + text), *([self.end_of_turn_id] if ended else [])]
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of plain text [T], without turns and without an end: what a pretraining mix is made of.
+        """The ids of plain text [T], without turns and without an end: what a pretraining mix is made of. With the BOS
+        that the tokenizer puts before a text by itself.
 
         Raises:
             DataError: text that is not valid Unicode.
         """
-        return list(self._safe.content(text))
+        ids = self._safe.content(text, first=True)
+        return [self.tokenizer.bos_token_id, *ids] if self._safe.adds_bos else ids
 
     def encode_conversation(
         self, messages: Turns, response: str, train: Train = "last", max_tokens: int | None = None

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from alignkit.data.chat import ChatFormat, Train
 
 RETOKENISED = "responses sampled with another tokenizer were tokenised anew from their text"
+EDITED = "responses whose text was changed after they were sampled were tokenised anew"
 UNSAVED = "response ids without a tokenizer fingerprint were tokenised anew from their text"
+
+
+_READ = ("prompt_id", "prompt", "responses", "response_ids", "tokenizer", "finished")
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def encode_groups(
 ) -> tuple[list[EncodedGroup], list[Problem]]:
     """Tokenise every row that fits; the others are problems, and are missing from the result.
 
-    `response_ids` are the truth while the row's tokenizer is this one; what another tokenizer sampled is tokenised anew
-    from its text and counted in `chat.notes`.
+    `response_ids` are the truth while the row's tokenizer is this one and they spell the text; what another tokenizer
+    sampled, and what was edited since, is tokenised anew from its text and counted in `chat.notes`.
 
     Args:
         groups: what to encode.
@@ -61,15 +65,15 @@ def encode_groups(
     """
     encoded: list[EncodedGroup] = []
     problems: list[Problem] = []
-    for index, row in enumerate(groups.each("prompt_id", "prompt", "responses", "response_ids", "tokenizer")):
-        name, prompt, texts, ids, tokenizer = row
+    for index, row in enumerate(groups.each(*_READ)):
+        name, prompt, texts, ids, tokenizer, finished = row
         try:
             prompt_ids, trained = chat.encode_trained_prompt(prompt, train, max_prompt_tokens)
         except DataError as error:
             problems.append(_prompt_problem(name, index, error))
             continue
         try:
-            responses = _responses(texts, ids if reuse_ids else None, tokenizer, chat)
+            responses = _responses(texts, ids if reuse_ids else None, tokenizer, finished, chat)
         except DataError as error:
             problems.append(Problem("D22", index, name, "responses", error.what, error.effect, error.remedy))
             continue
@@ -109,13 +113,24 @@ def encode_texts(groups: Groups, chat: ChatFormat, max_tokens: int) -> list[Enco
 
 
 def _responses(
-    texts: Sequence[str], ids: list[list[int]] | None, tokenizer: str | None, chat: ChatFormat
+    texts: Sequence[str],
+    ids: list[list[int]] | None,
+    tokenizer: str | None,
+    finished: Sequence[bool | None] | None,
+    chat: ChatFormat,
 ) -> list[list[int]]:
-    if ids is not None:
-        if tokenizer == chat.fingerprint:
-            return ids
+    """The ids of a row's responses: as they were sampled, or else those of their text. One that a length limit cut off
+    gets no end token: nobody wrote it, and it would be learned and scored as an end."""
+    if ids is not None and tokenizer != chat.fingerprint:
         chat.note(RETOKENISED if tokenizer else UNSAVED)
-    return [chat.encode_response(text) for text in texts]
+    kept = ids if ids is not None and tokenizer == chat.fingerprint else [None] * len(texts)
+    found = []
+    for text, own, ended in zip(texts, kept, finished or [None] * len(texts), strict=True):
+        if own is not None and chat.decode(own) != text:
+            chat.note(EDITED)
+            own, ended = None, None  # what ended, or did not, was the text before the edit
+        found.append(chat.encode_response(text, ended is not False) if own is None else own)
+    return found
 
 
 def _prompt_problem(prompt: str, index: int, error: DataError) -> Problem:

@@ -27,6 +27,7 @@ class Facts:
         referenced: whether there is a reference.
         own_weights: whether the policy that is trained is the one that samples.
         truncates: whether the sampler truncates.
+        greedy: whether it takes the likeliest token.
     """
 
     rewarded: bool
@@ -34,6 +35,7 @@ class Facts:
     referenced: bool
     own_weights: bool
     truncates: bool
+    greedy: bool = False
 
 
 def asked_by(losses: Iterable[BoundLoss], referenced: bool) -> frozenset[str]:
@@ -68,6 +70,8 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
             effect="Ratios would be between different distributions.",
             remedy="use a sampler without truncation",
         )
+    if samples and facts.greedy:
+        _refuse_greedy(method, compares)
     if facts.annotated and not facts.rewarded:
         _refuse_without_scores(method)
     if samples and not (facts.rewarded or facts.annotated):
@@ -142,6 +146,19 @@ def _refuse_strange_samples(method: PolicyOptimizer, compares: bool, facts: Fact
             effect="Later rounds would take the weights of that moment for those that sampled.",
             remedy="use epochs, which keep the log-probs of the sampler",
         )
+
+
+def _refuse_greedy(method: PolicyOptimizer, compares: bool) -> None:
+    """Refuse a greedy sampler where its one answer per prompt is taken for draws."""
+    if compares:
+        what = "the method compares with the probabilities of its sampler, and this sampler is greedy"
+        effect = "Nobody drew from the distribution that its ratios would be about."
+    elif method.samples_per_prompt > 1:
+        what = f"samples_per_prompt={method.samples_per_prompt} with a greedy sampler"
+        effect = "All responses to a prompt would be the same one."
+    else:
+        return
+    raise ConfigError(what, where="improve", effect=effect, remedy="leave greedy out")
 
 
 def _refuse_without_scores(method: PolicyOptimizer) -> None:

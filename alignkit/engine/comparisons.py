@@ -27,15 +27,19 @@ def comparison_report(groups: Groups, scores: Scores) -> dict[str, Any]:
     flat = [value for row in scores.values for value in row]
     pairs = pairs_of(groups)
     levels = [RATINGS[int(level)] if level >= 0 else None for level in pairs.tensors["rating"].tolist()]
-    chosen, rejected, ratings = [], [], []
-    for c, r, level in zip(pairs.chosen.tolist(), pairs.rejected.tolist(), levels, strict=True):
+    chosen, rejected, ratings, prompts = [], [], [], []
+    names = groups.column("prompt_id")
+    for c, r, level, group in zip(
+        pairs.chosen.tolist(), pairs.rejected.tolist(), levels, pairs.group.tolist(), strict=True
+    ):
         if flat[c] is not None and flat[r] is not None:
             chosen.append(flat[c])
             rejected.append(flat[r])
             ratings.append(level)
+            prompts.append(names[group])
     if not chosen:
         return {"eval_pairs": 0}
-    report = accuracy_by_level(chosen, rejected, ratings)
+    report = accuracy_by_level(chosen, rejected, ratings, prompts)
     calibration = alone(CalibrationError())
     calibration.update(torch.tensor(chosen), torch.tensor(rejected))
     report |= values_of("calibration_error", calibration)

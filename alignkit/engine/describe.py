@@ -21,7 +21,7 @@ class Describe:
     Args:
         sampling: of the policy that samples and of the reference, at the temperature of sampling.
         reward: name of the reward being optimised, or None.
-        samples: whether the method samples; a KL is of one's own samples.
+        samples: whether the method draws from the policy's own distribution; a KL is of such samples.
         probes: responses that the KL is measured on, where `prepare` did not need it for all.
     """
 
@@ -42,7 +42,7 @@ class Describe:
             fresh: whether the policy of this moment sampled them; no KL is measured on what it has learned since.
         """
         lengths = [len(r) for g in data.encoded for r in g.responses]
-        ends = data.ends_with(self.sampling.models.policy.chat.end_ids)
+        ends = data.ended(self.sampling.models.policy.chat.end_ids)
         out = {"response_length": sum(lengths) / len(lengths), "eos_rate": float(ends.float().mean())}
         for name in groups.reward_names():
             values, present = groups.rewards(name)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.engine.judging import scored_once
 from alignkit.engine.setting import Setting
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.models import Policy
-from alignkit.rewards import Reward, score_groups
+from alignkit.rewards import Reward
 from alignkit.sampling import Drawing
 
 
@@ -65,7 +66,7 @@ class EarlyStop:
         groups = self.drawing.draw(
             self.heldout, 1, seed=(*self.setting.seed, "heldout"), what=f"{label} held-out prompts"
         )
-        values, present = score_groups(groups, self.reward, self.setting.meter).rewards(self.reward.name)
+        values, present = scored_once(groups, self.reward, self.setting).rewards(self.reward.name)
         kept = [v[0] for v, p in zip(values, present, strict=True) if p[0]]
         if not kept:
             raise DataError("every held-out reward is missing", where=f"round {index}", remedy="mend the reward")

@@ -193,7 +193,7 @@ def improvement(
     by_losses = asked_by(losses, referenced)
     own = models.behaviour is models.policy
     scored, ranked = judging.reward is not None, judging.annotator is not None
-    refuse_contradictions(method, by_losses, Facts(scored, ranked, referenced, own, sampler.truncates))
+    refuse_contradictions(method, by_losses, Facts(scored, ranked, referenced, own, sampler.truncates, sampler.greedy))
     setting = replace(setting, rounds=method.rounds_over(len(prompts)))
     judging = replace(judging, setting=setting)
     limits = (sampler.max_prompt_tokens, max_response_tokens, setting.max_tokens, setting.meter)
@@ -208,7 +208,7 @@ def improvement(
         collect=Collect(method, prompts, drawing, judging, setting),
         known=known,
         prepare=Prepare(method, judging, known, history or Groups.from_rows([]), setting, sampler.max_new_tokens),
-        describe=Describe(sampling, name, method.samples_per_prompt > 0),
+        describe=Describe(sampling, name, method.samples_per_prompt > 0 and not (sampler.greedy or sampler.truncates)),
         early_stop=EarlyStop(
             replace(drawing, policy=models.policy),
             judging.reward,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,27 @@ from alignkit.groups import Groups
 from alignkit.processes import broadcast
 from alignkit.randomness import stream_key
 from alignkit.rewards import Reward, score_groups
+
+
+def scored_once(groups: Groups, reward: Reward, setting: Setting) -> Groups:
+    """`score_groups`, asked by the first process alone, which tells the others: a reward may be paid for, and may not
+    answer twice alike. Each process counts what the first one spent, so that all see a budget alike."""
+    rank, processes = setting.world
+    if processes == 1:
+        return score_groups(groups, reward, setting.meter)
+    told: Any = None
+    if rank == 0:
+        before = [dict(setting.meter.counts), dict(setting.meter.flops)]
+        scored = score_groups(groups, reward, setting.meter)
+        after = [setting.meter.counts, setting.meter.flops]
+        spent = [{n: now[n] - was[n] for n in now} for was, now in zip(before, after, strict=True)]
+        told = scored.column("rewards"), *spent
+    rewards, counts, flops = broadcast(told)
+    if rank:
+        for name, amount in counts.items():
+            setting.meter.add(name, amount)
+        setting.meter.compute(flops["forward"], flops["backward"])
+    return groups.with_columns({"rewards": rewards})
 
 
 @dataclass
@@ -52,7 +74,7 @@ class Judging:
             DataError: too many have no reward, counted over all that was scored of this part so far.
         """
         assert self.reward is not None
-        groups = score_groups(groups, self.reward, self.setting.meter)
+        groups = scored_once(groups, self.reward, self.setting)
         _, present = groups.rewards(self.reward.name)
         gone, scored = self.unscored.get(part, (0, 0))
         gone, scored = gone + sum(not p for row in present for p in row), scored + groups.num_responses

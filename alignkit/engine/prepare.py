@@ -59,7 +59,7 @@ class Prepare:
             PluginError, NothingToLearnError, NumericError: see `checked`.
         """
         where = f"{type(self.method).__name__}, round {index}"
-        offers = Offers(self, groups, data)
+        offers = Offers(self, groups, data, index)
         given = {n: known[n] if n in known else offers.give(n) for n in self.method.prepare_arguments()}
         return checked(self.method.prepare(groups, state, **given), self.method.provides, where)
 
@@ -121,11 +121,13 @@ class Offers:
         part: of whose work it is.
         groups: the round's.
         data: the same, as the policy reads them.
+        index: of the round.
     """
 
     part: Prepare
     groups: Groups
     data: TrainingData
+    index: int
 
     def give(self, name: str) -> Any:
         """The thing so named."""
@@ -147,13 +149,13 @@ class Offers:
         return self.data.response_mask
 
     def ends_with_eos(self) -> Tensor:
-        return self.data.ends_with(self.part.known.models.policy.chat.end_ids)
+        return self.data.ended(self.part.known.models.policy.chat.end_ids)
 
     def history(self) -> Groups:
         return self.part.earlier()
 
     def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(stream_key(*self.part.setting.seed, "prepare") % 2**31)
+        return torch.Generator().manual_seed(stream_key(*self.part.setting.seed, "prepare", self.index) % 2**31)
 
     def max_new_tokens(self) -> int:
         return self.part.max_new_tokens

@@ -10,6 +10,9 @@ from alignkit.models import RewardModel
 from alignkit.models.loading import dtype_of
 from alignkit.rewards import Scores, clean_score
 
+LONGEST = 1024
+"""Tokens of a prompt and of a response, each, where a reward model does not say what it was trained with."""
+
 
 class Scorer:
     """Scores responses with a reward model, prompts computed once.
@@ -17,11 +20,12 @@ class Scorer:
     Args:
         model: the reward model.
         max_tokens: padded cells of a micro-batch.
-        max_length: longest prompt and longest response, each.
+        max_length: longest prompt and longest response, each; default what the model was trained with, else `LONGEST`.
     """
 
-    def __init__(self, model: RewardModel, max_tokens: int = 4096, max_length: int = 1024) -> None:
-        self.model, self.max_tokens, self.max_length = model, max_tokens, max_length
+    def __init__(self, model: RewardModel, max_tokens: int = 4096, max_length: int | None = None) -> None:
+        self.model, self.max_tokens = model, max_tokens
+        self.max_length = max_length or model.max_length or LONGEST
 
     @classmethod
     def load(

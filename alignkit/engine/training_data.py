@@ -255,10 +255,18 @@ class TrainingData:
         lengths = torch.tensor([n for lengths in self.learned_tokens for n in lengths])
         return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
 
-    def ends_with(self, end_ids: Sequence[int]) -> Tensor:
-        """[R] bool: whether each response ends with one of these tokens."""
-        ends = set(end_ids)
-        return torch.tensor([bool(r) and r[-1] in ends for g in self.encoded for r in g.responses])
+    def ended(self, end_ids: Sequence[int]) -> Tensor:
+        """[R] bool: whether each response ended by itself: with one of these tokens, or as its sampler says (a stop
+        text ends a response without one)."""
+        ends, finished = set(end_ids), self.groups.column("finished")
+        known = [flags or [None] * len(g.responses) for flags, g in zip(finished, self.encoded, strict=True)]
+        return torch.tensor(
+            [
+                bool(r) and (r[-1] in ends or done is True)
+                for flags, g in zip(known, self.encoded, strict=True)
+                for done, r in zip(flags, g.responses, strict=True)
+            ]
+        )
 
     def all_micro_batches(self, max_tokens: int) -> list[list[int]]:
         """All groups, grouped by length."""

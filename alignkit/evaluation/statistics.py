@@ -1,7 +1,8 @@
 """What held-out scores say and how sure it is: intervals, paired differences, best-of-n, accuracy by rating.
 
 The unit of every interval is the **prompt**: several samples of one prompt are averaged first, because they are not
-independent evidence. The bootstrap is the percentile bootstrap; proportions use Wilson's interval. numpy only.
+independent evidence. The bootstrap is the percentile bootstrap. Where every value is 0 or 1 it would be of no width, or
+far too narrow, near 0 and 1: there a mean has Wilson's interval, a paired difference Bonett and Price's. numpy only.
 """
 
 from __future__ import annotations
@@ -44,14 +45,22 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-def bootstrap_mean(values: Scores, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean over prompts and its percentile bootstrap interval.
+def bootstrap_mean(
+    values: Scores,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    share: bool | None = None,
+) -> Interval:
+    """The mean over prompts and its percentile bootstrap interval; Wilson's for the mean of zeros and ones.
 
     Args:
         values: one number per prompt, several (averaged per prompt first), or a mapping from prompt id to either.
         confidence: the share of such intervals that hold the true mean.
         resamples: how often the prompts are drawn again with replacement.
         seed: of the resampling; the same seed gives the same interval.
+        share: whether the mean is that of events that happen or do not; default: whether every value is 0 or 1.
 
     Returns:
         The interval; a single prompt gives one of width zero, which says nothing: look at `n`.
@@ -65,6 +74,10 @@ def bootstrap_mean(values: Scores, *, confidence: float = 0.95, resamples: int =
             f"confidence={confidence}, resamples={resamples}", where="bootstrap_mean", remedy="use 0.95, 10000"
         )
     units = _per_prompt(values)
+    if _zeros_and_ones(values) if share is None else share:
+        spread = units.var()
+        pieces = _pieces(float(units.mean()), spread / len(units), len(units), _how_many(values))
+        return _wilson(float(units.mean()), pieces, confidence, len(units))
     means = _resampled_means(units, resamples, seed)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
@@ -75,6 +88,9 @@ def paired_difference(
     a: Scores, b: Scores, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """The mean of `a - b` with its interval, each prompt compared with itself.
+
+    Where every score is 0 or 1 the interval is Bonett and Price's (2012): the normal one after a prompt was added that
+    speaks for each side, so that equal scores on 16 prompts are not taken for a certain 0.
 
     Args:
         a: scores of the newer version: by place, or by prompt id (a mapping).
@@ -96,7 +112,9 @@ def paired_difference(
     left, right = _per_prompt(a), _per_prompt(b)
     if len(left) != len(right):
         raise ConfigError(f"{len(left)} prompts against {len(right)}", where="paired_difference")
-    return bootstrap_mean(left - right, confidence=confidence, resamples=resamples, seed=seed)
+    if _zeros_and_ones(a) and _zeros_and_ones(b):
+        return _paired_shares(left - right, confidence)
+    return bootstrap_mean(left - right, confidence=confidence, resamples=resamples, seed=seed, share=False)
 
 
 def pooled(runs: Sequence[Scores], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -129,11 +147,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """A proportion with Wilson's interval, which stays inside [0, 1] and is honest at 0, 1 and small n."""
     if not 0 <= successes <= n or n == 0:
         raise ConfigError(f"{successes} of {n}", where="wilson", remedy="needs 0 <= successes <= n and n >= 1")
-    z2 = NormalDist().inv_cdf(0.5 + confidence / 2.0) ** 2
-    p = successes / n
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+    return _wilson(successes / n, n, confidence, n)
 
 
 def best_of_n_curve(scores: Sequence[Sequence[float]]) -> dict[int, dict[str, float]]:
@@ -167,7 +181,10 @@ def best_of_n_curve(scores: Sequence[Sequence[float]]) -> dict[int, dict[str, fl
 
 
 def accuracy_by_level(
-    chosen_scores: ArrayLike, rejected_scores: ArrayLike, ratings: Sequence[str | None] | None = None
+    chosen_scores: ArrayLike,
+    rejected_scores: ArrayLike,
+    ratings: Sequence[str | None] | None = None,
+    prompts: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """How often a reward model prefers what people preferred, overall and by how sure they were.
 
@@ -177,20 +194,26 @@ def accuracy_by_level(
         chosen_scores: [pairs], raw.
         rejected_scores: [pairs], raw.
         ratings: [pairs], a level of `RATINGS` (or another name), or None where it is not known.
+        prompts: [pairs], whose pairs they are: those of one prompt are no independent evidence. Default: each pair is
+            of a prompt of its own.
 
     Returns:
         `{"accuracy": {"overall": {mean, low, high, n, ties}, <level>: {...}, ...}, "ties": n}`: levels without pairs
-        are left out; intervals are Wilson's.
+        are left out; intervals are Wilson's, with as many independent pairs as the spread between prompts is worth.
     """
     chosen, rejected = _finite(chosen_scores), _finite(rejected_scores)
     levels = list(ratings) if ratings is not None else [None] * len(chosen)
-    if not len(chosen) == len(rejected) == len(levels):
-        raise ConfigError(f"{len(chosen)}, {len(rejected)} and {len(levels)} entries", where="accuracy_by_level")
+    of = list(prompts) if prompts is not None else list(range(len(chosen)))
+    if not len(chosen) == len(rejected) == len(levels) == len(of):
+        what = f"{len(chosen)}, {len(rejected)}, {len(levels)} and {len(of)} entries"
+        raise ConfigError(what, where="accuracy_by_level")
     known = [level for level in dict.fromkeys(levels) if level is not None]
     ordered = [r for r in RATINGS if r in known] + sorted(level for level in known if level not in RATINGS)
     labels = np.array([level or "" for level in levels], dtype=object)
     masks = {"overall": np.ones(len(chosen), dtype=bool)} | {level: labels == level for level in ordered}
-    table = {level: _agreement(chosen[mask], rejected[mask]) for level, mask in masks.items()}
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(of))}
+    owner = np.array([numbers[prompt] for prompt in of], dtype=np.int64)
+    table = {level: _agreement(chosen[mask], rejected[mask], owner[mask]) for level, mask in masks.items()}
     return {"accuracy": table, "ties": int((chosen == rejected).sum())}
 
 
@@ -212,17 +235,68 @@ def per_prompt_scores(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str,
         rows: `{"prompt_id", "scores": {name: value}, "kl", "length", "finished", ...}`.
         name: a score's name, or one of what a row holds besides (`ANSWERS`).
     """
+    return {key: float(np.mean(values)) for key, values in samples_by_prompt(rows, name).items()}
+
+
+def samples_by_prompt(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    """The same before it is averaged: a value for each sample."""
     found: dict[str, list[float]] = {}
     for row in rows:
         value = row.get(name) if name in ANSWERS else (row.get("scores") or {}).get(name)
         if value is not None:
             found.setdefault(row["prompt_id"], []).append(float(value))
-    return {key: float(np.mean(values)) for key, values in found.items()}
+    return found
 
 
-def _agreement(chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> dict[str, Any]:
-    right = int((chosen > rejected).sum())
-    return {**wilson(right, len(chosen)).to_dict(), "ties": int((chosen == rejected).sum())}
+def _agreement(chosen: NDArray[np.float64], rejected: NDArray[np.float64], owner: NDArray[np.int64]) -> dict[str, Any]:
+    right, pairs = (chosen > rejected).astype(np.float64), len(chosen)
+    sizes, hits = np.bincount(owner), np.bincount(owner, weights=right)
+    prompts, p = int((sizes > 0).sum()), float(right.mean())
+    # The variance of a ratio of sums over prompts, linearised; for prompts of one pair each it is p (1 - p) / pairs.
+    variance = float(((hits - p * sizes) ** 2).sum()) / pairs**2
+    if prompts < pairs:
+        variance *= prompts / max(prompts - 1, 1)
+    pieces = _pieces(p, variance, prompts, pairs) if prompts > 1 else 1
+    return {**_wilson(p, pieces, 0.95, pairs).to_dict(), "ties": int((chosen == rejected).sum())}
+
+
+def _pieces(p: float, variance: float, prompts: int, values: int) -> float:
+    """How many independent events a share stands on: those whose share would vary as much, at most all `values`. Where
+    nothing varies, one for each prompt: that all samples of a prompt agree is no evidence that prompts do."""
+    if variance <= 0 or not 0 < p < 1:
+        return prompts if p in (0.0, 1.0) else values
+    return min(max(p * (1 - p) / variance, 1.0), values)
+
+
+def _wilson(p: float, pieces: float, confidence: float, n: int) -> Interval:
+    """Wilson's interval of a share `p` that stands on so many independent events; `n` is what is reported."""
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2.0) ** 2
+    centre = (p + z2 / (2 * pieces)) / (1 + z2 / pieces)
+    half = math.sqrt(z2 * (p * (1 - p) / pieces + z2 / (4 * pieces * pieces))) / (1 + z2 / pieces)
+    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def _paired_shares(differences: NDArray[np.float64], confidence: float) -> Interval:
+    """Bonett and Price's interval of the mean of differences in [-1, 1]."""
+    more, mean = np.append(differences, [1.0, -1.0]), float(differences.mean())
+    half = NormalDist().inv_cdf(0.5 + confidence / 2.0) * math.sqrt(more.var() / len(more))
+    low, high = max(-1.0, float(more.mean()) - half), min(1.0, float(more.mean()) + half)
+    return Interval(mean, min(mean, low), max(mean, high), len(differences))
+
+
+def _flat(values: Scores) -> NDArray[np.float64]:
+    """[samples of all prompts]."""
+    rows = list(values.values()) if isinstance(values, Mapping) else list(values)  # type: ignore[call-overload,arg-type]
+    return np.concatenate([np.atleast_1d(np.asarray(row, dtype=np.float64)) for row in rows])
+
+
+def _zeros_and_ones(values: Scores) -> bool:
+    """Whether every value is 0 or 1."""
+    return bool(np.isin(_flat(values), (0.0, 1.0)).all())
+
+
+def _how_many(values: Scores) -> int:
+    return len(_flat(values))
 
 
 def _rank_weights(size: int, n: int, k: int) -> NDArray[np.float64]:

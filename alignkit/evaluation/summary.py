@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.statistics import best_of_n_curve, bootstrap_mean, paired_difference, per_prompt_scores
+from alignkit.evaluation.statistics import best_of_n_curve, bootstrap_mean, paired_difference, samples_by_prompt
 from alignkit.metrics.specs import ANSWERS
 
 
@@ -37,13 +37,17 @@ def summarise_evaluation(
         `metrics` by name; `paired_to_first` by score (with `first`); `best_of_n` of the first score (with samples).
     """
     names = score_names(rows)
-    means = {name: per_prompt_scores(rows, name) for name in names}
-    besides = by_prompt if by_prompt is not None else {name: per_prompt_scores(rows, name) for name in ANSWERS}
-    known = {name: found for name, found in {**means, **besides}.items() if found}
-    intervals: dict[str, Any] = {name: bootstrap_mean(found, **options).to_dict() for name, found in known.items()}
+    scores = {name: samples_by_prompt(rows, name) for name in names}
+    besides = by_prompt if by_prompt is not None else {name: samples_by_prompt(rows, name) for name in ANSWERS}
+    known = {name: found for name, found in {**scores, **besides}.items() if found}
+    # A KL or a length that is 0 everywhere is 0, and no event that may happen yet.
+    whether = {name: False for name in known if name not in (*scores, "finished")}
+    intervals: dict[str, Any] = {
+        name: bootstrap_mean(found, share=whether.get(name), **options).to_dict() for name, found in known.items()
+    }
     summary: dict[str, Any] = {"metrics": {**intervals, **(values or {})}}
     if first is not None:
-        pairs = {name: paired_by_prompt(means[name], per_prompt_scores(first, name), **options) for name in names}
+        pairs = {name: paired_by_prompt(scores[name], samples_by_prompt(first, name), **options) for name in names}
         summary["paired_to_first"] = {name: pair for name, pair in pairs.items() if pair}
     if names:
         curve = _best_of_n(rows, names[0])
@@ -51,7 +55,7 @@ def summarise_evaluation(
     return summary
 
 
-def paired_by_prompt(a: Mapping[str, float], b: Mapping[str, float], **options: Any) -> dict[str, Any] | None:
+def paired_by_prompt(a: Mapping[str, Any], b: Mapping[str, Any], **options: Any) -> dict[str, Any] | None:
     """`a - b` over the prompts both have, as a dict; None where they share none."""
     shared = [key for key in a if key in b]
     if not shared:

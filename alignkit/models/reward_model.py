@@ -22,6 +22,9 @@ from alignkit.models.policy import CARD, Policy, adapter_base, portable, without
 
 HEAD = "score_head.safetensors"
 
+LIMITS = "reward_limits.json"
+"""What a reward model was trained with, beside its weights: how long a dialogue it reads whole."""
+
 
 class RewardModel(nn.Module):
     """A sequence classifier with one output.
@@ -36,6 +39,9 @@ class RewardModel(nn.Module):
         tokenizer: its tokenizer.
         base: the folder of the weights under the adapter, if there is one.
         base_digest: its digest.
+
+    Attributes:
+        max_length: tokens of a prompt and of a response, each, that it was trained with; None where nobody knows.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
@@ -46,6 +52,7 @@ class RewardModel(nn.Module):
         self.base, self.base_digest, self.init = base, base_digest, init
         self.chat = ChatFormat(tokenizer)
         self.adapted = False
+        self.max_length: int | None = None
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
 
@@ -98,6 +105,8 @@ class RewardModel(nn.Module):
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
+        if (folder / LIMITS).is_file():
+            reward_model.max_length = int(read_json(folder / LIMITS)["max_length"])
         return reward_model
 
     @classmethod
@@ -139,6 +148,8 @@ class RewardModel(nn.Module):
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
+        if self.max_length is not None:
+            write_json(path / LIMITS, {"max_length": self.max_length})
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path)
             return

@@ -50,17 +50,20 @@ def table(rows: Sequence[Planned], precision: str) -> str:
     head = (
         f"{'stage':<32} {'verb':<13} {'state':<8} {'sampled':>9} {'trained':>9} {'memory':>8} {'disk':>8} {'time':>7}"
     )
-    lines, total = [head, "-" * len(head)], 0.0
+    lines, total, unknown = [head, "-" * len(head)], 0.0, 0
     for row in rows:
         seconds = 0.0 if row.cached else row.cost.flops() / rate
-        total += seconds
+        unseen = not row.cached and row.cost.of_unknown_size
+        total, unknown = total + seconds, unknown + unseen
         lines.append(
             f"{row.name:<32} {row.verb:<13} {'cached' if row.cached else 'to do':<8} {row.cost.generated:>9,} "
             f"{row.cost.trained:>9,} {_bytes(row.cost.memory(precision)):>8} "
-            f"{_bytes(row.cost.disk):>8} {_time(seconds):>7}"
+            f"{_bytes(row.cost.disk):>8} {'?' if unseen else _time(seconds):>7}"
         )
         lines += [f"    changed: {line}" for line in row.changed]
     lines.append(f"{'in all, at most':<32} {'':<13} {'':<8} {'':>9} {'':>9} {'':>8} {'':>8} {_time(total):>7}")
+    if unknown:
+        lines.append(f"?: {unknown} stages of a model whose size is not known before it is loaded; not in the sum")
     return "\n".join(lines)
 
 

@@ -106,6 +106,7 @@ class Run:
                 where="Run",
                 remedy="start the script with torchrun --nproc-per-node=N",
             )
+        processes.refuse_alone(self.trainer, self.world)
         if not plan and self.rank == 0:
             self.store.lock()
         processes.join_processes(self.world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -217,11 +218,17 @@ class Sampler:
         }
 
     def _end_at_stop(self, response: Sampled, policy: Policy) -> None:
-        """Cut a response at the first token with which one of the stop texts is complete."""
-        for end in range(1, len(response.ids) + 1):
-            if any(text in policy.chat.decode(response.ids[:end]) for text in self.stop):
-                response.cut(end)
-                break
+        """Cut a response at the first token with which one of the stop texts is complete.
+
+        A text that is complete stays so with every further token, so the first is found by halving.
+        """
+
+        def complete(end: int) -> bool:
+            written = policy.chat.decode(response.ids[:end])
+            return any(text in written for text in self.stop)
+
+        if complete(len(response.ids)):
+            response.cut(bisect.bisect_left(range(1, len(response.ids)), True, key=complete) + 1)
 
 
 def occurrences(prompts: Groups) -> list[int]:

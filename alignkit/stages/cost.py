@@ -31,6 +31,11 @@ class Cost:
         """2 N per token forward and 4 N backward (Kaplan et al. 2020, section 2.1)."""
         return 2.0 * self.parameters * (self.generated + self.forwarded + 3 * self.trained)
 
+    @property
+    def of_unknown_size(self) -> bool:
+        """Whether a model is at work of which nobody knows yet how many weights it has."""
+        return not self.parameters and bool(self.generated or self.trained)
+
     def memory(self, precision: str) -> int:
         """Bytes of weights, gradients and AdamW's moments; activations come on top."""
         width = BYTES.get(precision, 4)

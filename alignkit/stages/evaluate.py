@@ -33,7 +33,8 @@ class Evaluate(Stage[EvaluationHandle]):
         temperature: of sampling; default the sampler's own, 1.
         greedy: take the likeliest tokens; default the sampler's own, no.
         max_new_tokens: of an answer; default the sampler's own, 128.
-        reference: the policy for the KL (V0).
+        reference: the policy for the KL (V0), which is measured on answers drawn from the policy: neither greedily nor
+            from a truncated distribution.
         kl_prompts: how many of the prompts the KL is measured on; default all.
         label: of the version, such as "V1"; default the stage's name.
         baseline: the evaluation to pair with; default the first of this run.
@@ -82,6 +83,8 @@ class Evaluate(Stage[EvaluationHandle]):
         check_answers(by_name(built.metrics), answers=answers, reference=self.reference is not None, scores=self.scores)
         sampler = limited(built.sampler, self.temperature, self.max_new_tokens)
         sampler = sampler if self.greedy is None else replace(sampler, greedy=self.greedy)
+        if self.reference is not None and self.answers == "sampled":
+            _refuse_other_samples(sampler, self.name)
         baseline = self.baseline or context.first_evaluation
         return replace(
             built,
@@ -182,6 +185,18 @@ class Evaluate(Stage[EvaluationHandle]):
             return "done"
         parts = [f"{name} {_spelled(value)}" for name, value in result["metrics"].items()]
         return f"{result['label']}: {', '.join(parts)}"
+
+
+def _refuse_other_samples(sampler: Any, where: str) -> None:
+    """Refuse a KL along answers that were not drawn from the policy's own distribution."""
+    how = "a greedy sampler" if sampler.greedy else "a sampler that truncates" if sampler.truncates else None
+    if how:
+        raise ConfigError(
+            f"{how} with a reference",
+            where=where,
+            effect="The KL is a mean over draws from the policy; along other answers log-ratios are no KL.",
+            remedy="leave reference out, and measure the KL in an evaluation that samples",
+        )
 
 
 def _spelled(value: Any) -> str:

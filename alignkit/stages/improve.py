@@ -133,6 +133,7 @@ class Improve(Stage[Improved]):
             referenced=referenced,
             own_weights=self._start.key == self.policy.key,
             truncates=sampler.truncates,
+            greedy=sampler.greedy,
         )
         refuse_contradictions(method, asked_by(losses, referenced), facts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,9 @@ from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Made, Product, Sta
 from alignkit.stages.handles import PolicyHandle
 from alignkit.stages.place import Place
 from alignkit.stages.training import count_parameters, model_label
+
+TINY = 200_000
+"""Weights of the tiny model, about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +78,19 @@ class ImportPolicy(Stage[PolicyHandle]):
 
 
 def guessed_parameters(spec: str) -> int:
-    """Weights of a model that is not loaded yet, from the size of its files."""
+    """Weights of a model that is not loaded yet, as its files say; 0 where nobody knows, as of one on the hub."""
     from alignkit.models.loading import resolve_source
 
     source = resolve_source(spec)
     if source.kind == "gguf":
         return int(Path(source.path).stat().st_size * 8 / 5)
-    files = list(Path(source.path).glob("*.safetensors")) if source.kind == "folder" else []
-    return sum(file.stat().st_size for file in files) // 4 or 200_000
+    if source.kind == "folder":
+        return sum(map(_weights_in, Path(source.path).glob("*.safetensors")))
+    return TINY if source.kind == "tiny" else 0
+
+
+def _weights_in(file: Path) -> int:
+    """Weights of a safetensors file, whatever their type: its head names every shape."""
+    with file.open("rb") as handle:
+        head = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")

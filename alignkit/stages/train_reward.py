@@ -105,6 +105,7 @@ class TrainReward(TrainingStage[RewardHandle]):
                 scores = Scorer(model, place.max_tokens, self.max_length).score(heldout)
                 count_scores(scores, place.meter)
                 result |= comparison_report(heldout, scores)
+        model.max_length = self.max_length
         if place.writes:
             with place.meter.phase("write"):
                 model.save(place.folder / "model")
