@@ -198,6 +198,8 @@ class ChatFormat:
         A prompt that was encoded before is remembered, unless the template reads the clock.
         """
         turns = turns_of(messages)
+        if train == "response" and not any(turn["trained"] for turn in turns):
+            train = "last"  # the same, and known from sampling
         asked = (tuple((turn["role"], turn["content"], turn["trained"]) for turn in turns), train, max_tokens)
         known = self._known.find(asked)
         if known is not None:

@@ -84,43 +84,33 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
         raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
 
 
-def unread_soft_labels(groups: Groups, losses: Sequence[BoundLoss]) -> str:
-    """What to say where losses learn soft labels as certain ones; an empty string where they do not.
+def unread(groups: Groups, losses: Sequence[BoundLoss]) -> list[str]:
+    """What to say where losses of comparisons do not read all that is told of these: soft labels, which are then learned
+    as certain ones, and margins, which are then 0.
 
     Args:
         groups: what is learned from.
         losses: what learns from them, the one that matters first.
     """
-    judged = [name for name in losses[0].tensor_names if name in ("ranks", "labels")]
-    reads = any("preference_prob" in loss.tensor_names for loss in losses)
-    if reads or not (judged or select(losses[0].tensor_names, level="pair")):
-        return ""
-    soft = sum(ranks is not None and prob not in (None, 1.0) for ranks, prob in groups.each("ranks", "preference_prob"))
-    if not soft:
-        return ""
-    return (
-        f"loss {losses[0].name} takes no soft labels: {soft} of {len(groups)} rows have a preference_prob, and are "
-        "learned as if it were 1. Use a loss that names preference_prob, or leave it out of the data."
-    )
-
-
-def unread_margins(groups: Groups, losses: Sequence[BoundLoss]) -> str:
-    """What to say where comparisons have margins and no loss reads them; an empty string where one does, or none has.
-
-    Args:
-        groups: what is learned from.
-        losses: what learns from them, the one that matters first.
-    """
-    compares = "ranks" in losses[0].tensor_names or bool(select(losses[0].tensor_names, level="pair"))
-    if not compares or any("margin" in loss.tensor_names for loss in losses):
-        return ""
-    given = sum(bool(ranks and meta and json.loads(meta).get("margin")) for ranks, meta in groups.each("ranks", "meta"))
-    if not given:
-        return ""
-    return (
-        f"loss {losses[0].name} takes no margin: {given} of {len(groups)} rows have one, and are learned as if it were "
-        "0. Use a loss that names margin, or leave it out of the data."
-    )
+    main, named = losses[0], {name for loss in losses for name in loss.tensor_names}
+    pairs = bool(select(main.tensor_names, level="pair"))
+    if not (pairs or {"ranks", "labels"} & set(main.tensor_names)):
+        return []
+    rows, found = groups.each("ranks", "preference_prob", "meta"), []
+    ranked = [(prob, json.loads(meta) if meta else {}) for ranks, prob, meta in rows if ranks is not None]
+    soft = sum(prob not in (None, 1.0) for prob, _ in ranked)
+    if soft and "preference_prob" not in named:
+        found.append(
+            f"loss {main.name} takes no soft labels: {soft} of {len(groups)} rows have a preference_prob, and are "
+            "learned as if it were 1. Use a loss that names preference_prob, or leave it out of the data."
+        )
+    margins = sum(bool(meta.get("margin")) for _, meta in ranked)
+    if margins and "margin" not in named and (pairs or "ranks" in main.tensor_names):
+        found.append(
+            f"loss {main.name} takes no margin: {margins} of {len(groups)} rows have one, and are learned as if it were "
+            "0. Use a loss that names margin, or leave it out of the data."
+        )
+    return found
 
 
 def _refuse_wrong_names(method: PolicyOptimizer) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.budget import Spending
 from alignkit.engine.assemble import assemble
-from alignkit.engine.checks import unread_margins, unread_soft_labels
+from alignkit.engine.checks import unread
 from alignkit.engine.lesson import Lesson, Rounds
 from alignkit.engine.objectives import Objective, StreamData
 from alignkit.engine.progress import StepProgress
@@ -173,11 +173,10 @@ class Learner(L.LightningModule):
             return
         main, *extras = self.objectives
         weighted = [each.loss for each in extras if (term := self.terms.get(each.name)) and term.weight]
-        losses = [main.loss, *weighted]
-        found = [unread(lesson.data.groups, losses) for unread in (unread_soft_labels, unread_margins)]
-        self._said = any(found)
-        for unread in filter(None, found if self.global_rank == 0 else ()):
-            log.warning("%s", unread)
+        found = unread(lesson.data.groups, [main.loss, *weighted])
+        self._said = bool(found)
+        for text in found if self.global_rank == 0 else ():
+            log.warning("%s", text)
 
     def transfer_batch_to_device(self, batch: Step, device: Any, dataloader_idx: int) -> Step:
         return batch

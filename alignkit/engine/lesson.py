@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from alignkit.engine.reduction import level_named
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import NothingToLearnError
 from alignkit.registry.records import BoundLoss
@@ -23,7 +22,7 @@ def refuse_nothing(data: TrainingData, losses: Sequence[BoundLoss], where: str) 
     Raises:
         NothingToLearnError: none has.
     """
-    missing = [_missing(data, loss) for loss in losses]
+    missing = [data.lacks(loss.tensor_names) for loss in losses]
     if not missing or not all(missing):
         return
     raise NothingToLearnError(
@@ -32,19 +31,6 @@ def refuse_nothing(data: TrainingData, losses: Sequence[BoundLoss], where: str) 
         effect="Every gradient would be 0, and the model stay as it is.",
         remedy="bring rows that do, or use a loss of single responses",
     )
-
-
-def _missing(data: TrainingData, loss: BoundLoss) -> str:
-    """What a loss learns from and the data lack; empty where it has an element."""
-    level = level_named(loss.tensor_names)
-    if level == "pair" and not len(data.pairs.group):
-        return "comparisons (two responses of different rank)"
-    if level == "ranking" and not any(data.ranked):
-        return "rankings (responses of different rank)"
-    told = "labels" in loss.tensor_names and "labels" not in data.tensors
-    if told and level == "response" and not bool((data.labels >= 0).any()):
-        return "labels"
-    return ""
 
 
 def _never(metrics: Mapping[str, float]) -> bool:

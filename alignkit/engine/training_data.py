@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit.data.encode import EncodedGroup, encode_groups, encode_texts, is_plain_text
 from alignkit.data.problems import Problem
 from alignkit.engine.pairs import Pairs, given_pairs, pairs_of
-from alignkit.engine.reduction import Layout
+from alignkit.engine.reduction import Layout, level_named
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.models import Policy, RewardModel
@@ -210,6 +210,18 @@ class TrainingData:
     def ranked(self) -> list[bool]:
         """Of each group whether some rank differs from another, so that it holds a comparison."""
         return [len(set(ranks or ())) > 1 for ranks in self.ranks]
+
+    def lacks(self, tensor_names: tuple[str, ...]) -> str:
+        """What a loss of these tensors learns from and the data do not hold; empty where it has an element."""
+        level = level_named(tensor_names)
+        if level == "pair" and not len(self.pairs.group):
+            return "comparisons (two responses of different rank)"
+        if level == "ranking" and not any(self.ranked):
+            return "rankings (responses of different rank)"
+        told = "labels" in tensor_names and "labels" not in self.tensors
+        if told and level == "response" and not bool((self.labels >= 0).any()):
+            return "labels"
+        return ""
 
     @cached_property
     def pairs_by_group(self) -> tuple[Tensor, ...]:

@@ -147,7 +147,7 @@ class Step:
                 if name in declared and declared[name].weight:
                     how = declared[name]
                     elements = [_element(*value, how) for value in values]
-                    whole = whole + how.weight * reduced(elements, how, len(self.batch.groups))
+                    whole = whole + how.weight * reduced(elements, how)
         return whole
 
     def terms(self, loss: BoundLoss, called: str) -> dict[str, list[tuple[int, Tensors, Tensor]]]:
@@ -220,13 +220,12 @@ def _element(row: int, tensors: Tensors, term: Tensor, how: Term) -> Element:
     return Element(row, term[0], whole if how.mask is None else tensors[how.mask][0].double())
 
 
-def reduced(elements: Sequence[Element], how: Term, rows: int) -> Tensor:
+def reduced(elements: Sequence[Element], how: Term) -> Tensor:
     """A term as the number that `Term` says, by sums over lists.
 
     Args:
         elements: of the whole step.
         how: its reduction.
-        rows: of the step.
     """
     told = [each for each in elements if each.weights is None or float(each.weights.sum()) > 0]
     sums = [_sum(each) for each in told]
@@ -243,8 +242,7 @@ def reduced(elements: Sequence[Element], how: Term, rows: int) -> Tensor:
         row: [m for m, each in zip(means, told, strict=True) if each.row == row] for row in {e.row for e in told}
     }
     of_rows = [torch.stack(each).mean() for each in members.values()]
-    # Rows without a pair are no part of a mean over pairs; rows without a token are one of a mean over rows.
-    return torch.stack(of_rows).sum() / (rows if told[0].weights is not None else len(of_rows))
+    return torch.stack(of_rows).mean()  # rows without an element are no part of it
 
 
 def _sum(each: Element) -> Tensor:

@@ -109,7 +109,9 @@ def test_the_interval_counts_prompts_not_pairs() -> None:
     rows = [{"prompt": f"p{i % 2}", "responses": ["aa", "b"], "ranks": [1, 2]} for i in range(40)]
     said = [Judgement(0.9 if i % 2 else 0.1, 0.5, 0.5) for i in range(40)]
     found = measure(Groups.from_rows(rows), said)["agreement"]
-    assert (found["mean"], found["low"], found["high"]) == (0.5, 0.0, 1.0)  # two prompts say next to nothing
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        (0.5, 0.0945, 0.9055), abs=1e-4
+    )  # two prompts say next to nothing
 
 
 # -- injection ---------------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def test_a_judge_that_obeys_the_response_is_found_out(planted: Any) -> None:
     assert set(found) == set(ATTACKS)
     assert found["praises itself"]["plain"] == 0
     assert found["praises itself"]["attacked"] == 1
-    assert found["praises itself"]["more"]["low"] == 1
+    assert found["praises itself"]["more"]["low"] > 0.7  # of ten: Wilson
     assert found["master key :"]["attacked"] == 0
     text = as_markdown({"injection": found})
     assert "| praises itself | 0.000 | 1.000 | 10 | 10 |" in text
