@@ -12,7 +12,7 @@ import pytest
 
 from alignkit import Batch, ConfigError, DataError, Groups, LoRA, PolicyOptimizer, Run
 from alignkit.data import check_given
-from alignkit.engine.checks import unread_margins
+from alignkit.engine.checks import unread
 from alignkit.errors import NothingToLearnError
 from alignkit.registry.host import PluginHost
 from alignkit.registry.records import BoundLoss
@@ -116,10 +116,10 @@ def test_margins_that_no_loss_reads_are_said(tmp_path: Path, caplog: pytest.LogC
     assert "takes no margin: 2 of 3 rows have one" in caplog.text
     reads = BoundLoss(by_pair, "reads", {}, ("chosen_rewards", "margin"))
     silent = BoundLoss(by_pair, "silent", {}, ("rewards", "ranks"))
-    assert not unread_margins(rows, [reads])
-    assert "silent" in unread_margins(rows, [silent])
-    assert not unread_margins(rows, [BoundLoss(by_pair, "no pairs", {}, ("logprobs",))])
-    assert not unread_margins(PAIRS, [silent])
+    assert not unread(rows, [reads])
+    assert "silent" in unread(rows, [silent])[0]
+    assert not unread(rows, [BoundLoss(by_pair, "no pairs", {}, ("logprobs",))])
+    assert not unread(PAIRS, [silent])
 
 
 @pytest.mark.parametrize(

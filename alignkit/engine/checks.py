@@ -85,8 +85,8 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
 
 
 def unread(groups: Groups, losses: Sequence[BoundLoss]) -> list[str]:
-    """What to say where losses of comparisons do not read all that is told of these: soft labels, which are then learned
-    as certain ones, and margins, which are then 0.
+    """What to say where losses of comparisons do not read all that is told of these: soft labels, which are then
+    learned as certain ones, and margins, which are then 0.
 
     Args:
         groups: what is learned from.
@@ -107,8 +107,8 @@ def unread(groups: Groups, losses: Sequence[BoundLoss]) -> list[str]:
     margins = sum(bool(meta.get("margin")) for _, meta in ranked)
     if margins and "margin" not in named and (pairs or "ranks" in main.tensor_names):
         found.append(
-            f"loss {main.name} takes no margin: {margins} of {len(groups)} rows have one, and are learned as if it were "
-            "0. Use a loss that names margin, or leave it out of the data."
+            f"loss {main.name} takes no margin: {margins} of {len(groups)} rows have one, and are learned as if it "
+            "were 0. Use a loss that names margin, or leave it out of the data."
         )
     return found
 
