@@ -10,7 +10,7 @@ import torch
 
 from alignkit import Batch, Groups, PolicyOptimizer, Term
 from alignkit.engine import training_data as training_data_module
-from alignkit.engine.checks import unread_soft_labels
+from alignkit.engine.checks import unread
 from alignkit.engine.fit import fit
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound
@@ -173,14 +173,14 @@ def rows_with(*probs):
 def test_soft_labels_that_no_loss_reads_are_said():
     groups = rows_with(0.6, None, 1.0, 0.0)
     for loss in (certain, listwise):
-        text = unread_soft_labels(groups, [bound(loss)])
+        [text] = unread(groups, [bound(loss)])
         assert f"loss {bound(loss).name} takes no soft labels: 2 of 4 rows" in text
-    assert unread_soft_labels(groups, [bound(soft)]) == ""
-    assert unread_soft_labels(groups, [bound(certain), bound(soft)]) == ""
-    assert unread_soft_labels(groups, [bound(follow)]) == ""  # it imitates, and compares nothing
-    assert unread_soft_labels(rows_with(1.0, None), [bound(certain)]) == ""
+    assert unread(groups, [bound(soft)]) == []
+    assert unread(groups, [bound(certain), bound(soft)]) == []
+    assert unread(groups, [bound(follow)]) == []  # it imitates, and compares nothing
+    assert unread(rows_with(1.0, None), [bound(certain)]) == []
     unranked = groups.with_columns({"ranks": [None] * 4})
-    assert unread_soft_labels(unranked, [bound(certain)]) == ""
+    assert unread(unranked, [bound(certain)]) == []
 
 
 def test_they_are_said_once_a_stage(caplog):

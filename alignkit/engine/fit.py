@@ -8,6 +8,7 @@ import logging
 import signal
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -98,7 +99,9 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
 
     Args:
         learner: module with its rounds.
-        precision: as Lightning names it ("32-true", "bf16-mixed", "bf16-true").
+        precision: as Lightning names it ("32-true", "bf16-mixed", "bf16-true"). Of the true ones Lightning is told
+            nothing: it would cast every float tensor of the learner, adapters, heads and rotary tables too, which are
+            float32 where the weights beside them are not. Models are loaded in the precision of their weights.
         trainer: further arguments of `lightning.Trainer`.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
 
@@ -123,13 +126,38 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         loop = L.Trainer(
             **options,
-            precision=precision,  # type: ignore[arg-type]
+            precision="32-true" if precision.endswith("-true") else precision,  # type: ignore[arg-type]
             max_epochs=learner.rounds.count,
             enable_checkpointing=False,
             reload_dataloaders_every_n_epochs=1,
         )
-    with _quiet(), _ending(loop):
-        loop.fit(learner)
+    device = loop.strategy.root_device
+    try:
+        with _quiet(), _ending(loop):
+            loop.fit(learner)
+    finally:
+        _part(loop, learner)
+    learner.to(device)  # Lightning's teardown leaves it on the CPU; what is scored next is scored where it was trained
+
+
+def _part(loop: Any, learner: Learner) -> None:
+    """Let trainer and learner go of one another.
+
+    Lightning leaves them in a circle, and the memory of a GPU does not wait for Python's collector of circles.
+    """
+    learner.trainer = None
+    loop.strategy.model, loop.strategy.optimizers = None, []
+    seen, waiting = {id(loop)}, [loop]
+    while waiting:  # its loops and connectors each keep the learner under names of their own
+        kept = vars(waiting.pop())
+        for name, value in kept.items():
+            if value is learner or type(value) in weakref.ProxyTypes:
+                kept[name] = None
+            elif (
+                type(value).__module__.startswith("lightning.") and hasattr(value, "__dict__") and id(value) not in seen
+            ):
+                seen.add(id(value))
+                waiting.append(value)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.budget import Spending
+from alignkit.engine.adamw import FloatAdamW
 from alignkit.engine.assemble import assemble
 from alignkit.engine.checks import unread
 from alignkit.engine.lesson import Lesson, Rounds
@@ -130,7 +131,7 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.training_config
         groups = _parameter_groups(self, config)
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+        return FloatAdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
     @property
     def data(self) -> TrainingData:
@@ -189,7 +190,7 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        shares = self._accumulate(step)
+        shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()
         self._refuse_nan(step, shares, norm)
@@ -212,7 +213,7 @@ class Learner(L.LightningModule):
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _accumulate(self, step: Step) -> dict[str, float]:
+    def _accumulate(self, step: Step, optimizer: FloatAdamW) -> dict[str, float]:
         """Backward through this process's micro-batches; returns the terms over all processes."""
         shares = {"total": 0.0}
         world = self.trainer.world_size
@@ -227,6 +228,7 @@ class Learner(L.LightningModule):
                 total, part = micro(part_step, batch)
                 # A process with nothing to do still takes part in the backward pass, with weight 0.
                 self.manual_backward(total * (float(world) if numbers else 0.0))
+                optimizer.gather()
                 for name, value in part.items():  # an idle process has the names too: all sum the same ones
                     shares[name] = shares.get(name, 0.0) + (value if numbers else 0.0)
         if world > 1:
@@ -301,7 +303,8 @@ class Learner(L.LightningModule):
         return factor
 
     def _clip(self) -> float:
-        parameters = [p for p in self.parameters() if p.grad is not None]
+        optimizer: Any = self.optimizers()
+        parameters = optimizer.with_gradient(self.parameters())
         limit = self.training_config.max_grad_norm
         return float(nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf))
 

@@ -38,12 +38,22 @@ def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, mean
     return (logprobs, entropy, logits.mean(-1) - logsumexp) if mean else (logprobs, entropy)
 
 
+def one_number(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+    """What a head with one output (a score, a value) says of hidden states […, H]: […] float32.
+
+    Computed as its weights are kept, autocast or not: in bfloat16 a score of 10 has no neighbour nearer than 0.06, and
+    many responses would have the same one.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+
+
 class _FrozenHead(torch.autograd.Function):
     """Log-probs through a linear head whose weight gets no gradient.
 
-    d logp_t / d h_t = (W[y_t] - softmax(z_t) W) / T is a vector of the hidden size, so it is worked out while the
-    logits
-    are there and kept in place of them: one pass over the vocabulary fewer than recomputing, and no logits stored.
+    d logp_t / d h_t = (onehot(y_t) - softmax(z_t)) W / T is a vector of the hidden size, so it is worked out while the
+    logits are there and kept in place of them: one pass over the vocabulary fewer than recomputing, and no logits
+    stored.
     """
 
     @staticmethod
@@ -56,7 +66,11 @@ class _FrozenHead(torch.autograd.Function):
             logprobs.append((logits.gather(-1, wanted.unsqueeze(-1)) - logsumexp).squeeze(-1))
             probs = (logits - logsumexp).exp_()
             entropy.append(logsumexp.squeeze(-1) - (probs * logits).sum(-1))
-            slopes.append((weight[wanted] - probs.to(weight.dtype) @ weight) / temperature)
+            # 1 - p of a likely token is the sum of the others: as a difference, of numbers or of W[y] and softmax(z) W,
+            # it would be lost in their rounding.
+            place = wanted.unsqueeze(-1)
+            probs.scatter_(-1, place, 0.0).scatter_(-1, place, -probs.sum(-1, keepdim=True))
+            slopes.append((probs.to(weight.dtype) @ weight) / -temperature)
         ctx.save_for_backward(torch.cat(slopes))
         result = torch.cat(logprobs), torch.cat(entropy)
         ctx.mark_non_differentiable(result[1])

@@ -131,7 +131,9 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
         from alignkit.models.tiny import tiny_model
 
         model, tokenizer = tiny_model()
-        return model.to(dtype), tokenizer
+        for parameter in model.parameters():  # and no buffer: transformers keeps rotary tables in float32
+            parameter.data = parameter.data.to(dtype)
+        return model, tokenizer
     from transformers import AutoModelForCausalLM
 
     if source.kind == "gguf":
@@ -180,6 +182,17 @@ def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
     if unread := sorted(found["unexpected_keys"]):
         log.warning("%s: %d weights have no place in the model: %s", source.path, len(unread), _some(unread))
     return model.eval()
+
+
+def saved_tensor(source: Source, name: str) -> torch.Tensor | None:
+    """One tensor as a folder's files have it, before any cast; None where it is not a folder, or has none so named."""
+    from safetensors import safe_open
+
+    for file in sorted(Path(source.path).glob("*.safetensors")) if source.kind == "folder" else ():
+        with safe_open(str(file), "pt") as opened:
+            if name in opened.keys():
+                return opened.get_tensor(name)
+    return None
 
 
 def refuse_missing(names: Sequence[str], where: str) -> None:

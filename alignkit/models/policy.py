@@ -18,7 +18,7 @@ from alignkit.files import read_json, write_json
 from alignkit.models import forward
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
-from alignkit.models.head import token_logprobs
+from alignkit.models.head import one_number, token_logprobs
 from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, active_adapter, load_adapter, merged, save_adapter
 from alignkit.vocabulary import select
@@ -66,7 +66,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[…, H] -> […], float32."""
-        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+        return one_number(self.linear, hidden)
 
 
 def portable(base: str | Path, folder: Path) -> str:

@@ -16,7 +16,8 @@ from alignkit.files import read_json, write_json
 from alignkit.models import forward
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
-from alignkit.models.loading import load_model, load_tokenizer, resolve_source, save_plain
+from alignkit.models.head import one_number
+from alignkit.models.loading import Source, load_model, load_tokenizer, resolve_source, save_plain, saved_tensor
 from alignkit.models.lora import TRAINED, LoRA, load_adapter, merged, save_adapter
 from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
 
@@ -102,6 +103,7 @@ class RewardModel(nn.Module):
             model = load_model(AutoModelForSequenceClassification, source, dtype)
             tokenizer = load_tokenizer(source)
             reward_model = cls(model, tokenizer, base=source.path, base_digest=source.digest())
+            reward_model._restore_head(source)
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
@@ -128,6 +130,14 @@ class RewardModel(nn.Module):
         reward_model._replace_body(body)
         reward_model.head.load_state_dict(load_file(str(folder / HEAD)))
         return reward_model
+
+    def _restore_head(self, source: Source) -> None:
+        """Keep the score head in float32 at least, with the numbers that the folder has, whatever the trunk is in."""
+        if self.pools_here and self.head.weight.dtype in (torch.bfloat16, torch.float16):
+            self.head.float()
+            saved = saved_tensor(source, "score.weight")
+            if saved is not None:
+                self.head.weight.data.copy_(saved)
 
     def _adapt(self, lora: LoRA) -> None:
         from peft import get_peft_model
@@ -207,7 +217,7 @@ class RewardModel(nn.Module):
                 self.model(input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()).logits[:, 0].float()
             )
         hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
-        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+        return one_number(self.head, hidden)
 
 
 def _classifier_from(causal: Any) -> Any:

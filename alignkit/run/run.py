@@ -55,7 +55,9 @@ class Run:
         folder: of the run.
         seed: from which every random number is derived.
         plan: only say what would be done.
-        precision: as Lightning names it; it is also the dtype that models load in.
+        precision: as Lightning names it. "bf16-true" and "64-true" are also the dtype that models load in; adapters,
+            score and value heads, and the optimizer's copy of the weights, are float32 at least. "16-true" samples,
+            scores and evaluates, and does not train.
         trainer: further arguments of `lightning.Trainer` (accelerator, devices, strategy, logger, callbacks …).
         max_tokens: padded cells of one micro-batch: the memory of a step.
         host: the plugins; default all that are installed.
@@ -216,6 +218,13 @@ class Run:
         check_component("stage", declared.verb or "stage", type(declared))
         context = Context(self.host, self._first_evaluation)
         stage = declared.resolved(context)
+        if self.precision == "16-true" and stage.cost().trainable:
+            raise ConfigError(
+                "16-true does not train",
+                where=stage.name,
+                effect="In float16 most gradients of a language model are below the smallest number.",
+                remedy='use precision="bf16-true", or "32-true" where the device has no bfloat16',
+            )
         identity = self.identity(stage, context)
         key = processes.first(digest(identity), self.world)  # a global of the user's may differ from process to process
         found = self.store.find(key)

@@ -117,8 +117,11 @@ class Sampler:
     ) -> Groups:
         """Sample `n` responses for each prompt.
 
-        The random numbers depend on (seed, prompt, occurrence of that prompt, sample, position) alone: another batch
-        size, other prompts beside it, or a larger `n` leave a sample as it was.
+        The random numbers depend on (seed, prompt, occurrence of that prompt, sample, position) alone: in float32 and
+        above another batch size, other prompts beside it, or a larger `n` leave a sample as it was. In bfloat16
+        (precisions "bf16-true" and "bf16-mixed") the same numbers are drawn, but a kernel may round the logits
+        otherwise in a batch of another shape, by enough to change a token: there a sample is the same again where the
+        whole call is.
 
         Args:
             policy: what to sample from.

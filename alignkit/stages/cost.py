@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BYTES = {"bf16-true": 2, "16-true": 2, "64-true": 8}
+"""Of a weight, where it is not 4."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Cost:
         return not self.parameters and bool(self.generated or self.trained)
 
     def memory(self, precision: str) -> int:
-        """Bytes of weights, gradients and AdamW's moments; activations come on top."""
+        """Bytes of weights, gradients and AdamW's moments (see `FloatAdamW`); activations come on top."""
         width = BYTES.get(precision, 4)
-        return self.parameters * (width + (width + 8 if self.trainable else 0))
+        copy = 8 if width < 4 else 0  # in float32, and its gradient
+        return self.parameters * (width + (width + 2 * max(width, 4) + copy if self.trainable else 0))
