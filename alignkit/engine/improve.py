@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from alignkit.calls import calling, whose, within
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
@@ -21,7 +22,7 @@ from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
 from alignkit.engine.lesson import Lesson, RoundLoop
-from alignkit.engine.prepare import Prepare
+from alignkit.engine.prepare import Prepare, check_widths, checked_state
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import Step, TrainingData
@@ -81,8 +82,15 @@ class Improvement:
             if lesson is None:
                 yield False
             else:
-                self.state = dict(self.method.update(self.state, means))
-                yield self.early_stop.over(index)
+                with within(f"round {index}"):
+                    self.state = self._updated(means)
+                    over = self.early_stop.over(index)
+                yield over
+
+    def _updated(self, means: Mapping[str, float]) -> dict[str, Any]:
+        with calling(self.method, "update"):
+            found = self.method.update(self.state, means)
+        return checked_state(found, f"{whose(self.method)}.update")
 
     def _lesson_if_any(self, index: int) -> Lesson | None:
         """What round `index` learns; None where there is nothing, which is said, or where the budget paid for less
@@ -95,7 +103,7 @@ class Improvement:
         if not place:
             spending.drawing()
         try:
-            with self.setting.meter.phase("prepare"):
+            with self.setting.meter.phase("prepare"), within(f"round {index}"):
                 groups = self.collect(index)  # sample, score, annotate, keep
                 spending.learning(place, rounds)
                 return self.lesson(groups, index)  # know, prepare, describe
@@ -115,11 +123,13 @@ class Improvement:
         known = self.known.work_out(data, first_epoch(steps), self.asked.before_prepare)
         metrics = self.describe(groups, data, known)
         batch = self.prepare(groups, data, known, index, self.state)
-        self.state = self.state if batch.state is None else dict(batch.state)
+        if batch.state is not None:
+            self.state = checked_state(batch.state, f"{whose(self.method)}.prepare")
         if batch.groups is not groups or batch.pairs is not None:  # other rows: nothing is known of them yet
             data, known = self.known.read(batch.groups, batch.pairs), {}
             steps = self._steps(data, index)
         known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
+        check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         data.tensors = self.asked.under_loss_names(known) | made
         self.last = {**metrics, **batch.metrics}
@@ -127,7 +137,11 @@ class Improvement:
             f"{self.setting.label(index)}: learning from {len(data.groups)} prompts in {len(steps)} steps; "
             f"{said(self.last)}"
         )
-        return Lesson(data, steps, self.last, self.method.stop_epochs)
+        return Lesson(data, steps, self.last, self._stop_epochs)
+
+    def _stop_epochs(self, metrics: Mapping[str, float]) -> bool:
+        with calling(self.method, "stop_epochs"):
+            return bool(self.method.stop_epochs(metrics))
 
     def _steps(self, data: TrainingData, index: int) -> list[Step]:
         method, place = self.method, self.setting
@@ -198,6 +212,17 @@ def improvement(
         prepare=Prepare(method, judging, known, history or Groups.from_rows([]), setting, sampler.max_new_tokens),
         describe=Describe(sampling, name, method.samples_per_prompt > 0),
         early_stop=EarlyStop(replace(drawing, policy=models.policy), judging.reward, heldout, patience, setting),
-        state=method.initial_state(),
+        state=initial_state(method),
         last={},
     )
+
+
+def initial_state(method: PolicyOptimizer) -> dict[str, Any]:
+    """What a method begins with.
+
+    Raises:
+        PluginError: it raised, or gave what JSON cannot hold.
+    """
+    with calling(method, "initial_state"):
+        found = method.initial_state()
+    return checked_state(found, f"{whose(method)}.initial_state")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from alignkit.calls import whose
 from alignkit.engine.losses import call_loss
 from alignkit.engine.reduction import Layout, reduce_terms
 from alignkit.engine.training_data import Step, TrainingData
@@ -41,7 +42,7 @@ class Objective:
         # What cannot be differentiated can only be for the eye, whoever returned it.
         free = [name for name, term in found.items() if self.open or not term.requires_grad]
         declared = {**dict.fromkeys(free, DIAGNOSTIC), **self.terms}
-        return reduce_terms(found, declared, self.loss.tensor_names, layout, count)
+        return reduce_terms(found, declared, self.loss.tensor_names, layout, count, whose(self.loss))
 
 
 def extra_objectives(losses: Mapping[str, BoundLoss], terms: Mapping[str, Term]) -> list[Objective]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, PluginError
 from alignkit.optimizers import Term
 from alignkit.vocabulary import select
 
@@ -46,14 +46,23 @@ def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
     return "response"
 
 
-def _check_size(name: str, term: Tensor, level: str, layout: Layout) -> None:
+def _check(name: str, term: Tensor, how: Term, level: str, layout: Layout, where: str) -> None:
+    """Refuse a term whose elements are not those of the micro-batch, or that cannot be learned from."""
     sizes = {"pair": len(layout.pair_group), "group": layout.groups, "response": len(layout.response_group)}
-    wanted = (len(layout.response_group),) if level == "token" else (sizes[level],)
-    if term.shape[:1] != wanted:
-        raise ConfigError(
-            f"term {name!r} has shape {list(term.shape)}, a {level} term here has {list(wanted)} as its first",
-            where="loss",
-            remedy="return unreduced values: one per token, response, pair or group",
+    mask = layout.masks.get(how.mask or "response_mask")
+    wanted = [sizes[level]] if level != "token" else [sizes["response"]] if mask is None else list(mask.shape)
+    if list(term.shape[: len(wanted)] if level == "token" else term.shape) != wanted:
+        what = f"term {name!r} has shape {list(term.shape)}, a {level} term here has {wanted}"
+        raise PluginError(what, where=where, remedy="return unreduced values: one per token, response, pair or group")
+    if mask is not None and term.device != mask.device:
+        what = f"term {name!r} is on {term.device}, the tensors that the loss was given on {mask.device}"
+        raise PluginError(what, where=where, remedy="make new tensors on the device of those that are given")
+    if how.weight and not term.requires_grad and bool(term.detach().any()):
+        raise PluginError(
+            f"term {name!r} has weight {how.weight} and no gradient",
+            where=where,
+            effect="Nothing would be learned from it.",
+            remedy="detach no tensor that it is to change; for a number to look at declare weight 0",
         )
 
 
@@ -116,6 +125,7 @@ def reduce_terms(
     tensor_names: tuple[str, ...],
     layout: Layout,
     count: Callable[[str, str | None], float],
+    where: str = "loss",
 ) -> tuple[Tensor | None, dict[str, float]]:
     """This micro-batch's share of the step's total and of each term.
 
@@ -125,24 +135,26 @@ def reduce_terms(
         tensor_names: what the loss asks for.
         layout: whom elements belong to.
         count: the step's counts, see `denominator`.
+        where: the loss, for errors.
 
     Returns:
         (weighted total to differentiate, or None where every weight is 0; {term: its share, detached}).
 
     Raises:
-        ConfigError: terms that were not declared, or a wrong size.
+        ConfigError: terms that were not declared.
+        PluginError: a term of a wrong shape, on another device, or without the gradient that its weight asks for.
     """
     if not set(terms) <= set(declared):
         raise ConfigError(
             f"the loss returned the terms {sorted(terms)}, declared are {sorted(declared)}",
-            where="loss",
+            where=where,
             remedy="declare every term in the optimizer's terms(); weight 0 makes it a diagnostic",
         )
     total: Tensor | None = None
     shares: dict[str, float] = {}
     for name, term in terms.items():
         how, level = declared[name], level_of(term, tensor_names)
-        _check_size(name, term, level, layout)
+        _check(name, term, how, level, layout, where)
         divisor = denominator(how, level, count)
         if divisor is None:  # a diagnostic of which the step has none: no number is made up
             continue

@@ -325,6 +325,20 @@ class TrainingData:
             out[name] = (taken[:, :width] if taken.ndim == 2 else taken).to(device)
         return out
 
+    def not_finite(self, numbers: Sequence[int]) -> str:
+        """Which of the tensors that the round made has a NaN or an infinity among what these groups learn from, and of
+        which response; an empty string where none has."""
+        mask = self.response_mask
+        for name, values in self.tensors.items():
+            for number in numbers:
+                for k in range(len(self.encoded[number].responses)):
+                    r = self.first_response[number] + k
+                    taken = values[r] if values.ndim == 1 else values[r, : mask.shape[1]][mask[r, : values.shape[1]]]
+                    if not bool(torch.isfinite(taken.double()).all()):
+                        prompt = self.groups[number]["prompt_id"]
+                        return f"{name} is not, for response {k} to prompt {prompt}"
+        return ""
+
     def layout(self, batch: MicroBatch, masks: Mapping[str, Tensor], pair_group: Tensor | None) -> Layout:
         """Whom the elements of a micro-batch belong to."""
         numbers = {group: index for index, group in enumerate(batch.group_order)}

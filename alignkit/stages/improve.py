@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
+from alignkit.engine.checks import Facts, asked_by, refuse_contradictions, refuse_wrong_declarations
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -103,6 +103,7 @@ class Improve(Stage[Improved]):
         check_steps(by_name(built.metrics), sources, built.optimizer.provides, built.optimizer.logs)
         sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
         streams = dict(self.streams or {})
+        refuse_wrong_declarations(built.optimizer)
         declared = built.optimizer.streams()
         if set(declared) != set(streams):
             raise ConfigError(
