@@ -23,9 +23,10 @@ from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
 from alignkit.engine.lesson import Lesson, RoundLoop
 from alignkit.engine.prepare import Prepare, check_widths, checked_state
+from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
-from alignkit.engine.training_data import Step, TrainingData
+from alignkit.engine.training_data import Step, TrainingData, said_of_size
 from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
@@ -62,6 +63,7 @@ class Improvement:
     state: dict[str, Any]
     last: Mapping[str, float]
     left_out: list[int] = field(default_factory=list)
+    _told: bool = False
 
     @property
     def count(self) -> int:
@@ -146,7 +148,11 @@ class Improvement:
     def _steps(self, data: TrainingData, index: int) -> list[Step]:
         method, place = self.method, self.setting
         seed = (*place.seed, index, "order")
-        return data.steps(method.batch_size, method.epochs, place.max_tokens, seed, place.world[1])
+        together = joins(self.asked.by_losses)
+        if together and (most := data.over(place.max_tokens)) and not self._told:
+            self._told = True
+            place.say(said_of_size(most, place.max_tokens))
+        return data.steps(method.batch_size, method.epochs, place.max_tokens, seed, place.world[1], together)
 
     @property
     def online_reference(self) -> Reference | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignkit.calls import whose
 from alignkit.engine.losses import call_loss
-from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.engine.reduction import Layout, joins, reduce_terms
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.optimizers import Term
 from alignkit.randomness import permutation
@@ -82,4 +82,5 @@ class StreamData:
         if self._order[0] != lap:
             self._order = lap, permutation(rows, *self.seed, lap)
         numbers = self._order[1][place * size : (place + 1) * size]
-        return Step(self.data.micro_batches(numbers, self.max_tokens, world), numbers)
+        together = joins(self.objective.loss.tensor_names)
+        return Step(self.data.micro_batches(numbers, self.max_tokens, world, together), numbers)

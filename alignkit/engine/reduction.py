@@ -6,7 +6,7 @@ is divided by a count taken over all micro-batches and processes of the step, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,15 @@ class Layout:
         response_group: [R] group of each response, numbered within the micro-batch.
         pair_group: [P] group of each pair, likewise.
         groups: how many groups.
+        counts: where some group has only a part of its responses here: `(level, mask)` gives of each group [B] how many
+            elements it has in all; None where all are here.
     """
 
     masks: Mapping[str, Tensor]
     response_group: Tensor
     pair_group: Tensor
     groups: int
+    counts: Callable[[str, str | None], Tensor] | None = None
 
 
 def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
@@ -44,6 +47,11 @@ def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
     if select(tensor_names, level="group"):
         return "group"
     return "response"
+
+
+def joins(tensor_names: Iterable[str]) -> bool:
+    """Whether one of these tensors says something of several responses of a group, which then stay together."""
+    return bool(select(tensor_names, level="pair") or select(tensor_names, level="group"))
 
 
 def _check(name: str, term: Tensor, how: Term, level: str, layout: Layout, where: str) -> None:
@@ -72,11 +80,19 @@ def _per_response(term: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return (term * mask).sum(-1) / lengths.clamp(min=1), lengths > 0
 
 
-def _per_group(values: Tensor, present: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Means over the elements of each group [B]; a group without elements gives 0."""
+def _per_group(values: Tensor, present: Tensor, group: Tensor, groups: int, counts: Tensor | None) -> Tensor:
+    """This micro-batch's part of the mean over the elements of each group [B]; a group without elements gives 0.
+
+    Args:
+        values: [elements].
+        present: [elements], which of them count.
+        group: [elements], of each.
+        groups: B.
+        counts: [B] elements of each group in all; None: they are all here.
+    """
     zeros = torch.zeros(groups, dtype=values.dtype, device=values.device)
     sums = zeros.index_add(0, group, values * present)
-    counts = zeros.index_add(0, group, present.to(values.dtype))
+    counts = zeros.index_add(0, group, present.to(values.dtype)) if counts is None else counts.to(values.dtype)
     return sums / counts.clamp(min=1)
 
 
@@ -94,7 +110,8 @@ def local_sum(term: Tensor, how: Term, level: str, layout: Layout) -> Tensor:
         values, present = term, torch.ones_like(term, dtype=torch.bool)
         group = {"pair": layout.pair_group, "response": layout.response_group}.get(level, torch.arange(len(term)))
     if how.reduction == "group" and level != "group":
-        return _per_group(values, present, group.to(values.device), layout.groups).sum()
+        counts = None if layout.counts is None else layout.counts(level, how.mask)
+        return _per_group(values, present, group.to(values.device), layout.groups, counts).sum()
     return (values * present).sum()
 
 
