@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from alignkit.calls import calling, whose
-from alignkit.errors import PluginError
+from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import function_key
 from alignkit.meter import Meter
@@ -65,6 +65,22 @@ class FunctionAnnotator(Annotator):
 
     def key(self) -> Any:
         return {"function": function_key(self.function, self.version)}
+
+
+def check_dimensions(annotators: Iterable[Collection[str]], where: str) -> None:
+    """Refuse an annotator that ranks along several dimensions where one ranking is learned from.
+
+    Args:
+        annotators: the dimensions of each.
+        where: for the error.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    for dimensions in annotators:
+        if len(dimensions) != 1:
+            what = f"the annotator ranks along {sorted(dimensions)}"
+            raise ConfigError(what, where=where, remedy="use an annotator with one dimension")
 
 
 def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | None = None) -> Mapping[str, Groups]:

@@ -106,8 +106,8 @@ def elsewhere(logprobs):
         (leaving, r"called sys.exit\(0\)"),
         (failing, r"raised IndexError: .* at test_plugin_mistakes.py:\d+"),
         (nothing, "returned .*NoneType"),
-        (deep, r"shape \[4, \d+, 1\]"),
-        (short, r"a token term here has \[4, \d+\]"),
+        (deep, r"shape \[10, \d+, 1\]"),
+        (short, r"a token term here has \[10, \d+\]"),
         (flat, "a response term here has"),
         (detached, "weight 1.0 and no gradient"),
         (elsewhere, "is on meta"),
@@ -224,10 +224,14 @@ def test_a_state_to_begin_with_is_looked_at(wrong):
     ],
 )
 def test_declarations_are_looked_at_before_a_model_is_loaded(tmp_path, hook, wrong, said):
-    method = type("Theirs", (Mine,), {"__module__": __name__})()
+    @dataclass(frozen=True)
+    class Theirs(Mine):
+        pass
+
+    method = Theirs()
     with Run(tmp_path / "r", quiet=True, plan=True) as run:
         v0 = run.policy("tiny")
-        setattr(type(method), hook, wrong)
+        setattr(Theirs, hook, wrong)
         with pytest.raises(AlignkitError, match=said):
             run.improve(v0, PROMPTS, optimizer=method, reward=lambda response: 1.0)
 

@@ -154,7 +154,8 @@ def _ending(loop: Any) -> Iterator[None]:
         yield
     except (SystemExit, KeyboardInterrupt) as stop:
         interrupted = True
-        if isinstance(stop, SystemExit) and not (told or loop.interrupted):  # a callback's, or a component's
+        by_lightning = bool(told) or isinstance(stop.__context__, KeyboardInterrupt)
+        if isinstance(stop, SystemExit) and not by_lightning:  # a callback's, or a component's
             raise PluginError(f"sys.exit({stop.code!r}) was called while training", where="trainer") from stop
     finally:
         for number, handler in before.items() if ours else ():

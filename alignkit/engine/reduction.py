@@ -54,8 +54,8 @@ def joins(tensor_names: Iterable[str]) -> bool:
     return bool(select(tensor_names, level="pair") or select(tensor_names, level="group"))
 
 
-def _check(name: str, term: Tensor, how: Term, level: str, layout: Layout, where: str) -> None:
-    """Refuse a term whose elements are not those of the micro-batch, or that cannot be learned from."""
+def _check_size(name: str, term: Tensor, how: Term, level: str, layout: Layout, where: str) -> None:
+    """Refuse a term whose elements are not those of the micro-batch."""
     sizes = {"pair": len(layout.pair_group), "group": layout.groups, "response": len(layout.response_group)}
     mask = layout.masks.get(how.mask or "response_mask")
     wanted = [sizes[level]] if level != "token" else [sizes["response"]] if mask is None else list(mask.shape)
@@ -65,13 +65,6 @@ def _check(name: str, term: Tensor, how: Term, level: str, layout: Layout, where
     if mask is not None and term.device != mask.device:
         what = f"term {name!r} is on {term.device}, the tensors that the loss was given on {mask.device}"
         raise PluginError(what, where=where, remedy="make new tensors on the device of those that are given")
-    if how.weight and not term.requires_grad and bool(term.detach().any()):
-        raise PluginError(
-            f"term {name!r} has weight {how.weight} and no gradient",
-            where=where,
-            effect="Nothing would be learned from it.",
-            remedy="detach no tensor that it is to change; for a number to look at declare weight 0",
-        )
 
 
 def _per_response(term: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +152,7 @@ def reduce_terms(
 
     Raises:
         ConfigError: terms that were not declared.
-        PluginError: a term of a wrong shape, on another device, or without the gradient that its weight asks for.
+        PluginError: a term of a wrong shape, or on another device.
     """
     if not set(terms) <= set(declared):
         raise ConfigError(
@@ -171,7 +164,7 @@ def reduce_terms(
     shares: dict[str, float] = {}
     for name, term in terms.items():
         how, level = declared[name], level_of(term, tensor_names)
-        _check(name, term, how, level, layout, where)
+        _check_size(name, term, how, level, layout, where)
         divisor = denominator(how, level, count)
         if divisor is None:  # a diagnostic of which the step has none: no number is made up
             continue

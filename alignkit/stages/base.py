@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from alignkit.annotators import Annotator, FunctionAnnotator
+from alignkit.calls import calling
+from alignkit.engine.checks import refuse_wrong_declarations
 from alignkit.errors import AlignkitError, ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import plain
@@ -125,7 +127,12 @@ class Context:
         return built
 
     def _further(self, built: Any) -> None:
-        for kind, spec in built.components() if isinstance(built, PolicyOptimizer) else ():
+        if not isinstance(built, PolicyOptimizer):
+            return
+        refuse_wrong_declarations(built)
+        with calling(built, "components"):
+            components = list(built.components())
+        for kind, spec in components:
             self.named.append((self.host.resolve(kind, spec), self.host.build(kind, spec)))
 
     def records(self) -> list[ComponentRecord]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.engine.checks import Facts, asked_by, refuse_contradictions, refuse_wrong_declarations
+from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -103,7 +104,6 @@ class Improve(Stage[Improved]):
         check_steps(by_name(built.metrics), sources, built.optimizer.provides, built.optimizer.logs)
         sampler = limited(built.sampler, built.optimizer.temperature, self.max_new_tokens)
         streams = dict(self.streams or {})
-        refuse_wrong_declarations(built.optimizer)
         declared = built.optimizer.streams()
         if set(declared) != set(streams):
             raise ConfigError(
@@ -112,6 +112,7 @@ class Improve(Stage[Improved]):
                 remedy="pass streams={name: groups} for those that it declares",
             )
         self._refuse_contradictions(context, built.optimizer, sampler)
+        check_dimensions(() if built.annotator is None else [built.annotator.dimensions], self.name)
         return replace(
             built,
             sampler=sampler,
