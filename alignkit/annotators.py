@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
+from alignkit.calls import calling, whose
+from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
+from alignkit.identity import function_key
 from alignkit.meter import Meter
 
 
@@ -35,9 +39,85 @@ class Annotator:
         raise NotImplementedError(f"{type(self).__name__} must say what identifies it")
 
 
+class FunctionAnnotator(Annotator):
+    """A plain function as an annotator, of the one dimension "preference".
+
+    Args:
+        function: `(groups)` or `(groups, seed)`, as `Annotator.annotate`; it may return the `Groups` themselves.
+        version: part of the stage's key when the source of the function cannot be read.
+
+    Raises:
+        PluginError: it asks for something else.
+    """
+
+    def __init__(self, function: Callable[..., Any], version: str | None = None) -> None:
+        self.function, self.version = function, version
+        asked = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+        self.seeded = "seed" in inspect.signature(function).parameters
+        unknown = [p.name for p in asked[1:] if p.name != "seed"]
+        if unknown or not asked or asked[0].name == "seed":
+            what = f"asks for {unknown or 'no groups'}"
+            raise PluginError(what, where=whose(self), remedy="write (groups, seed), and return groups with ranks")
+
+    def annotate(self, groups: Groups, seed: int = 0) -> Mapping[str, Groups]:
+        found = self.function(groups, **({"seed": seed} if self.seeded else {}))
+        return {self.dimensions[0]: found} if isinstance(found, Groups) else found
+
+    def key(self) -> Any:
+        return {"function": function_key(self.function, self.version)}
+
+
+def check_dimensions(annotators: Iterable[Collection[str]], where: str) -> None:
+    """Refuse an annotator that ranks along several dimensions where one ranking is learned from.
+
+    Args:
+        annotators: the dimensions of each.
+        where: for the error.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    for dimensions in annotators:
+        if len(dimensions) != 1:
+            what = f"the annotator ranks along {sorted(dimensions)}"
+            raise ConfigError(what, where=where, remedy="use an annotator with one dimension")
+
+
 def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | None = None) -> Mapping[str, Groups]:
-    """What the annotator says of the groups, by dimension; counted."""
+    """What the annotator says of the groups, by dimension; counted.
+
+    Raises:
+        PluginError: it raised, or its answer is no judgement of these groups.
+    """
     meter = meter or Meter()
     meter.add("judge_calls", len(groups))
-    with meter.phase("score"):
-        return annotator.annotate(groups, seed=seed)
+    with meter.phase("score"), calling(annotator, "annotate"):
+        found = annotator.annotate(groups, seed=seed)
+    where, declared = f"{whose(annotator)}.annotate", annotator.dimensions
+    if not isinstance(found, Mapping) or not all(isinstance(part, Groups) for part in found.values()):
+        kinds = sorted({type(part).__name__ for part in found.values()}) if isinstance(found, Mapping) else ""
+        what = f"returned a {type(found).__name__}" + (f" of {', '.join(kinds)}" if kinds else "")
+        raise PluginError(what, where=where, remedy="return Groups by dimension")
+    if set(found) != set(declared):
+        what = f"gave {sorted(found)}, it declares {sorted(declared)}"
+        raise PluginError(what, where=where, remedy="set its `dimensions`")
+    responses: dict[str, list[list[str]]] = {}
+    for prompt, given in groups.each("prompt_id", "responses"):
+        responses.setdefault(prompt, []).append(sorted(given))
+    for part in found.values():
+        _check_ranks(part, responses, where)
+    return found
+
+
+def _check_ranks(part: Groups, responses: Mapping[str, list[list[str]]], where: str) -> None:
+    """Refuse rows without ranks from 1, and answers that nobody asked about."""
+    for prompt, given, ranks in part.each("prompt_id", "responses", "ranks"):
+        if sorted(given) not in responses.get(prompt, []):
+            raise PluginError(
+                f"judged prompt {prompt} with responses that it was not given",
+                where=where,
+                remedy="return the groups that were given, with ranks filled in",
+            )
+        if not ranks or min(ranks) != 1:
+            what = f"prompt {prompt} has the ranks {ranks}"
+            raise PluginError(what, where=where, remedy="rank from 1, the best, or leave the group out")

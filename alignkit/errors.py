@@ -20,6 +20,15 @@ class AlignkitError(Exception):
         self.what, self.where, self.effect, self.remedy = what, where, effect, remedy
         super().__init__(str(self))
 
+    def at(self, place: str) -> None:
+        """Add to where it was.
+
+        Args:
+            place: such as "round 3".
+        """
+        self.where = f"{self.where}, {place}" if self.where else place
+        self.args = (str(self),)
+
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         tail = [text for text in (self.effect, f"Remedy: {self.remedy}" if self.remedy else "") if text]

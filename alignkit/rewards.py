@@ -11,10 +11,11 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.errors import ConfigError
+from alignkit.calls import calling, whose
+from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
@@ -69,6 +70,8 @@ def clean_score(value: Any) -> tuple[float | None, str | None]:
     """A number, or None with the reason: NaN and infinity are missing, not numbers to learn from."""
     if value is None:
         return None, "the reward returned None"
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"a score is a number, not the text {value!r}")
     number = float(value)
     if not math.isfinite(number):
         return None, f"the reward returned {number}"
@@ -122,10 +125,14 @@ class FunctionReward(Reward):
     def score(self, groups: Groups) -> Scores:
         values, reasons = [], []
         for row in groups:
-            cleaned = [clean_score(self.function(**self._offer(row, k))) for k in range(len(row["responses"]))]
+            cleaned = [self._asked(row, k) for k in range(len(row["responses"]))]
             values.append([value for value, _ in cleaned])
             reasons.append([reason for _, reason in cleaned])
         return Scores(values, reasons)
+
+    def _asked(self, row: Mapping[str, Any], k: int) -> tuple[float | None, str | None]:
+        with calling(self, "", f"response {k} to prompt {row['prompt_id']}"):
+            return clean_score(self.function(**self._offer(row, k)))
 
     def _offer(self, row: Mapping[str, Any], k: int) -> dict[str, Any]:
         finished = row["finished"][k] if row["finished"] else None
@@ -256,12 +263,50 @@ def _combine(
     return Scores(values, reasons, sum(part.tokens for part in scores), sum(part.flops for part in scores))
 
 
+def _scored(groups: Groups, reward: Reward, ask: Callable[[], Scores]) -> Scores:
+    """What a reward answered, looked at: a score or a reason for each response.
+
+    Raises:
+        PluginError: it raised, or answered with something else.
+    """
+    where = f"{whose(reward)}.score"
+    with calling(reward, "score"):
+        found = ask()
+    if not isinstance(found, Scores):
+        raise PluginError(f"returned a {type(found).__name__}", where=where, remedy="return Scores")
+    _refuse_other_sizes(groups, found, where)
+    values, reasons = [], []
+    for (prompt,), row, why in zip(groups.each("prompt_id"), found.values, found.reasons, strict=True):
+        cleaned = []
+        for k, value in enumerate(row):
+            with calling(reward, "score", f"response {k} to prompt {prompt}"):
+                cleaned.append(clean_score(value))
+        values.append([value for value, _ in cleaned])
+        reasons.append(
+            [None if v is not None else (given or ours) for given, (v, ours) in zip(why, cleaned, strict=True)]
+        )
+    return replace(found, values=values, reasons=reasons)
+
+
+def _refuse_other_sizes(groups: Groups, found: Scores, where: str) -> None:
+    rows = list(zip(groups.column("prompt_id"), groups.sizes(), strict=True))
+    for what, given in (("values", found.values), ("reasons", found.reasons)):
+        if not isinstance(given, Sequence) or len(given) != len(rows):
+            size = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+            raise PluginError(f"{what} for {size} groups of {len(rows)}", where=where, remedy="return [groups][K]")
+        for (prompt, size), row in zip(rows, given, strict=True):
+            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != size:
+                count = len(row) if isinstance(row, Sequence) else f"a {type(row).__name__}"
+                what = f"{count} {what} for the {size} responses to prompt {prompt}"
+                raise PluginError(what, where=where, remedy="return [groups][K]")
+
+
 def metered_scores(groups: Groups, reward: Reward, meter: Meter | None = None) -> Scores:
     """`reward.score(groups)`, counted."""
     meter = meter or Meter()
     meter.add("reward_calls", groups.num_responses)
     with meter.phase("score"):
-        scores = reward.score(groups)
+        scores = _scored(groups, reward, lambda: reward.score(groups))
     count_scores(scores, meter)
     return scores
 
@@ -295,7 +340,7 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
     if len(set(names)) != len(names):
         raise ConfigError(f"rewards share a name: {names}", where=reward.name, remedy="give each its own name")
     if not parts:
-        scores = reward.score(groups)
+        scores = _scored(groups, reward, lambda: reward.score(groups))
         count_scores(scores, meter)
         return groups.with_rewards(reward.name, scores.values, scores.reasons)
     part_scores = []
@@ -303,5 +348,5 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
         groups = _with_scores(groups, part, meter)
         column = [next(r for r in row if r["name"] == part.name) for row in groups.column("rewards")]
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
-    scores = reward.combine(groups, part_scores)  # type: ignore[attr-defined]
+    scores = _scored(groups, reward, lambda: reward.combine(groups, part_scores))  # type: ignore[attr-defined]
     return groups.with_rewards(reward.name, scores.values, scores.reasons)

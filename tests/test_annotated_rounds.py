@@ -117,8 +117,11 @@ def test_samples_cannot_be_shared_by_rounds_that_compare_with_their_sampler():
 
 def test_an_annotator_of_two_dimensions_is_told():
     class Two(Longest):
+        dimensions = ("a", "b")
+
         def annotate(self, groups, seed=0):
-            return {"a": groups, "b": groups}
+            (ranked,) = super().annotate(groups, seed).values()
+            return {"a": ranked, "b": ranked}
 
     with pytest.raises(ConfigError, match="one dimension"):
         rollouts(Policy.load("tiny", trainable=True), Learns(), reward=None, annotator=Two()).collect(0)

@@ -36,7 +36,8 @@ def test_what_is_too_small_for_bfloat16_adds_up():
         other.zero_grad()
     (_, copy) = other.copies[0]
     torch.testing.assert_close(copy, plain, rtol=0, atol=0)
-    assert torch.equal(rounded, plain.bfloat16()) and rounded[0] < 0.49 < 0.51 < rounded[1]
+    assert torch.equal(rounded, plain.bfloat16())
+    assert rounded[0] < 0.49 < 0.51 < rounded[1]
     assert {value.dtype for value in other.state[copy].values()} == {torch.float32}
 
 
@@ -47,7 +48,8 @@ def test_gradients_of_a_step_are_summed_in_float32():
     for gradient in (256.0, 1.0):
         weight.grad = torch.tensor([gradient], dtype=torch.bfloat16)
         optimizer.gather()
-    assert [p.grad.item() for p in optimizer.with_gradient([weight])] == [257.0] and weight.grad is None
+    assert [p.grad.item() for p in optimizer.with_gradient([weight])] == [257.0]
+    assert weight.grad is None
 
 
 def test_weights_in_float32_are_learned_in_place():

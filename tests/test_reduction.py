@@ -12,6 +12,7 @@ from alignkit.engine.assemble import assemble
 from alignkit.engine.losses import nll
 from alignkit.engine.pairs import pairs_of
 from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.errors import PluginError
 from alignkit.models import Policy, RewardModel
 from alignkit.testing import DEMOS, one_step, tiny_policy, training_data
 
@@ -145,5 +146,5 @@ def test_undeclared_and_weightless_terms_are_refused():
         reduce_terms({"other": torch.ones(1, 1)}, {"loss": Term()}, ("logprobs",), layout, lambda *_: 1.0)
     with pytest.raises(ConfigError, match="weight 0"):
         one_step(tiny_policy(), DEMOS, nll, Term(weight=0), 100)
-    with pytest.raises(ConfigError, match="unreduced"):
+    with pytest.raises(PluginError, match="unreduced"):
         reduce_terms({"loss": torch.ones(3)}, {"loss": Term()}, ("labels",), layout, lambda *_: 1.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.budget import Budget
+from alignkit.calls import calling
 from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.identity import digest, plain
 from alignkit.optimizers import check_not_negative, check_positive
@@ -168,7 +169,9 @@ def open_suite(host: PluginHost, spec: str, tuning: bool = False) -> Suite:
     Raises:
         PluginError: no suite has the name, or it is faulty.
     """
-    built = host.build("suite", parse(spec))()
+    made = host.build("suite", parse(spec))
+    with calling(made, "", f"suite {spec}"):
+        built = made()
     if not isinstance(built, Suite):
         raise PluginError(f"gave a {type(built).__name__} and no Suite", where=f"suite {spec}")
     return _tuning_part(built) if tuning and not is_whole(built) else built

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignkit.errors import ConfigError
+from alignkit.calls import calling, whose
+from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
-from alignkit.optimizers import PolicyOptimizer
+from alignkit.optimizers import PolicyOptimizer, Stream, Term
 from alignkit.registry.records import BoundLoss
 from alignkit.vocabulary import KEEP, PREPARE, not_offered, select
 
@@ -82,6 +83,21 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
         )
     if select([*by_losses, *method.prepare_arguments()], source="reference") and not facts.referenced:
         raise ConfigError("the method needs a reference", where="improve", remedy="pass reference=…")
+
+
+def refuse_wrong_declarations(method: PolicyOptimizer) -> None:
+    """Refuse a method whose terms, extra losses or streams are none.
+
+    Raises:
+        PluginError: it raised, or returned something else.
+    """
+    for name, kind in (("terms", Term), ("extra_losses", object), ("streams", Stream)):
+        with calling(method, name):
+            found = getattr(method, name)()
+        if not isinstance(found, Mapping) or not all(isinstance(one, kind) for one in found.values()):
+            shown = f"{found!r}" if found is None or isinstance(found, Mapping) else f"a {type(found).__name__}"
+            remedy = f"return a mapping of {kind.__name__}s by name" if kind is not object else "return losses by name"
+            raise PluginError(f"returned {shown}", where=f"{whose(method)}.{name}", remedy=remedy)
 
 
 def unread(groups: Groups, losses: Sequence[BoundLoss]) -> list[str]:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from alignkit.budget import NAMES, ROUND
+from alignkit.calls import calling, whose
 from alignkit.engine.judging import Judging
 from alignkit.engine.setting import Setting
 from alignkit.errors import NothingToLearnError, PluginError
@@ -155,10 +156,13 @@ class Collect:
         if not len(groups):
             return groups, None
         named = "reward_name" in inspect.signature(self.method.keep).parameters
-        kept = self.method.keep(groups, **({"reward_name": self.judging.reward_name(groups)} if named else {}))
+        given = {"reward_name": self.judging.reward_name(groups)} if named else {}
+        with calling(self.method, "keep"):
+            found = self.method.keep(groups, **given)
+            kept = None if found is None else [bool(flag) for flag in found]
         if kept is not None and len(kept) != len(groups):
             what = f"keep returned {len(kept)} flags for {len(groups)} groups"
-            raise PluginError(what, where=type(self.method).__name__, remedy="return one for each group, or None")
+            raise PluginError(what, where=whose(self.method), remedy="return one for each group, or None")
         if kept is None or all(kept):
             return groups, None
         dropped = groups.select(i for i, k in enumerate(kept) if not k)

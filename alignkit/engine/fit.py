@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.engine.learner import Learner
-from alignkit.errors import ConfigError, Terminated, suggestion
+from alignkit.errors import ConfigError, PluginError, Terminated, suggestion
 
 OURS = {
     "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
@@ -180,8 +180,11 @@ def _ending(loop: Any) -> Iterator[None]:
     interrupted = False
     try:
         yield
-    except (SystemExit, KeyboardInterrupt):
+    except (SystemExit, KeyboardInterrupt) as stop:
         interrupted = True
+        by_lightning = bool(told) or isinstance(stop.__context__, KeyboardInterrupt)
+        if isinstance(stop, SystemExit) and not by_lightning:  # a callback's, or a component's
+            raise PluginError(f"sys.exit({stop.code!r}) was called while training", where="trainer") from stop
     finally:
         for number, handler in before.items() if ours else ():
             signal.signal(number, handler)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from alignkit.calls import calling, whose, within
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
@@ -21,10 +22,11 @@ from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
 from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
-from alignkit.engine.prepare import Prepare
+from alignkit.engine.prepare import Prepare, check_widths, checked_state
+from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
-from alignkit.engine.training_data import Step, TrainingData
+from alignkit.engine.training_data import Step, TrainingData, said_of_size
 from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer
@@ -63,6 +65,7 @@ class Improvement:
     last: Mapping[str, float]
     weighted: Sequence[BoundLoss] = ()
     left_out: list[int] = field(default_factory=list)
+    _told: bool = False
 
     @property
     def count(self) -> int:
@@ -83,8 +86,10 @@ class Improvement:
             if lesson is None:
                 yield False
             else:
-                self.state = dict(self.method.update(self.state, means))
-                yield self.early_stop.over(index, self.state)
+                with within(f"round {index}"):
+                    self.state = self._updated(means)
+                    over = self.early_stop.over(index, self.state)
+                yield over
 
     def restore_best(self) -> int | None:
         """Put back what the best held-out round left behind, the method's state with it; returns that round, or None
@@ -93,6 +98,11 @@ class Improvement:
         if best is not None:
             self.state = dict(self.early_stop.best_state)
         return best
+
+    def _updated(self, means: Mapping[str, float]) -> dict[str, Any]:
+        with calling(self.method, "update"):
+            found = self.method.update(self.state, means)
+        return checked_state(found, f"{whose(self.method)}.update")
 
     def _lesson_if_any(self, index: int) -> Lesson | None:
         """What round `index` learns; None where there is nothing, which is said, or where the budget paid for less
@@ -105,7 +115,7 @@ class Improvement:
         if not place:
             spending.drawing()
         try:
-            with self.setting.meter.phase("prepare"):
+            with self.setting.meter.phase("prepare"), within(f"round {index}"):
                 groups = self.collect(index)  # sample, score, annotate, keep
                 spending.learning(place, rounds)
                 return self.lesson(groups, index)  # know, prepare, describe
@@ -125,13 +135,15 @@ class Improvement:
         known = self.known.work_out(data, first_epoch(steps), self.asked.before_prepare)
         metrics = self.describe(groups, data, known, fresh=not self.collect.place_in_lap(index)[0])
         batch = self.prepare(groups, data, known, index, self.state)
-        self.state = self.state if batch.state is None else dict(batch.state)
+        if batch.state is not None:
+            self.state = checked_state(batch.state, f"{whose(self.method)}.prepare")
         if batch.groups is not groups or batch.pairs is not None:  # other rows: nothing is known of them yet
             data, known = self.known.read(batch.groups, batch.pairs), {}
             steps = self._steps(data, index)
         data.tensors = dict(batch.tensors)
         refuse_nothing(data, self.weighted, f"{type(self.method).__name__}, round {index}")
         known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
+        check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         data.tensors = self.asked.under_loss_names(known) | made
         self.last = {**metrics, **batch.metrics}
@@ -139,12 +151,20 @@ class Improvement:
             f"{self.setting.label(index)}: learning from {len(data.groups)} prompts in {len(steps)} steps; "
             f"{said(self.last)}"
         )
-        return Lesson(data, steps, self.last, self.method.stop_epochs)
+        return Lesson(data, steps, self.last, self._stop_epochs)
+
+    def _stop_epochs(self, metrics: Mapping[str, float]) -> bool:
+        with calling(self.method, "stop_epochs"):
+            return bool(self.method.stop_epochs(metrics))
 
     def _steps(self, data: TrainingData, index: int) -> list[Step]:
         method, place = self.method, self.setting
         seed = (*place.seed, index, "order")
-        return data.steps(method.batch_size, method.epochs, place.max_tokens, seed, place.world[1])
+        together = joins(self.asked.by_losses)
+        if together and (most := data.over(place.max_tokens)) and not self._told:
+            self._told = True
+            place.say(said_of_size(most, place.max_tokens))
+        return data.steps(method.batch_size, method.epochs, place.max_tokens, seed, place.world[1], together)
 
     @property
     def online_reference(self) -> Reference | None:
@@ -217,7 +237,7 @@ def improvement(
             setting,
             value_model=models.value_model,
         ),
-        state=method.initial_state(),
+        state=initial_state(method),
         last={},
         weighted=_weighted(method, losses),
     )
@@ -229,3 +249,14 @@ def _weighted(method: PolicyOptimizer, losses: Sequence[BoundLoss]) -> list[Boun
     terms = method.terms()
     named = zip(method.extra_losses(), extras, strict=False)  # a test may leave the extra ones out
     return [main, *(loss for name, loss in named if name in terms and terms[name].weight)]
+
+
+def initial_state(method: PolicyOptimizer) -> dict[str, Any]:
+    """What a method begins with.
+
+    Raises:
+        PluginError: it raised, or gave what JSON cannot hold.
+    """
+    with calling(method, "initial_state"):
+        found = method.initial_state()
+    return checked_state(found, f"{whose(method)}.initial_state")

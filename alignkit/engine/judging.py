@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.annotators import Annotator, annotated
+from alignkit.annotators import Annotator, annotated, check_dimensions
 from alignkit.engine.setting import Setting
 from alignkit.errors import ConfigError, DataError, NothingToLearnError
 from alignkit.groups import Groups
@@ -92,12 +92,7 @@ class Judging:
 
     def _rank(self, annotator: Annotator, groups: Groups, index: int, attempt: int) -> Groups:
         found = self._asked(annotator, groups, stream_key(*self.setting.seed, "annotate", index, attempt) % 2**31)
-        if len(found) != 1:
-            raise ConfigError(
-                f"the annotator ranks along {sorted(found)}",
-                where="improve",
-                remedy="use an annotator with one dimension",
-            )
+        check_dimensions([found], "improve")
         (ranked,) = found.values()
         self.setting.say(f"{self.setting.label(index)}: {len(ranked)} of {len(groups)} prompts ranked")
         if not len(ranked):

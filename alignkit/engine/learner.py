@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.budget import Spending
+from alignkit.calls import whose, within
 from alignkit.engine.adamw import FloatAdamW
 from alignkit.engine.assemble import assemble
 from alignkit.engine.checks import unread
@@ -24,7 +25,7 @@ from alignkit.engine.reference import Reference
 from alignkit.engine.step_cost import StepCosts
 from alignkit.engine.step_metrics import RoundMeans, StepMetrics, usual_metrics
 from alignkit.engine.training_data import Step, TrainingData
-from alignkit.errors import ConfigError, NumericError
+from alignkit.errors import ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import MicroBatch
@@ -190,7 +191,8 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        shares = self._accumulate(step, optimizer)
+        with within(self._where(step)):
+            shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()
         self._refuse_nan(step, shares, norm)
@@ -287,6 +289,9 @@ class Learner(L.LightningModule):
         if not totals:
             raise ConfigError("no term with a weight was returned", where="loss", remedy="see the optimizer's terms()")
         whole = torch.stack(totals).sum() if len(totals) > 1 else totals[0]
+        if not whole.requires_grad:
+            what = "no term with a weight has a gradient"
+            raise PluginError(what, where=whose(objectives[0].loss), remedy="detach no tensor that it is to change")
         return whole, {**shares, "total": float(whole.detach())}
 
     def _set_learning_rate(self, optimizer: Any, batch_idx: int, cost: Mapping[str, int]) -> float:
@@ -313,13 +318,20 @@ class Learner(L.LightningModule):
         bad = [name for name, value in shares.items() if not math.isfinite(value)]
         if not bad and math.isfinite(norm):
             return
-        rows = [self.data.groups[i]["prompt_id"] for i in step.numbers[:5]]
+        made = self.data.not_finite(step.numbers)
         raise NumericError(
-            f"{', '.join(bad) or 'the gradient norm'} is not finite (gradient norm {norm})",
-            where=f"round {self.round_index}, step {self.steps_done + 1}, prompts {', '.join(rows)} …",
+            f"{', '.join(bad) or 'the gradient norm'} is not finite (gradient norm {norm})"
+            + (f": {made}" if made else ""),
+            where=f"{whose(self.objectives[0].loss)}, {self._where(step)}",
             effect="The step was not taken and the weights are those of the step before.",
             remedy="lower the learning rate, look at those rows and at the rewards of the round",
         )
+
+    def _where(self, step: Step) -> str:
+        """A step as errors name it."""
+        rows = [self.data.groups[i]["prompt_id"] for i in step.numbers[:5]]
+        more = " …" if len(step.numbers) > len(rows) else ""
+        return f"round {self.round_index}, step {self.steps_done + 1}, prompts {', '.join(rows)}{more}"
 
     def _log(self, step: Step, shares: Mapping[str, float], norm: float, factor: float) -> None:
         row: dict[str, Any] = {k: v for k, v in shares.items() if k != "total"}
@@ -333,7 +345,8 @@ class Learner(L.LightningModule):
             self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
-        self._skip = self.lesson.skip_rest(row)
+        with within(self._where(step)):
+            self._skip = self.lesson.skip_rest(row)
 
 
 def _parameter_groups(module: Learner, config: Training) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.errors import ConfigError
+from alignkit.calls import calling, whose
+from alignkit.errors import ConfigError, PluginError
 from alignkit.registry.records import BoundLoss
 
 
@@ -35,7 +36,8 @@ def call_loss(loss: BoundLoss, tensors: Mapping[str, Any], name: str = "loss") -
         its terms by name.
 
     Raises:
-        ConfigError: a tensor that nothing provides here, or a return value that is neither tensor nor dict of tensors.
+        ConfigError: a tensor that nothing provides here.
+        PluginError: it raised, or returned neither a tensor nor a dict of tensors.
     """
     missing = [name for name in loss.tensor_names if name not in tensors and name not in loss.optional]
     if missing:
@@ -44,11 +46,10 @@ def call_loss(loss: BoundLoss, tensors: Mapping[str, Any], name: str = "loss") -
             where=f"loss {loss.name}",
             remedy=f"there are: {', '.join(sorted(tensors))}",
         )
-    value = loss(**{name: tensors[name] for name in loss.tensor_names if name in tensors})
+    with calling(loss, ""):
+        value = loss(**{name: tensors[name] for name in loss.tensor_names if name in tensors})
     terms = value if isinstance(value, dict) else {name: value}
     wrong = {key: type(term).__name__ for key, term in terms.items() if not isinstance(term, Tensor)}
     if wrong:
-        raise ConfigError(
-            f"the loss returned {wrong}", where=f"loss {loss.name}", remedy="return a tensor or a dict of them"
-        )
+        raise PluginError(f"the loss returned {wrong}", where=whose(loss), remedy="return a tensor or a dict of them")
     return terms

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from alignkit.calls import whose
 from alignkit.engine.losses import call_loss
-from alignkit.engine.reduction import Layout, reduce_terms
+from alignkit.engine.reduction import Layout, joins, reduce_terms
 from alignkit.engine.training_data import Step, TrainingData
+from alignkit.errors import PluginError
 from alignkit.optimizers import Term
 from alignkit.randomness import permutation
 from alignkit.registry.records import BoundLoss
@@ -36,12 +39,25 @@ class Objective:
     def __call__(
         self, tensors: Mapping[str, Tensor], layout: Layout, count: Callable[[str, str | None], float]
     ) -> tuple[Tensor | None, dict[str, float]]:
-        """One micro-batch's share of the step, see `reduce_terms`."""
+        """One micro-batch's share of the step, see `reduce_terms`.
+
+        Raises:
+            PluginError: a term that its weight would have learned from, and that has no gradient.
+        """
         found = call_loss(self.loss, tensors, self.name)
         # What cannot be differentiated can only be for the eye, whoever returned it.
-        free = [name for name, term in found.items() if self.open or not term.requires_grad]
-        declared = {**dict.fromkeys(free, DIAGNOSTIC), **self.terms}
-        return reduce_terms(found, declared, self.loss.tensor_names, layout, count)
+        free = [name for name, term in found.items() if not term.requires_grad]
+        shown = list(found) if self.open else free
+        declared = {**dict.fromkeys(shown, DIAGNOSTIC), **self.terms}
+        for name in free if torch.is_grad_enabled() else ():
+            if declared[name].weight and bool(found[name].detach().any()):
+                raise PluginError(
+                    f"term {name!r} has weight {declared[name].weight} and no gradient",
+                    where=whose(self.loss),
+                    effect="Nothing would be learned from it.",
+                    remedy="detach no tensor that it is to change; for a number to look at declare weight 0",
+                )
+        return reduce_terms(found, declared, self.loss.tensor_names, layout, count, whose(self.loss))
 
 
 def extra_objectives(losses: Mapping[str, BoundLoss], terms: Mapping[str, Term]) -> list[Objective]:
@@ -81,4 +97,5 @@ class StreamData:
         if self._order[0] != lap:
             self._order = lap, permutation(rows, *self.seed, lap)
         numbers = self._order[1][place * size : (place + 1) * size]
-        return Step(self.data.micro_batches(numbers, self.max_tokens, world), numbers)
+        together = joins(self.objective.loss.tensor_names)
+        return Step(self.data.micro_batches(numbers, self.max_tokens, world, together), numbers)

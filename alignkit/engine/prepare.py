@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.calls import calling, whose
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Known
 from alignkit.engine.setting import Setting
@@ -58,10 +60,12 @@ class Prepare:
         Raises:
             PluginError, NothingToLearnError, NumericError: see `checked`.
         """
-        where = f"{type(self.method).__name__}, round {index}"
+        where = f"{whose(self.method)}.prepare, round {index}"
         offers = Offers(self, groups, data, index)
         given = {n: known[n] if n in known else offers.give(n) for n in self.method.prepare_arguments()}
-        return checked(self.method.prepare(groups, state, **given), self.method.provides, where)
+        with calling(self.method, "prepare", f"round {index}"):
+            made = self.method.prepare(groups, state, **given)
+        return checked(made, self.method.provides, where)
 
     def earlier(self) -> Groups:
         """Earlier versions' samples with the current reward's scores, worked out once."""
@@ -85,8 +89,9 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
         NothingToLearnError: nothing is left to learn from.
         NumericError: a metric that is not finite.
     """
-    if not isinstance(batch, Batch):
-        raise PluginError(f"prepare returned a {type(batch).__name__}", where=where, remedy="return a Batch")
+    if not isinstance(batch, Batch) or not isinstance(batch.groups, Groups):
+        kind = f"Batch of a {type(batch.groups).__name__}" if isinstance(batch, Batch) else type(batch).__name__
+        raise PluginError(f"prepare returned a {kind}", where=where, remedy="return a Batch of Groups")
     if not len(batch.groups):
         raise NothingToLearnError("prepare kept nothing to learn from", where=where)
     known = {*VOCABULARY, *provides}
@@ -98,7 +103,44 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             what = f"prepare made {name} of {shape} for {batch.groups.num_responses} responses"
             raise PluginError(what, where=where, remedy="return [responses] or [responses, tokens], in their order")
+        level = {"token": 2, "response": 1}.get(VOCABULARY[name].level) if name in VOCABULARY else None
+        if level not in (None, tensor.ndim):
+            what = f"prepare made {name} of {list(tensor.shape)}, and it has one number per {VOCABULARY[name].level}"
+            raise PluginError(what, where=where, remedy=f"return {VOCABULARY[name].shape}")
     return replace(batch, metrics=_numbers(batch.metrics, where))
+
+
+def checked_state(state: Any, where: str) -> dict[str, Any]:
+    """A method's state, which is kept as JSON.
+
+    Raises:
+        PluginError: no mapping, or something in it that JSON cannot hold.
+    """
+    if isinstance(state, Mapping):
+        try:
+            json.dumps(state := dict(state), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            what = f"the state cannot be kept ({error})"
+            raise PluginError(what, where=where, remedy="keep finite numbers, text, lists and mappings") from error
+        return state
+    raise PluginError(f"the state is a {type(state).__name__}", where=where, remedy="return a mapping of plain JSON")
+
+
+def check_widths(batch: Batch, width: int, where: str) -> None:
+    """Refuse tensors per token that are narrower than the longest response.
+
+    Args:
+        batch: what `prepare` returned.
+        width: learned tokens of the longest response.
+        where: method, for errors.
+
+    Raises:
+        PluginError: naming the tensor.
+    """
+    for name, tensor in batch.tensors.items():
+        if tensor.ndim == 2 and tensor.shape[1] < width:
+            what = f"{name} has {tensor.shape[1]} tokens, the longest response {width}"
+            raise PluginError(what, where=where, remedy="return [responses, tokens], padded on the right")
 
 
 def _numbers(metrics: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, PluginError
 from alignkit.optimizers import Term
 from alignkit.vocabulary import select
 
@@ -27,6 +27,8 @@ class Layout:
         pair_group: [P] group of each pair, likewise.
         groups: how many groups.
         ranked: [B] bool, the groups in which some rank differs from another; None: all.
+        counts: where some group has only a part of its responses here: `(level, mask)` gives of each group [B] how many
+            elements it has in all; None where all are here.
     """
 
     masks: Mapping[str, Tensor]
@@ -34,6 +36,7 @@ class Layout:
     pair_group: Tensor
     groups: int
     ranked: Tensor | None = None
+    counts: Callable[[str, str | None], Tensor] | None = None
 
 
 def level_of(term: Tensor, tensor_names: tuple[str, ...]) -> str:
@@ -51,16 +54,23 @@ def level_named(tensor_names: Iterable[str]) -> str:
     return "response"
 
 
-def _check_size(name: str, term: Tensor, level: str, layout: Layout) -> None:
+def joins(tensor_names: Iterable[str]) -> bool:
+    """Whether one of these tensors says something of several responses of a group, which then stay together."""
+    return bool(select(tensor_names, level="pair") or select(tensor_names, level="group"))
+
+
+def _check_size(name: str, term: Tensor, how: Term, level: str, layout: Layout, where: str) -> None:
+    """Refuse a term whose elements are not those of the micro-batch."""
     sizes = {"pair": len(layout.pair_group), "response": len(layout.response_group)}
     sizes |= dict.fromkeys(("group", "ranking"), layout.groups)
-    wanted = (len(layout.response_group),) if level == "token" else (sizes[level],)
-    if term.shape[:1] != wanted:
-        raise ConfigError(
-            f"term {name!r} has shape {list(term.shape)}, a {level} term here has {list(wanted)} as its first",
-            where="loss",
-            remedy="return unreduced values: one per token, response, pair or group",
-        )
+    mask = layout.masks.get(how.mask or "response_mask")
+    wanted = [sizes[level]] if level != "token" else [sizes["response"]] if mask is None else list(mask.shape)
+    if list(term.shape[: len(wanted)] if level == "token" else term.shape) != wanted:
+        what = f"term {name!r} has shape {list(term.shape)}, a {level} term here has {wanted}"
+        raise PluginError(what, where=where, remedy="return unreduced values: one per token, response, pair or group")
+    if mask is not None and term.device != mask.device:
+        what = f"term {name!r} is on {term.device}, the tensors that the loss was given on {mask.device}"
+        raise PluginError(what, where=where, remedy="make new tensors on the device of those that are given")
 
 
 def _per_response(term: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +79,19 @@ def _per_response(term: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return (term * mask).sum(-1) / lengths.clamp(min=1), lengths > 0
 
 
-def _per_group(values: Tensor, present: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Means over the elements of each group [B]; a group without elements gives 0."""
+def _per_group(values: Tensor, present: Tensor, group: Tensor, groups: int, counts: Tensor | None) -> Tensor:
+    """This micro-batch's part of the mean over the elements of each group [B]; a group without elements gives 0.
+
+    Args:
+        values: [elements].
+        present: [elements], which of them count.
+        group: [elements], of each.
+        groups: B.
+        counts: [B] elements of each group in all; None: they are all here.
+    """
     zeros = torch.zeros(groups, dtype=values.dtype, device=values.device)
     sums = zeros.index_add(0, group, values * present)
-    counts = zeros.index_add(0, group, present.to(values.dtype))
+    counts = zeros.index_add(0, group, present.to(values.dtype)) if counts is None else counts.to(values.dtype)
     return sums / counts.clamp(min=1)
 
 
@@ -93,7 +111,8 @@ def local_sum(term: Tensor, how: Term, level: str, layout: Layout) -> Tensor:
         values, present = term, torch.ones_like(term, dtype=torch.bool)
         group = {"pair": layout.pair_group, "response": layout.response_group}.get(level, torch.arange(len(term)))
     if how.reduction == "group" and level != "group":
-        return _per_group(values, present, group.to(values.device), layout.groups).sum()
+        counts = None if layout.counts is None else layout.counts(level, how.mask)
+        return _per_group(values, present, group.to(values.device), layout.groups, counts).sum()
     return (values * present).sum()
 
 
@@ -127,6 +146,7 @@ def reduce_terms(
     tensor_names: tuple[str, ...],
     layout: Layout,
     count: Callable[[str, str | None], float],
+    where: str = "loss",
 ) -> tuple[Tensor | None, dict[str, float]]:
     """This micro-batch's share of the step's total and of each term.
 
@@ -136,24 +156,26 @@ def reduce_terms(
         tensor_names: what the loss asks for.
         layout: whom elements belong to.
         count: the step's counts, see `denominator`.
+        where: the loss, for errors.
 
     Returns:
         (weighted total to differentiate, or None where every weight is 0; {term: its share, detached}).
 
     Raises:
-        ConfigError: terms that were not declared, or a wrong size.
+        ConfigError: terms that were not declared.
+        PluginError: a term of a wrong shape, or on another device.
     """
     if not set(terms) <= set(declared):
         raise ConfigError(
             f"the loss returned the terms {sorted(terms)}, declared are {sorted(declared)}",
-            where="loss",
+            where=where,
             remedy="declare every term in the optimizer's terms(); weight 0 makes it a diagnostic",
         )
     total: Tensor | None = None
     shares: dict[str, float] = {}
     for name, term in terms.items():
         how, level = declared[name], level_of(term, tensor_names)
-        _check_size(name, term, level, layout)
+        _check_size(name, term, how, level, layout, where)
         divisor = denominator(how, level, count)
         if divisor is None:  # a diagnostic of which the step has none: no number is made up
             continue

@@ -65,7 +65,7 @@ class StepCosts:
             step: of it.
             index: of the step, counted over the whole verb.
         """
-        reading = data.reading(step.numbers)
+        reading = data.reading(step.laid_out)
         found = passes(self.model, reading, self.wanted, self.value_model, gradient=True)
         trained, scored = reading.learned, 0
         kept = "ref_logprobs" in data.tensors or not select(self.wanted, source="reference")
@@ -73,7 +73,7 @@ class StepCosts:
             found.append(Flops(self.reference.flops(reading), 0))
             scored = reading.tokens
         for stream in self.streams:
-            beside = stream.data.reading(stream.step(index, 1).numbers)
+            beside = stream.data.reading(stream.step(index, 1).laid_out)
             wanted = frozenset(stream.objective.loss.tensor_names)
             found += passes(self.model, beside, wanted, gradient=True)
             trained += beside.learned

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from alignkit.calls import calling
 from alignkit.errors import ConfigError
 from alignkit.metrics import Accuracy, Entropy, Metric, values_of
 from alignkit.metrics.states import restore, states_of
@@ -58,14 +59,16 @@ class StepMetrics(nn.Module):
                 raise ConfigError(f"asks for {absent}, which this step does not have", where=f"metric {name}")
             optional = [key for key in metric.asks_for(optional=True) if key in tensors]
             given = {key: tensors[key].detach() for key in (*metric.asks_for(), *optional)}
-            metric.update(**given)
-            whole.update(**given)  # type: ignore[operator]
+            with calling(metric, "update"):
+                metric.update(**given)
+                whole.update(**given)  # type: ignore[operator]
 
     def read(self) -> dict[str, float]:
         """What the step's metrics say over all processes, each of which must ask; they start anew."""
         found: dict[str, float] = {}
         for name, metric in self._each().items():
-            found |= values_of(name, metric)
+            with calling(metric, "compute"):
+                found |= values_of(name, metric)
             metric.reset()
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.models import Policy, RewardModel
 from alignkit.models.arithmetic import Reading
-from alignkit.models.batch import MicroBatch, collate, plan_micro_batches, row_length
+from alignkit.models.batch import MicroBatch, collate, parts_of, plan_micro_batches, row_length
 from alignkit.randomness import permutation
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Step:
     """The groups of one optimizer step, split into micro-batches for all processes together.
 
     Args:
-        micro: group numbers of each micro-batch.
-        numbers: all of them.
+        micro: what each micro-batch holds: numbers of groups, or of parts of them (see `TrainingData.parts`).
+        numbers: of all its groups.
         epoch: the pass over the round that this step belongs to.
     """
 
@@ -45,6 +46,11 @@ class Step:
     def mine(self, rank: int, world: int) -> list[list[int]]:
         """The micro-batches of one process; as many for each."""
         return self.micro[rank::world]
+
+    @property
+    def laid_out(self) -> list[int]:
+        """What goes through the model: its groups, and the parts of those that are too large for one micro-batch."""
+        return [number for each in self.micro for number in each]
 
 
 @dataclass
@@ -58,6 +64,7 @@ class TrainingData:
         shared: whether prompts are shared in a row.
         pad_id: for padding.
         named_pairs: (chosen, rejected) response numbers; None takes the pairs that the ranks make.
+        parts: (group, first response, end) of what is learned in parts; they are numbered on after the groups.
     """
 
     groups: Groups
@@ -66,6 +73,8 @@ class TrainingData:
     shared: bool = True
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
+    parts: list[tuple[int, int, int]] = field(default_factory=list)
+    _numbered: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False, compare=False)
     _laid_out: dict[tuple[int, ...], MicroBatch] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -242,21 +251,40 @@ class TrainingData:
 
     def reading(self, numbers: Sequence[int]) -> Reading:
         """What of these groups goes through a model."""
-        return Reading.of_groups([self.encoded[i] for i in numbers], self.shared)
+        return Reading.of_groups([self._part(i)[0] for i in numbers], self.shared)
+
+    def _part(self, number: int) -> tuple[EncodedGroup, int, int]:
+        """(what it holds, its group, its first response) of a group or of a part of one."""
+        if number < len(self.encoded):
+            return self.encoded[number], number, self.first_response[number]
+        group, first, end = self.parts[number - len(self.encoded)]
+        whole = self.encoded[group]
+        return replace(whole, responses=whole.responses[first:end]), group, self.first_response[group] + first
+
+    def _parted(self, number: int, max_tokens: int) -> list[int]:
+        """A group, or the parts that fit into a micro-batch each."""
+        found = parts_of(self.encoded[number], self.shared, max_tokens)
+        if len(found) == 1:
+            return [number]
+        parts = [(number, first, end) for first, end in found]
+        for part in parts:
+            if part not in self._numbered:
+                self._numbered[part] = len(self.encoded) + len(self.parts)
+                self.parts.append(part)
+        return [self._numbered[part] for part in parts]
 
     def collate(self, numbers: Sequence[int], *, again: bool = False) -> MicroBatch:
         """The batch of these groups.
 
         Args:
-            numbers: of the groups, in order.
+            numbers: of the groups, or of parts, in order.
             again: they will be asked for once more (the pass before the steps, and the step): the batch is kept, as
                 long as those that are kept have fewer than `KEPT_CELLS` cells.
         """
         found = self._laid_out.get(tuple(numbers))
         if found is None:
-            first = self.first_response
-            few = [self.encoded[i] for i in numbers]
-            found = collate(few, list(numbers), [first[i] for i in numbers], pad_id=self.pad_id, shared=self.shared)
+            few, groups, firsts = zip(*(self._part(i) for i in numbers), strict=True)
+            found = collate(few, groups, firsts, pad_id=self.pad_id, shared=self.shared)
             if again and sum(each.input_ids.numel() for each in (*self._laid_out.values(), found)) <= KEPT_CELLS:
                 self._laid_out[tuple(numbers)] = found
         return found
@@ -284,11 +312,20 @@ class TrainingData:
         """All groups, grouped by length."""
         return self.micro_batches(list(range(len(self.encoded))), max_tokens)
 
-    def micro_batches(self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
-        """These groups, grouped by length; those that a pair joins stay together."""
+    def micro_batches(
+        self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1, together: bool = False
+    ) -> list[list[int]]:
+        """These groups, grouped by length; those that a pair joins stay together.
+
+        Args:
+            numbers: of the groups.
+            max_tokens: padded cells of a micro-batch; the responses of a group that has more are parted.
+            multiple_of: see `plan_micro_batches`.
+            together: no group is parted: something is said of several of its responses at once.
+        """
         wanted = set(numbers)
         if self.named_pairs is None:
-            units = [[i] for i in numbers]
+            units = [[part] for i in numbers for part in ([i] if together else self._parted(i, max_tokens))]
         else:
             units = [unit for unit in self.units if unit[0] in wanted]
         # A unit's rows are padded to its longest, so this bounds the cells of any batch of units.
@@ -297,12 +334,23 @@ class TrainingData:
         return [[i for place in batch for i in units[place]] for batch in batches]
 
     def _cells(self, number: int) -> int:
-        group = self.encoded[number]
+        group, _, _ = self._part(number)
         rows = 1 if self.shared else len(group.responses)
         return row_length(group, self.shared) * rows
 
+    def over(self, max_tokens: int) -> int:
+        """Padded cells of the largest group or of the largest that pairs join, where these are more; else 0."""
+        cells = [len(unit) * max(self._cells(i) for i in unit) for unit in self.units]
+        return most if (most := max(cells, default=0)) > max_tokens else 0
+
     def steps(
-        self, batch_size: int, epochs: int, max_tokens: int, seed: Sequence[int | str], world: int = 1
+        self,
+        batch_size: int,
+        epochs: int,
+        max_tokens: int,
+        seed: Sequence[int | str],
+        world: int = 1,
+        together: bool = False,
     ) -> list[Step]:
         """The steps of every epoch, each epoch in a shuffled order of its own.
 
@@ -313,6 +361,7 @@ class TrainingData:
             max_tokens: padded cells per micro-batch.
             seed: path of the order's random numbers.
             world: processes.
+            together: as for `micro_batches`.
         """
         size = batch_size or len(self.encoded)
         steps = []
@@ -322,7 +371,7 @@ class TrainingData:
             for place, unit in enumerate(order, start=1):
                 numbers += self.units[unit]
                 if len(numbers) >= size or place == len(order):
-                    steps.append(Step(self.micro_batches(numbers, max_tokens, world), numbers, epoch))
+                    steps.append(Step(self.micro_batches(numbers, max_tokens, world, together), numbers, epoch))
                     numbers = []
         return steps
 
@@ -354,6 +403,9 @@ class TrainingData:
         first = self.first_response[group]
         return [float(self.tensors[str(mask)][first + k].sum()) for k in range(len(self.encoded[group].responses))]
 
+    def _responses(self, numbers: Sequence[int]) -> list[int]:
+        return [self.first_response[i] + k for i in numbers for k in range(len(self.encoded[i].responses))]
+
     def slice_tensors(self, batch: MicroBatch) -> dict[str, Tensor]:
         """The round's tensors for the responses of a micro-batch, cut to its width."""
         width = batch.targets.shape[1]
@@ -364,11 +416,48 @@ class TrainingData:
             out[name] = (taken[:, :width] if taken.ndim == 2 else taken).to(device)
         return out
 
+    def not_finite(self, numbers: Sequence[int]) -> str:
+        """Which of the tensors that the round made has a NaN or an infinity among what these groups learn from, and of
+        which response; an empty string where none has."""
+        mask = self.response_mask
+        for name, values in self.tensors.items():
+            for number in numbers:
+                for k in range(len(self.encoded[number].responses)):
+                    r = self.first_response[number] + k
+                    taken = values[r] if values.ndim == 1 else values[r, : mask.shape[1]][mask[r, : values.shape[1]]]
+                    if not bool(torch.isfinite(taken.double()).all()):
+                        prompt = self.groups[number]["prompt_id"]
+                        return f"{name} is not, for response {k} to prompt {prompt}"
+        return ""
+
     def layout(self, batch: MicroBatch, masks: Mapping[str, Tensor], pair_group: Tensor | None) -> Layout:
         """Whom the elements of a micro-batch belong to."""
         numbers = {group: index for index, group in enumerate(batch.group_order)}
         device = batch.targets.device
         response_group = torch.tensor([numbers[int(g)] for g in batch.groups], dtype=torch.long, device=device)
         empty = torch.zeros(0, dtype=torch.long, device=device)
+        there = Counter(batch.groups.tolist())
+        parted = any(count < len(self.encoded[group].responses) for group, count in there.items())
+
+        def counts(level: str, mask: str | None) -> Tensor:
+            said = [
+                self._shown(i, mask) if level == "token" else [1.0] * len(self.encoded[i].responses) for i in numbers
+            ]
+            return torch.tensor([float(sum(n > 0 for n in each)) for each in said], device=device)
+
+        pairs = pair_group if pair_group is not None else empty
         ranked = torch.tensor([self.ranked[i] for i in batch.group_order], dtype=torch.bool, device=device)
-        return Layout(masks, response_group, pair_group if pair_group is not None else empty, len(numbers), ranked)
+        return Layout(masks, response_group, pairs, len(numbers), ranked, counts if parted else None)
+
+
+def said_of_size(cells: int, max_tokens: int) -> str:
+    """What is said, before the first step, of a group that a loss needs whole.
+
+    Args:
+        cells: padded cells of the largest.
+        max_tokens: of a micro-batch.
+    """
+    return (
+        f"the loss compares responses of a prompt, and the largest group has {cells} tokens: a step takes the memory "
+        f"of that many, not of max_tokens={max_tokens}"
+    )

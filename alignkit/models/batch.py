@@ -117,6 +117,30 @@ def row_length(group: EncodedGroup, shared: bool) -> int:
     return len(group.prompt_ids) + (sum(lengths) if shared else max(lengths, default=0))
 
 
+def parts_of(group: EncodedGroup, shared: bool, max_tokens: int) -> list[tuple[int, int]]:
+    """Where a group's responses are parted, so that no part has more cells than a micro-batch may hold.
+
+    Each part reads the prompt again, and a response alone may be longer than that.
+
+    Args:
+        group: with its responses.
+        shared: whether the prompt is computed once for a part.
+        max_tokens: padded cells that a micro-batch may hold.
+
+    Returns:
+        (first, end) of each part; one where the group fits.
+    """
+    prompt, sizes = len(group.prompt_ids), [len(r) for r in group.responses]
+    parts, first, total, longest = [], 0, 0, 0
+    for k, size in enumerate(sizes):
+        total, longest = total + size, max(longest, size)
+        cells = prompt + total if shared else (prompt + longest) * (k + 1 - first)
+        if k > first and cells > max_tokens:
+            parts.append((first, k))
+            first, total, longest = k, size, size
+    return [*parts, (first, len(sizes))]
+
+
 def _rows(group: EncodedGroup, number: int, first_response: int, shared: bool) -> list[_Row]:
     trained = [i for i, flag in enumerate(group.prompt_trained or []) if flag and i > 0]
     numbers = list(range(first_response, first_response + len(group.responses)))

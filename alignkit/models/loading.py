@@ -190,7 +190,7 @@ def saved_tensor(source: Source, name: str) -> torch.Tensor | None:
 
     for file in sorted(Path(source.path).glob("*.safetensors")) if source.kind == "folder" else ():
         with safe_open(str(file), "pt") as opened:
-            if name in opened.keys():
+            if name in set(opened.keys()):
                 return opened.get_tensor(name)
     return None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from alignkit.data.encode import EncodedGroup
-from alignkit.models.batch import collate, plan_micro_batches, row_length
+from alignkit.models.batch import collate, parts_of, plan_micro_batches, row_length
 from alignkit.models.policy import Policy
 
 
@@ -29,18 +30,26 @@ def response_logprobs(
     Returns:
         [prompts][K].
     """
-    encoded = [
+    shared = policy.shares_prompts
+    whole = [
         EncodedGroup(list(prompt), [list(ids) for ids in after], None, number)
         for number, (prompt, after) in enumerate(zip(prompts, responses, strict=True))
     ]
-    shared = policy.shares_prompts
+    encoded = [
+        replace(group, responses=group.responses[first:end])
+        for group in whole
+        for first, end in parts_of(group, shared, max_tokens)
+    ]
     cells = [row_length(group, shared) * (1 if shared else len(group.responses)) for group in encoded]
-    out: list[list[float]] = [[] for _ in encoded]
+    found: list[list[float]] = [[] for _ in encoded]
     for numbers in plan_micro_batches(cells, max_tokens):
         groups = [encoded[i] for i in numbers]
         firsts = [sum(len(g.responses) for g in groups[:place]) for place in range(len(groups))]
         batch = collate(groups, numbers, firsts, pad_id=policy.chat.pad_id, shared=shared).to(policy.device)
         logprobs = policy.tensors(batch)["logprobs"].double() * batch.response_mask
         for value, group in zip(logprobs.sum(-1).tolist(), batch.groups.tolist(), strict=True):
-            out[group].append(value)
+            found[group].append(value)
+    out: list[list[float]] = [[] for _ in whole]
+    for part, values in zip(encoded, found, strict=True):
+        out[part.index] += values
     return out

@@ -91,3 +91,6 @@ def _instantiate(record: ComponentRecord, params: dict[str, Any]) -> Any:
         raise PluginError(str(error), where=f"{record.kind} {record.qualified}") from error
     except (TypeError, ValueError) as error:
         raise PluginError(str(error), where=f"{record.kind} {record.qualified}") from error
+    except (Exception, SystemExit) as error:
+        what = f"cannot be made: {type(error).__name__}: {error}"
+        raise PluginError(what, where=f"{record.kind} {record.qualified}") from error

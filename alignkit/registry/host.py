@@ -170,7 +170,7 @@ class PluginHost:
             for reason in filter(None, (unknown_tensor(record, provided) for record in records)):
                 self._manager.unregister(name=info.id)
                 raise PluginError(reason)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if before is not None:
                 self._register(info, lambda: before)
                 self._records[info.id] = kept

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from alignkit.calls import never_exits
 from alignkit.errors import ConfigError, PluginError, nearest, suggestion
 from alignkit.groups import Groups
 from alignkit.registry.host import default_host
@@ -63,12 +64,13 @@ def run_recipe(
 
     Raises:
         ConfigError: the recipe takes no such argument, or one is missing; or as `load_recipe`.
+        PluginError: it called `sys.exit`.
     """
     found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check_arguments(found, arguments)
     folder = Path(run_dir or f"runs/{found.name}")
     run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None)
-    with run:  # on leaving it records how the run ended
+    with run, never_exits(f"recipe {found.name}"):  # on leaving it records how the run ended
         found.main(run, **arguments)
     return run
 
@@ -167,7 +169,8 @@ def _imported(path: Path) -> ModuleType:
     beside = str(path.resolve().parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)  # as `python FILE` would
-    spec.loader.exec_module(module)
+    with never_exits(str(path)):
+        spec.loader.exec_module(module)
     return module
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from alignkit import processes, stages
+from alignkit.calls import never_exits
 from alignkit.errors import ConfigError
 from alignkit.identity import (
     class_code,
@@ -208,7 +209,12 @@ class Run:
 
         Raises:
             ConfigError: a second stage of that name, or arguments that contradict each other.
+            PluginError: something that it called called `sys.exit`.
         """
+        with never_exits(f"{getattr(declared, 'name', '')} ({getattr(declared, 'verb', '')})"):
+            return self._found_or_made(declared)
+
+    def _found_or_made(self, declared: Stage[H]) -> H:
         if not isinstance(declared, Stage) or not declared.name:
             what = f"a {type(declared).__name__} is no stage, or has no name"
             raise ConfigError(what, where="Run.make", remedy="its __post_init__ must call super().__post_init__()")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit.calls import whose
+from alignkit.errors import PluginError
 from alignkit.randomness import uniforms
 
 Warp = Callable[[Tensor], Tensor]
@@ -90,11 +92,28 @@ def pick_tokens(
     logprobs = torch.log_softmax(logits.float() / temperature, -1)
     warped = warp(logprobs) if warp is not None else logprobs
     if warp is not None:
-        warped = torch.log_softmax(warped, -1)
+        warped = _normalised(warped, logprobs, whose(warp))
     ids = warped.argmax(-1) if draws is None else choose(warped.exp(), draws)
     taken = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     after = warped.gather(-1, ids.unsqueeze(-1)).squeeze(-1) if warp is not None else None
     return ids, taken, after
+
+
+def _normalised(warped: Any, logprobs: Tensor, where: str) -> Tensor:
+    """What a truncation left, as log-probs again.
+
+    Raises:
+        PluginError: another shape, or a row in which nothing is left or something is no number.
+    """
+    if not isinstance(warped, Tensor) or warped.shape != logprobs.shape:
+        shape = list(warped.shape) if isinstance(warped, Tensor) else f"a {type(warped).__name__}"
+        what = f"returned {shape} for log-probs {list(logprobs.shape)}"
+        raise PluginError(what, where=where, remedy="return the same log-probs, with the excluded tokens at -inf")
+    found = torch.log_softmax(warped, -1)
+    if bool(torch.isnan(found).any()):  # one NaN, or -inf throughout, is NaN in every place of its row
+        what = f"left no token, or a NaN, in {int(torch.isnan(found).any(-1).sum())} of {len(found)} rows"
+        raise PluginError(what, where=where, remedy="keep at least the likeliest token of each row")
+    return found
 
 
 @dataclass

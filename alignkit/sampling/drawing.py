@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from alignkit.calls import calling, whose
+from alignkit.errors import PluginError
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models import Policy
@@ -82,16 +85,18 @@ class Drawing:
         rank, processes = self.world
         mine = prompts.select(range(rank, len(prompts), processes)) if processes > 1 else prompts
         before = self._counted()
-        groups = self.sampler.sample(
-            self.policy,
-            mine,
-            n,
-            seed=seed,
-            name=name,
-            occurrence=times[rank::processes],  # over all processes, so that they draw what one would
-            progress=_shown(what, self.tick),
-            meter=self.meter,
-        )
+        with calling(self.sampler, "sample"):
+            groups = self.sampler.sample(
+                self.policy,
+                mine,
+                n,
+                seed=seed,
+                name=name,
+                occurrence=times[rank::processes],  # over all processes, so that they draw what one would
+                progress=_shown(what, self.tick),
+                meter=self.meter,
+            )
+        _refuse_others(groups, mine, n, f"{whose(self.sampler)}.sample")
         if processes == 1:
             return groups
         self._add_others(before)
@@ -106,6 +111,30 @@ class Drawing:
         tokens, flops = (total - own for total, own in zip(summed(mine), mine, strict=True))
         self.meter.add("generated_tokens", tokens)
         self.meter.compute(flops)
+
+
+def _refuse_others(found: Any, prompts: Groups, n: int, where: str) -> None:
+    """Refuse what does not answer the prompts that were asked, in their order.
+
+    Raises:
+        PluginError: naming the first row.
+    """
+    if not isinstance(found, Groups):
+        raise PluginError(f"returned a {type(found).__name__}", where=where, remedy="return Groups")
+    if len(found) != len(prompts):
+        raise PluginError(
+            f"answered {len(found)} of {len(prompts)} prompts", where=where, remedy="answer each, in order"
+        )
+    columns = ("prompt_id", "responses", "response_ids")
+    for index, ((asked,), (prompt, given, ids)) in enumerate(
+        zip(prompts.each("prompt_id"), found.each(*columns), strict=True)
+    ):
+        if prompt != asked:
+            what = f"row {index} answers prompt {prompt}, asked was {asked}"
+            raise PluginError(what, where=where, remedy="keep the rows that were given, and their order")
+        if len(given) != n or ids is None:
+            what = f"row {index} has {len(given)} responses" + ("" if ids else " without their token ids")
+            raise PluginError(what, where=where, remedy=f"return {n} for each prompt, with response_ids and logprobs")
 
 
 def _shown(what: str, tick: Callable[[str], None]) -> Progress:

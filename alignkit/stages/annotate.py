@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from alignkit.annotators import annotated
-from alignkit.errors import DataError
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.base import Made, Product, Stage, component, rows_of
@@ -38,9 +37,6 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
             found = annotated(rows_of(self.groups), self.annotator, derived_seed(*place.path), place.meter)
         finally:
             self.annotator.release()
-        declared = self.annotator.dimensions
-        if set(found) != set(declared):
-            raise DataError(f"the annotator gave {sorted(found)}, it declares {sorted(declared)}", where=place.name)
         result: dict[str, Any] = {}
         for dimension, part in found.items():
             with place.meter.phase("write"):

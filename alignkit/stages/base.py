@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from alignkit.errors import AlignkitError, ConfigError
+from alignkit.annotators import Annotator, FunctionAnnotator
+from alignkit.calls import calling
+from alignkit.engine.checks import refuse_wrong_declarations
+from alignkit.errors import AlignkitError, ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import plain
 from alignkit.optimizers import PolicyOptimizer
@@ -111,6 +114,7 @@ class Context:
             return self._count(kind, spec, _as_reward(spec, name))
         record, built = self.host.resolve(kind, spec), self.host.build(kind, spec)
         built = _as_reward(built, name or record.name) if kind == "reward" else built
+        built = _as_annotator(built) if kind == "annotator" else built
         self.used.append((record, built))
         self._further(built)
         return built
@@ -123,7 +127,12 @@ class Context:
         return built
 
     def _further(self, built: Any) -> None:
-        for kind, spec in built.components() if isinstance(built, PolicyOptimizer) else ():
+        if not isinstance(built, PolicyOptimizer):
+            return
+        refuse_wrong_declarations(built)
+        with calling(built, "components"):
+            components = list(built.components())
+        for kind, spec in components:
             self.named.append((self.host.resolve(kind, spec), self.host.build(kind, spec)))
 
     def records(self) -> list[ComponentRecord]:
@@ -141,6 +150,14 @@ def _as_reward(value: Any, name: str | None) -> Reward:
     if callable(value):
         return FunctionReward(value, name)
     raise AlignkitError(f"a {type(value).__name__} is not a reward", remedy="pass a Reward or a plain function")
+
+
+def _as_annotator(value: Any) -> Annotator:
+    if isinstance(value, Annotator):
+        return value
+    if callable(value):
+        return FunctionAnnotator(value)
+    raise PluginError(f"a {type(value).__name__} is not an annotator", remedy="pass an Annotator or a plain function")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

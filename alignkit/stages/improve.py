@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
@@ -113,6 +114,7 @@ class Improve(Stage[Improved]):
                 remedy="pass streams={name: groups} for those that it declares",
             )
         self._refuse_contradictions(context, built.optimizer, sampler)
+        check_dimensions(() if built.annotator is None else [built.annotator.dimensions], self.name)
         return replace(
             built,
             sampler=sampler,

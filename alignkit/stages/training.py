@@ -86,10 +86,18 @@ class TrainingStage(Stage[H], Training):
     def learn(self, place: Place, model: Any, data: Any, reduction: Any, loss: Any) -> Learner:
         """Train `model` on all of `data`, with one loss whose term is reduced so."""
         from alignkit.engine.lesson import OneRound, refuse_nothing
+        from alignkit.engine.reduction import joins
+        from alignkit.engine.training_data import said_of_size
+        from alignkit.models import RewardModel
         from alignkit.optimizers import Term
 
         refuse_nothing(data, [loss], place.name)
-        steps = data.steps(self.batch_size, self.epochs, place.max_tokens, (*place.path, "order"), place.world)
+        asked = {name for metric in by_name(self.metrics).values() for name in metric.asks_for()}
+        together = isinstance(model, RewardModel) or joins({*loss.tensor_names, *asked})
+        if together and (most := data.over(place.max_tokens)):
+            place.say(said_of_size(most, place.max_tokens))
+        seed = (*place.path, "order")
+        steps = data.steps(self.batch_size, self.epochs, place.max_tokens, seed, place.world, together)
         terms = {"loss": Term(reduction=reduction)}
         arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
         arguments["metrics"] = by_name(self.metrics)

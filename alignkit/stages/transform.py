@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
-from alignkit.errors import DataError
+from alignkit.calls import calling, whose
+from alignkit.errors import DataError, PluginError
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.randomness import derived_seed
@@ -73,10 +74,12 @@ class Transform(Stage[GroupsHandle]):
             return drawing.draw(prompts, n, seed=(*place.path, next(calls)), name=place.name)
 
         context = TransformContext(draw, derived_seed(*place.path), live, place.meter)
-        changed = self.transform(rows_of(self.groups), context)
+        with calling(self.transform, "", place.name):
+            changed = self.transform(rows_of(self.groups), context)
         if not isinstance(changed, Groups):
             what = f"the transform returned a {type(changed).__name__}"
-            raise DataError(what, where=place.name, effect="Nothing was kept.", remedy="return Groups")
+            where = f"{whose(self.transform)}, {place.name}"
+            raise PluginError(what, where=where, effect="Nothing was kept.", remedy="return Groups")
         return keep(place, changed)
 
     def handle(self, made: Made) -> GroupsHandle:
