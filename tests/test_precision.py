@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from alignkit import ConfigError, Groups, LoRA, Run, Term, use
-from alignkit.engine.adamw import FloatAdamW
 from alignkit.engine.learner import Learner
 from alignkit.engine.losses import nll
 from alignkit.models import Policy, RewardModel
+from alignkit.models.adamw import FloatAdamW
 from alignkit.models.head import one_number, token_logprobs
 from alignkit.testing import DEMOS, PAIRS, one_step, tiny_policy, training_data
 

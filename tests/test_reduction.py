@@ -115,7 +115,7 @@ def test_prompts_without_a_comparison_are_not_counted_among_rankings(max_tokens)
     found = []
     for rows in (ranked, [*tied, *ranked], [{**tied[0], "ranks": None}, *ranked]):
         data = training_data(Policy.load("tiny"), Groups.from_rows(rows))
-        (step,) = data.steps(0, 1, max_tokens, (0,))
+        (step,) = data.steps(0, 1, max_tokens, (0,), together=True)
         total = 0.0
         for numbers in filter(None, step.micro):
             batch = data.collate(numbers)

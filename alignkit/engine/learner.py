@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from alignkit.budget import Spending
 from alignkit.calls import whose, within
-from alignkit.engine.adamw import FloatAdamW
 from alignkit.engine.assemble import assemble
 from alignkit.engine.checks import unread
 from alignkit.engine.lesson import Lesson, Rounds
@@ -28,6 +27,7 @@ from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
+from alignkit.models.adamw import FloatAdamW
 from alignkit.models.batch import MicroBatch
 from alignkit.optimizers import Term, Training
 from alignkit.registry.records import BoundLoss
