@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from alignkit.data.encode import EncodedGroup
+from alignkit.errors import ConfigError
 from alignkit.models.batch import MicroBatch, collate
 
 log = logging.getLogger("alignkit")
@@ -50,6 +54,35 @@ def body_of(model: nn.Module) -> Any:
     """The trunk that gives hidden states, without the head."""
     inner = bare(model)
     return getattr(inner, inner.base_model_prefix)
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Compute the layers' activations again in the backward pass rather than keep them.
+
+    transformers itself does so in training mode alone, where families also drop out, by rates that each keeps in places
+    of its own; here the model stays in evaluation mode.
+
+    Raises:
+        ConfigError: the family has no layers that can be computed again.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} has no layers whose activations could be computed again",
+            where="checkpointing",
+            remedy="leave checkpointing out; a smaller max_tokens saves memory too",
+        )
+    for layer in layers:
+        if "forward" not in vars(layer):
+            layer.forward = functools.partial(_computed_again, layer.forward)
+
+
+def _computed_again(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return layer(*args, **kwargs)
+    return checkpoint(layer, *args, use_reentrant=False, **kwargs)
 
 
 def window_of(config: Any) -> int | None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,20 +25,6 @@ from alignkit.vocabulary import select
 
 CARD = "alignkit.json"
 """In a folder that holds an adapter: where its base is, and both digests."""
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: rollout, reference and update must see the same function."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for config in {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if c is not None}.values():
-        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def further_ends(model: Any, tokenizer: Any) -> list[int]:
@@ -106,7 +92,6 @@ class Policy(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "") -> None:
         super().__init__()
-        without_dropout(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.base, self.base_digest = base, base_digest
@@ -117,6 +102,11 @@ class Policy(nn.Module):
         self._states: dict[str, str | None] = {}
         self._shares: bool | None = None
         self._counted: tuple[tuple[bool, int], Arithmetic] | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is, for any `mode`: rollout, reference and update must see one function, so that nothing is ever
+        dropped out, wherever a family (or an adapter) keeps its rates; and its configuration is saved as it came."""
+        return super().train(False)
 
     # -- where it comes from and goes to -------------------------------------------------------------------------------
 
@@ -263,13 +253,8 @@ class Policy(nn.Module):
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
         """The bare transformers model with the adapter folded in, without gradients."""
-        training = self.model.training
-        self.model.eval()  # gradient checkpointing, which works in training mode, would refuse the cache
-        try:
-            with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
-                yield forward.bare(self.model)
-        finally:
-            self.model.train(training)
+        with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
+            yield forward.bare(self.model)
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 
@@ -383,4 +368,4 @@ def _scaled_head(model: Any, head: Any) -> Any:
     return scaled
 
 
-__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest", "without_dropout"]
+__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest"]

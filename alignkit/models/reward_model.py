@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +18,7 @@ from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.loading import load_model, load_tokenizer, resolve_source, save_plain
 from alignkit.models.lora import TRAINED, LoRA, load_adapter, merged, save_adapter
-from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
+from alignkit.models.policy import CARD, Policy, adapter_base, portable
 
 HEAD = "score_head.safetensors"
 
@@ -40,7 +40,6 @@ class RewardModel(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
         super().__init__()
-        without_dropout(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.base, self.base_digest, self.init = base, base_digest, init
@@ -48,6 +47,10 @@ class RewardModel(nn.Module):
         self.adapted = False
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is, for any `mode`: see `Policy.train`."""
+        return super().train(False)
 
     @classmethod
     def from_policy(
