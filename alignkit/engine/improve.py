@@ -27,6 +27,7 @@ from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
+from alignkit.models import Policy
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import BoundLoss
 from alignkit.sampling import Drawing, Sampler
@@ -188,6 +189,7 @@ def improvement(
     known = Known(models, method.logprob_temperature, *limits)
     sampling = Known(replace(models, policy=models.behaviour), sampler.temperature, *limits)
     drawing = Drawing(models.behaviour, sampler, setting.meter, setting.tick, setting.world)
+    _refuse_unfit(known, models.behaviour, sampler, prompts, heldout, method.samples_per_prompt > 0)
     name = judging.reward.name if judging.reward is not None else None
     return Improvement(
         method=method,
@@ -201,3 +203,21 @@ def improvement(
         state=method.initial_state(),
         last={},
     )
+
+
+def _refuse_unfit(
+    known: Known, behaviour: Policy, sampler: Sampler, prompts: Groups, heldout: Groups | None, samples: bool
+) -> None:
+    """Refuse rows of any round that a model whose positions run out could not read, before the first round.
+
+    Raises:
+        DataError: naming the first.
+    """
+    if behaviour.chat.positions is None and known.models.policy.chat.positions is None:
+        return
+    if samples:
+        sampler.refuse_unfit(behaviour, prompts)
+    else:
+        known.read(prompts)
+    if heldout is not None:
+        sampler.refuse_unfit(known.models.policy, heldout)

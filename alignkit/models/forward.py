@@ -44,6 +44,9 @@ TOLERANCE = 2e-4
 
 _PROBED: dict[str, bool] = {}
 
+UNFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
+"""What models raise that cannot be read in some way."""
+
 
 def bare(model: Any) -> Any:
     """The transformers model itself, out of its PEFT wrapper if it has one."""
@@ -140,15 +143,28 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
     Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
     """
-    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-    if batch.shared:
-        kwargs["attention_mask"] = attention_masks(model, batch)
-    else:
-        kwargs["attention_mask"] = (batch.segments >= 0).long()
-    return body_of(model)(**kwargs).last_hidden_state
+    return body_of(model)(**_inputs(model, batch)).last_hidden_state
 
 
-def _config_digest(model: nn.Module) -> str:
+def states_and_logits(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Final hidden states [B, L, H] of a batch, and the model's own logits [B, L, V], whatever it does for them."""
+    states: list[Tensor] = []
+    hook = body_of(model).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+    try:
+        logits = bare(model)(**_inputs(model, batch)).logits
+    finally:
+        hook.remove()
+    return states[0], logits
+
+
+def _inputs(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
+    mask = attention_masks(model, batch) if batch.shared else (batch.segments >= 0).long()
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    return {**inputs, "attention_mask": mask, "use_cache": False}
+
+
+def config_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's configuration."""
     return hashlib.sha256(bare(model).config.to_json_string(use_diff=False).encode()).hexdigest()
 
 
@@ -163,7 +179,7 @@ def can_share_prompts(model: nn.Module) -> bool:
         return False
     if family in PROVEN:
         return True
-    digest = _config_digest(model)
+    digest = config_digest(model)
     if digest not in _PROBED:
         _PROBED[digest] = _probe(model)
         if not _PROBED[digest]:
@@ -183,7 +199,7 @@ def _probe(model: nn.Module) -> bool:
     device = next(model.parameters()).device
     try:
         results = [_probe_values(model, groups, shared, device) for shared in (True, False)]
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+    except UNFIT as error:
         log.warning("shared-prefix probe failed: %s", error)
         return False
     scale = max(float(results[1][0].abs().max()), 1.0)

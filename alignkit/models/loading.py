@@ -140,7 +140,60 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
             model = _dequantized(load_model(AutoModelForCausalLM, source, dtype))
     else:
         tokenizer, model = load_tokenizer(source), load_model(AutoModelForCausalLM, source, dtype)
-    return model, tokenizer
+    refuse_larger(tokenizer, model, source.path)
+    return language_model_of(model, source.path), tokenizer
+
+
+def vocabulary_of(tokenizer: Any) -> int:
+    """One more than the largest id that a tokenizer writes."""
+    return max([*tokenizer.get_vocab().values(), len(tokenizer) - 1]) + 1
+
+
+def refuse_larger(tokenizer: Any, model: Any, where: str) -> None:
+    """Refuse a tokenizer that writes ids which the model has no embedding for. Fewer than the model has are fine.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    ids, rows = vocabulary_of(tokenizer), model.get_input_embeddings().weight.shape[0]
+    if ids > rows:
+        raise ConfigError(
+            f"the tokenizer has {ids} tokens, the model {rows} embeddings",
+            where=where,
+            effect="A text with one of the tokens beyond could not be read.",
+            remedy="take the tokenizer that belongs to the model, or save it after model.resize_token_embeddings",
+        )
+
+
+def language_model_of(model: Any, where: str) -> Any:
+    """The language model itself, out of a model of several kinds of input (Gemma 3 from 4B on, Mistral Small 3.1).
+
+    Raises:
+        ConfigError: the family has no language model that could stand alone.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    trunk = model.get_decoder()
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    alone = None
+    if kind is not None and kind is not type(model):
+        with torch.device("meta"):
+            alone = AutoModelForCausalLM.from_config(config)
+    if alone is None or type(getattr(alone, alone.base_model_prefix)) is not type(trunk):
+        raise ConfigError(
+            f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
+            where=where,
+            remedy="use a model of text alone",
+        )
+    setattr(alone, alone.base_model_prefix, trunk)
+    alone.set_output_embeddings(model.get_output_embeddings())
+    alone.config = trunk.config
+    alone.config.tie_word_embeddings = model.config.tie_word_embeddings
+    alone.generation_config = model.generation_config
+    return alone.eval()
 
 
 def load_tokenizer(source: Source) -> Any:
