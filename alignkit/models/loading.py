@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from alignkit.errors import ConfigError
+from alignkit.files import read_json
 
 log = logging.getLogger("alignkit")
 
@@ -156,13 +157,25 @@ def refuse_larger(tokenizer: Any, model: Any, where: str) -> None:
         ConfigError: with both numbers.
     """
     ids, rows = vocabulary_of(tokenizer), model.get_input_embeddings().weight.shape[0]
-    if ids > rows:
+    if ids > rows and (_ids_on_disk(Path(where)) or ids) > rows:
         raise ConfigError(
             f"the tokenizer has {ids} tokens, the model {rows} embeddings",
             where=where,
             effect="A text with one of the tokens beyond could not be read.",
             remedy="take the tokenizer that belongs to the model, or save it after model.resize_token_embeddings",
         )
+
+
+def _ids_on_disk(folder: Path) -> int:
+    """One more than the largest id of a tokenizer as its folder has it, 0 where that cannot be said: transformers'
+    class for a family may add special tokens of its own, which no text is read as."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return 0
+    found = read_json(file)
+    vocabulary, added = found["model"].get("vocab", {}), [token["id"] for token in found.get("added_tokens", [])]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*ids, *added, -1]) + 1
 
 
 def language_model_of(model: Any, where: str) -> Any:

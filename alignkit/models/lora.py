@@ -150,6 +150,8 @@ def refuse_unfoldable(model: Any, where: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             raise _unfoldable(f"{name} was trained whole beside the adapter", where, "merge it with peft, and use that")
+    if any(config.bias != "none" for config in model.peft_config.values()):
+        raise _unfoldable("biases were trained beside the adapter", where, "merge it with peft, and use that")
     names = {id(module): name for name, module in model.named_modules()}
     for layer in lora_layers(model):
         name = names[id(layer)].removeprefix("base_model.model.")
