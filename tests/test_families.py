@@ -175,6 +175,13 @@ def test_each_family_trains_and_samples_with_its_own_logprobs(family, tmp_path):
             torch.testing.assert_close(torch.tensor(ours), own_logprobs(model, prompt, ids), rtol=0, atol=1e-4)
 
 
+def test_prompts_are_not_shared_where_attention_goes_by_chunks_longer_than_a_probe(tmp_path):
+    chunks = {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 64, "head_dim": 8}
+    more = {"no_rope_layers": [1, 0], "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
+    policy = Policy.load(folder_of("llama4_text", tmp_path / "m", **chunks, **more))
+    assert not policy.shares_prompts
+
+
 def test_values_come_from_the_same_states_where_logits_are_the_models_own(tmp_path):
     policy = Policy.load(folder_of("hyperclovax", tmp_path / "m", 3.0, **TODAY["hyperclovax"]))
     policy.add_value_head()

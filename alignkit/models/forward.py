@@ -172,7 +172,9 @@ def can_share_prompts(model: nn.Module) -> bool:
     """Whether shared-prefix batches are right for this model: denied, proven, or probed once and remembered."""
     config = bare(model).config
     family = getattr(config, "model_type", "")
-    if family in DENIED or getattr(config, "is_encoder_decoder", False):
+    # A probe's short rows would not show what a kind of attention does to long ones, such as in chunks.
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if family in DENIED or strange or getattr(config, "is_encoder_decoder", False):
         log.warning(
             "%s: prompts are not shared between responses (its attention cannot); using the plain forward", family
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,11 +75,11 @@ def _found(model: Any, where: str) -> Ways:
         raise _refusal(f"{family} cannot be read from token ids alone: {_said(error)}", where) from error
     if looks_ahead:
         raise _refusal(f"{family} predicts tokens from what comes after them", where)
-    by_head = next((way for way in (True, False) if _agrees(lambda way=way: _trained(model, way), own)), None)
+    by_head = next((way for way in (True, False) if _agrees(partial(_trained, model, way), own)), None)
     if by_head is None:
         raise _refusal(f"other log-probs than {family}'s own come of reading it in batches", where)
     reader: type[Reader] | None = next(
-        (way for way in (Cached, Anew) if _agrees(lambda way=way: _written(model, way), own)), None
+        (way for way in (Cached, Anew) if _agrees(partial(_written, model, way), own)), None
     )
     if reader is None:
         raise _refusal(f"other log-probs than {family}'s own come of sampling from it", where)
