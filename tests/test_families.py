@@ -292,7 +292,7 @@ def test_rotary_positions_do_not_run_out(tmp_path):
 def test_every_verb_says_that_positions_run_out(tmp_path):
     base = folder_of("gpt2", tmp_path / "m", n_positions=32, max_position_embeddings=32)
     long = [{"prompt": f"a{i}", "responses": ["b" * 40, "c"], "ranks": [1, 2]} for i in range(2)]
-    prompts = Groups.from_prompts(["x", "x" * 18])
+    prompts = Groups.from_prompts(["x" * 18, *"abcdefgh"])
     with Run(tmp_path / "r", quiet=True) as run:
         v0 = run.policy(base, lora=LoRA(r=2))
         with pytest.raises(DataError, match=r"together have \d\d tokens, and the model has 32 positions"):
@@ -304,7 +304,7 @@ def test_every_verb_says_that_positions_run_out(tmp_path):
         with pytest.raises(DataError, match="the 32 positions that the model has"):
             run.improve(
                 v0, prompts, reward=reward, max_new_tokens=12, reference=v0,
-                optimizer=use("ppo", rounds=2, prompts_per_round=1),
+                optimizer=use("ppo", rounds=9, prompts_per_round=1),
             )  # fmt: skip
         assert not calls
         short = [{**long[0], "responses": ["b", "c"]}, long[1]]

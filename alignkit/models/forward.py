@@ -56,7 +56,8 @@ def bare(model: Any) -> Any:
 def body_of(model: nn.Module) -> Any:
     """The trunk that gives hidden states, without the head."""
     inner = bare(model)
-    return getattr(inner, inner.base_model_prefix)
+    trunk = getattr(inner, inner.base_model_prefix, None)
+    return inner.model if trunk is None else trunk  # Llama 4 names another attribute than its own
 
 
 def checkpoint_layers(model: nn.Module) -> None:

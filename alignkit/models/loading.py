@@ -195,7 +195,7 @@ def language_model_of(model: Any, where: str) -> Any:
     if kind is not None and kind is not type(model):
         with torch.device("meta"):
             alone = AutoModelForCausalLM.from_config(config)
-    if alone is None or type(getattr(alone, alone.base_model_prefix)) is not type(trunk):
+    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
             where=where,
