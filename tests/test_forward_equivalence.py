@@ -9,7 +9,7 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.models import forward
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
-from alignkit.models.policy import Policy, without_dropout
+from alignkit.models.policy import Policy
 from alignkit.models.tiny import tiny_model
 
 SMALL = {
@@ -70,7 +70,6 @@ GROUPS = [
 def _model(family):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    without_dropout(model)
     return model if "gemma2" in family else model.double()  # gemma2's own eager forward gives NaN in float64
 
 

@@ -78,6 +78,7 @@ class ChatFormat:
             the tokenizer's EOS.
         end_ids: all ids that end a response, `end_of_turn_id` first.
         pad_id: the tokenizer's padding id, else `end_of_turn_id`; always masked, never told from the mask.
+        positions: tokens of the longest row that the model has positions for; None: they do not run out.
         notes: how often something worth knowing happened (a system turn folded, control tokens kept as text …).
 
     Raises:
@@ -87,6 +88,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, *, template: str | None = None, extra_end_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.notes: Counter[str] = Counter()
+        self.positions: int | None = None
         self._known = KnownPrompts()
         self.template = _checked_template(tokenizer, template)
         self._nonce = f"Ak{secrets.token_hex(8)}Z"

@@ -77,7 +77,9 @@ def encode_groups(
         except DataError as error:
             problems.append(Problem("D22", index, name, "responses", error.what, error.effect, error.remedy))
             continue
-        problem = _length_problem(name, index, responses, max_response_tokens)
+        problem = _length_problem(name, index, responses, max_response_tokens) or _beyond(
+            name, index, len(prompt_ids) + max(map(len, responses), default=0), chat.positions
+        )
         if problem:
             problems.append(problem)
         else:
@@ -104,7 +106,7 @@ def encode_texts(groups: Groups, chat: ChatFormat, max_tokens: int) -> list[Enco
     Raises:
         DataError: text that is not valid Unicode.
     """
-    encoded = []
+    encoded, max_tokens = [], min(max_tokens, chat.positions or max_tokens)
     for index, (responses,) in enumerate(groups.each("responses")):
         ids = chat.encode_text(responses[0])
         pieces = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
@@ -138,6 +140,14 @@ def _prompt_problem(prompt: str, index: int, error: DataError) -> Problem:
 
     code = "D05" if isinstance(error, TooLongError) else "D13"
     return Problem(code, index, prompt, "prompt", error.what, error.effect, error.remedy)
+
+
+def _beyond(prompt: str, index: int, tokens: int, positions: int | None) -> Problem | None:
+    """A row that the model has no positions for."""
+    if positions is None or tokens <= positions:
+        return None
+    what = f"prompt and response together have {tokens} tokens, and the model has {positions} positions"
+    return Problem("D05", index, prompt, "", what, "the model cannot read it", "shorten or drop the row")
 
 
 def _length_problem(prompt: str, index: int, responses: list[list[int]], most: int) -> Problem | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from alignkit.engine.learner import Learner
 from alignkit.errors import ConfigError, PluginError, Terminated, suggestion
+from alignkit.models.forward import checkpoint_layers
 
 OURS = {
     "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
@@ -195,8 +196,4 @@ def _ending(loop: Any) -> Iterator[None]:
 def _gradient_checkpointing(learner: Learner, on: bool) -> None:
     for model in (learner.model, learner.value_model):
         if model is not None and on:
-            inner: Any = model.model
-            inner.train()  # transformers checkpoints in training mode only; every dropout is 0
-            inner.gradient_checkpointing_enable({"use_reentrant": False})
-            if hasattr(inner, "enable_input_require_grads"):
-                inner.enable_input_require_grads()
+            checkpoint_layers(model)

@@ -29,6 +29,7 @@ from alignkit.engine.setting import Models, Setting
 from alignkit.engine.training_data import Step, TrainingData, said_of_size
 from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
+from alignkit.models import Policy
 from alignkit.optimizers import PolicyOptimizer
 from alignkit.registry.records import BoundLoss
 from alignkit.sampling import Drawing, Sampler
@@ -220,6 +221,7 @@ def improvement(
     known = Known(models, method.logprob_temperature, *limits)
     sampling = Known(replace(models, policy=models.behaviour), sampler.temperature, *limits)
     drawing = Drawing(models.behaviour, sampler, setting.meter, setting.tick, setting.world)
+    _refuse_unfit(known, models.behaviour, sampler, prompts, heldout, method.samples_per_prompt > 0)
     name = judging.reward.name if judging.reward is not None else None
     return Improvement(
         method=method,
@@ -260,3 +262,21 @@ def initial_state(method: PolicyOptimizer) -> dict[str, Any]:
     with calling(method, "initial_state"):
         found = method.initial_state()
     return checked_state(found, f"{whose(method)}.initial_state")
+
+
+def _refuse_unfit(
+    known: Known, behaviour: Policy, sampler: Sampler, prompts: Groups, heldout: Groups | None, samples: bool
+) -> None:
+    """Refuse rows of any round that a model whose positions run out could not read, before the first round.
+
+    Raises:
+        DataError: naming the first.
+    """
+    if behaviour.chat.positions is None and known.models.policy.chat.positions is None:
+        return
+    if samples:
+        sampler.refuse_unfit(behaviour, prompts)
+    else:
+        known.read(prompts)
+    if heldout is not None:
+        sampler.refuse_unfit(known.models.policy, heldout)

@@ -153,7 +153,7 @@ class Arithmetic:
         lookups = {id(p) for m in trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         body, trained, adapters = 0.0, 0.0, Counter[str]()
         for name, weights in trunk.named_parameters():
-            if weights.ndim < 2 or id(weights) in lookups:
+            if weights.ndim < 2 or id(weights) in lookups or "lora_embedding" in name:
                 continue
             met = weights.numel() * (share if ".experts." in name else 1.0)
             if "lora_" in name:

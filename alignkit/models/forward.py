@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from alignkit.data.encode import EncodedGroup
+from alignkit.errors import ConfigError
 from alignkit.models.batch import MicroBatch, collate
 
 log = logging.getLogger("alignkit")
@@ -40,6 +44,9 @@ TOLERANCE = 2e-4
 
 _PROBED: dict[str, bool] = {}
 
+UNFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
+"""What models raise that cannot be read in some way."""
+
 
 def bare(model: Any) -> Any:
     """The transformers model itself, out of its PEFT wrapper if it has one."""
@@ -49,7 +56,37 @@ def bare(model: Any) -> Any:
 def body_of(model: nn.Module) -> Any:
     """The trunk that gives hidden states, without the head."""
     inner = bare(model)
-    return getattr(inner, inner.base_model_prefix)
+    trunk = getattr(inner, inner.base_model_prefix, None)
+    return inner.model if trunk is None else trunk  # Llama 4 names another attribute than its own
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Compute the layers' activations again in the backward pass rather than keep them.
+
+    transformers itself does so in training mode alone, where families also drop out, by rates that each keeps in places
+    of its own; here the model stays in evaluation mode.
+
+    Raises:
+        ConfigError: the family has no layers that can be computed again.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} has no layers whose activations could be computed again",
+            where="checkpointing",
+            remedy="leave checkpointing out; a smaller max_tokens saves memory too",
+        )
+    for layer in layers:
+        if "forward" not in vars(layer):
+            layer.forward = functools.partial(_computed_again, layer.forward)
+
+
+def _computed_again(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return layer(*args, **kwargs)
+    return checkpoint(layer, *args, use_reentrant=False, **kwargs)
 
 
 def window_of(config: Any) -> int | None:
@@ -107,15 +144,28 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
     Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
     """
-    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-    if batch.shared:
-        kwargs["attention_mask"] = attention_masks(model, batch)
-    else:
-        kwargs["attention_mask"] = (batch.segments >= 0).long()
-    return body_of(model)(**kwargs).last_hidden_state
+    return body_of(model)(**_inputs(model, batch)).last_hidden_state
 
 
-def _config_digest(model: nn.Module) -> str:
+def states_and_logits(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Final hidden states [B, L, H] of a batch, and the model's own logits [B, L, V], whatever it does for them."""
+    states: list[Tensor] = []
+    hook = body_of(model).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+    try:
+        logits = bare(model)(**_inputs(model, batch)).logits
+    finally:
+        hook.remove()
+    return states[0], logits
+
+
+def _inputs(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
+    mask = attention_masks(model, batch) if batch.shared else (batch.segments >= 0).long()
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    return {**inputs, "attention_mask": mask, "use_cache": False}
+
+
+def config_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's configuration."""
     return hashlib.sha256(bare(model).config.to_json_string(use_diff=False).encode()).hexdigest()
 
 
@@ -123,14 +173,16 @@ def can_share_prompts(model: nn.Module) -> bool:
     """Whether shared-prefix batches are right for this model: denied, proven, or probed once and remembered."""
     config = bare(model).config
     family = getattr(config, "model_type", "")
-    if family in DENIED or getattr(config, "is_encoder_decoder", False):
+    # A probe's short rows would not show what a kind of attention does to long ones, such as in chunks.
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if family in DENIED or strange or getattr(config, "is_encoder_decoder", False):
         log.warning(
             "%s: prompts are not shared between responses (its attention cannot); using the plain forward", family
         )
         return False
     if family in PROVEN:
         return True
-    digest = _config_digest(model)
+    digest = config_digest(model)
     if digest not in _PROBED:
         _PROBED[digest] = _probe(model)
         if not _PROBED[digest]:
@@ -150,7 +202,7 @@ def _probe(model: nn.Module) -> bool:
     device = next(model.parameters()).device
     try:
         results = [_probe_values(model, groups, shared, device) for shared in (True, False)]
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+    except UNFIT as error:
         log.warning("shared-prefix probe failed: %s", error)
         return False
     scale = max(float(results[1][0].abs().max()), 1.0)

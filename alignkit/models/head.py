@@ -4,7 +4,7 @@ chunk."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,29 @@ class TokenTensors(NamedTuple):
     logprobs: Tensor
     entropy: Tensor
     mean_logprobs: Tensor | None = None
+
+
+def scaled_head(model: Any) -> Head:
+    """The head of a bare transformers model, with the scaling some families apply after it (Granite, Cohere, Gemma).
+
+    It goes by names of the configuration; `alignkit.models.ways` compares it with the model's own logits.
+    """
+    config, head = model.config, model.get_output_embeddings()
+    divide = getattr(config, "logits_scaling", None)
+    multiply = getattr(config, "logit_scale", None)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if not any((divide, multiply, softcap)):
+        return head  # type: ignore[no-any-return]
+
+    def scaled(hidden: Tensor) -> Tensor:
+        logits: Tensor = head(hidden)
+        if divide:
+            logits = logits / divide
+        if multiply:
+            logits = logits * multiply
+        return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+    return scaled
 
 
 def _chunk(head: Head, hidden: Tensor, targets: Tensor, temperature: float, mean: bool) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from alignkit.errors import ConfigError
+from alignkit.files import read_json
 
 log = logging.getLogger("alignkit")
 
@@ -142,7 +143,72 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
             model = _dequantized(load_model(AutoModelForCausalLM, source, dtype))
     else:
         tokenizer, model = load_tokenizer(source), load_model(AutoModelForCausalLM, source, dtype)
-    return model, tokenizer
+    refuse_larger(tokenizer, model, source.path)
+    return language_model_of(model, source.path), tokenizer
+
+
+def vocabulary_of(tokenizer: Any) -> int:
+    """One more than the largest id that a tokenizer writes."""
+    return max([*tokenizer.get_vocab().values(), len(tokenizer) - 1]) + 1
+
+
+def refuse_larger(tokenizer: Any, model: Any, where: str) -> None:
+    """Refuse a tokenizer that writes ids which the model has no embedding for. Fewer than the model has are fine.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    ids, rows = vocabulary_of(tokenizer), model.get_input_embeddings().weight.shape[0]
+    if ids > rows and (_ids_on_disk(Path(where)) or ids) > rows:
+        raise ConfigError(
+            f"the tokenizer has {ids} tokens, the model {rows} embeddings",
+            where=where,
+            effect="A text with one of the tokens beyond could not be read.",
+            remedy="take the tokenizer that belongs to the model, or save it after model.resize_token_embeddings",
+        )
+
+
+def _ids_on_disk(folder: Path) -> int:
+    """One more than the largest id of a tokenizer as its folder has it, 0 where that cannot be said: transformers'
+    class for a family may add special tokens of its own, which no text is read as."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return 0
+    found = read_json(file)
+    vocabulary, added = found["model"].get("vocab", {}), [token["id"] for token in found.get("added_tokens", [])]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*ids, *added, -1]) + 1
+
+
+def language_model_of(model: Any, where: str) -> Any:
+    """The language model itself, out of a model of several kinds of input (Gemma 3 from 4B on, Mistral Small 3.1).
+
+    Raises:
+        ConfigError: the family has no language model that could stand alone.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    trunk = model.get_decoder()
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    alone: Any = None
+    if kind is not None and kind is not type(model):
+        with torch.device("meta"):
+            alone = AutoModelForCausalLM.from_config(config)
+    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
+        raise ConfigError(
+            f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
+            where=where,
+            remedy="use a model of text alone",
+        )
+    setattr(alone, alone.base_model_prefix, trunk)
+    alone.set_output_embeddings(model.get_output_embeddings())
+    alone.config = trunk.config
+    alone.config.tie_word_embeddings = model.config.tie_word_embeddings
+    alone.generation_config = model.generation_config
+    return alone.eval()
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -4,6 +4,7 @@ trains."""
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import nn
 
 from alignkit.errors import ConfigError
 from alignkit.fields import check_values
+from alignkit.files import read_json
+from alignkit.models import forward
 from alignkit.models.loading import refuse_missing
 
 TRAINED = "default"
@@ -52,6 +55,11 @@ class LoRA:
             lora_dropout=0.0,
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets, one by one."""
+        return (self.targets,) if isinstance(self.targets, str) else self.targets
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -88,18 +96,126 @@ def active_adapter(model: Any, name: str | None) -> Iterator[None]:
 def merged(model: Any) -> Iterator[None]:
     """Run with the active adapter folded into the weights, as generation wants it; afterwards the very same tensors
     are back."""
-    layers = lora_layers(model)
     kept = []
-    for layer in layers:
-        base, (name,) = layer.get_base_layer(), layer.active_adapters
-        kept.append((base, base.weight.data))
-        base.weight.data = base.weight.data + layer.get_delta_weight(name).to(base.weight.dtype)
+    for layer in lora_layers(model):
+        (name,) = layer.active_adapters
+        if name in {*layer.lora_A, *layer.lora_embedding_A}:  # another adapter may have layers of its own
+            weight = adapted_weight(layer)
+            kept.append((weight, weight.data))
+            weight.data = weight.data + layer.get_delta_weight(name).to(weight.dtype)
     try:
         with active_adapter(model, None):
             yield
     finally:
-        for base, weight in kept:
-            base.weight.data = weight
+        for weight, data in reversed(kept):
+            weight.data = data
+
+
+def adapted_weight(layer: Any) -> nn.Parameter:
+    """The weights of the base that a layer adapts: a matrix, or those of all experts in one tensor."""
+    weight: nn.Parameter = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+    return weight
+
+
+def of_adapter(parameter: str, adapter: str = TRAINED) -> bool:
+    """Whether a parameter, by its name, belongs to an adapter; those of an embedding end with the adapter's name."""
+    return "lora_" in parameter and f".{adapter}." in f"{parameter}."
+
+
+def adapt(model: Any, lora: LoRA) -> Any:
+    """The model with a fresh adapter that trains, in evaluation mode.
+
+    Raises:
+        ConfigError: no layer has such a name, or one that cannot be folded, see `refuse_unfoldable`.
+    """
+    from peft import get_peft_model
+
+    try:
+        adapted = get_peft_model(model, lora.config(), adapter_name=TRAINED)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"targets={lora.targets!r}: {said[:200]}", where="LoRA", remedy="name linear layers of this model"
+        ) from error
+    refuse_unfoldable(adapted, "LoRA")
+    return adapted.eval()
+
+
+def refuse_unfoldable(model: Any, where: str) -> None:
+    """Refuse adapters that, folded into the weights for sampling and export, would make another model.
+
+    Raises:
+        ConfigError: an adapter on weights that two layers share, such as a tied head, of which it changes one; one with
+            more to it than two low-rank matrices; layers that were trained whole beside it.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    owners = Counter(id(w) for module in model.modules() for w in module._parameters.values() if w is not None)
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            raise _unfoldable(f"{name} was trained whole beside the adapter", where, "merge it with peft, and use that")
+    if any(config.bias != "none" for config in model.peft_config.values()):
+        raise _unfoldable("biases were trained beside the adapter", where, "merge it with peft, and use that")
+    names = {id(module): name for name, module in model.named_modules()}
+    for layer in lora_layers(model):
+        name = names[id(layer)].removeprefix("base_model.model.")
+        if owners[id(adapted_weight(layer))] > 1:
+            remedy = f"leave {name.rsplit('.', 1)[-1]} out of the targets, or train all weights with lora=None"
+            raise _unfoldable(f"{name} shares its weights with another layer", where, remedy)
+        if layer.lora_variant or any(getattr(layer, "lora_bias", {}).values()):
+            raise _unfoldable(f"the adapter of {name} is no plain LoRA", where, "merge it with peft, and use that")
+
+
+def _unfoldable(what: str, where: str, remedy: str) -> ConfigError:
+    effect = "What is sampled from and exported would be another model than the one that is trained."
+    return ConfigError(what, where=where, effect=effect, remedy=remedy)
+
+
+def lora_of(folder: Path) -> LoRA:
+    """How the adapter of a folder was made."""
+    found = read_json(folder / "adapter_config.json")
+    targets = found["target_modules"]
+    return LoRA(found["r"], found["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets)))
+
+
+def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
+    """Refuse to go on with an adapter as if it were another one.
+
+    Args:
+        model: with the adapter of the folder.
+        lora: that was asked for.
+        folder: of the adapter.
+
+    Raises:
+        ConfigError: rank, scale or layers differ.
+    """
+    own, wanted = model.peft_config[TRAINED], lora.config()
+    if lora.targets == "all-linear":
+        same = not any(_is_linear(part) for _, part in _outside(forward.body_of(model)))
+    else:
+        same = own.target_modules == wanted.target_modules
+    if (own.r, own.lora_alpha) == (wanted.r, wanted.lora_alpha) and same:
+        return
+    on = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in lora_of(folder).names}))
+    raise ConfigError(
+        f"the folder holds an adapter of r={own.r}, alpha={own.lora_alpha} on {on}; asked for is {lora}",
+        where=str(folder),
+        effect="The adapter that is there would be trained, and the other one recorded.",
+        remedy="leave lora out to go on with it, or export it (which folds it) and start an adapter from there",
+    )
+
+
+def _outside(trunk: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a trunk that no adapter wraps or owns."""
+    for name, module in trunk.named_modules():
+        if not {"base_layer", "lora_A", "lora_B"} & set(name.split(".")):
+            yield name, module
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return type(module) in (nn.Linear, Conv1D)
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
@@ -111,7 +227,8 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
         trainable: whether it goes on training.
 
     Raises:
-        ConfigError: no file, or weights of the adapter that are not in it, which peft would draw at random.
+        ConfigError: no file, or weights of the adapter that are not in it, which peft would draw at random; an adapter
+            that cannot be folded, see `refuse_unfoldable`.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -125,6 +242,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=trainable)
     wanted = set(get_peft_model_state_dict(adapted, adapter_name=TRAINED, save_embedding_layers=False))
     refuse_missing(sorted(wanted - there), str(file))
+    refuse_unfoldable(adapted, str(folder))
     return adapted
 
 

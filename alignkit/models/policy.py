@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,27 +19,24 @@ from alignkit.files import read_json, write_json
 from alignkit.models import forward
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
-from alignkit.models.head import one_number, token_logprobs
-from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain
-from alignkit.models.lora import TRAINED, LoRA, active_adapter, load_adapter, merged, save_adapter
+from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
+from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain, vocabulary_of
+from alignkit.models.lora import (
+    TRAINED,
+    LoRA,
+    active_adapter,
+    adapt,
+    load_adapter,
+    merged,
+    of_adapter,
+    refuse_other,
+    save_adapter,
+)
+from alignkit.models.ways import Ways, ways_of
 from alignkit.vocabulary import select
 
 CARD = "alignkit.json"
 """In a folder that holds an adapter: where its base is, and both digests."""
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: rollout, reference and update must see the same function."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for config in {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if c is not None}.values():
-        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def further_ends(model: Any, tokenizer: Any) -> list[int]:
@@ -106,17 +104,22 @@ class Policy(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "") -> None:
         super().__init__()
-        without_dropout(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.base, self.base_digest = base, base_digest
         self.chat = ChatFormat(tokenizer, extra_end_ids=further_ends(model, tokenizer))
         self.value_head: ValueHead | None = None
         self.lora: LoRA | None = None
+        self.ways = Ways()
         self.adapted = False
         self._states: dict[str, str | None] = {}
         self._shares: bool | None = None
         self._counted: tuple[tuple[bool, int], Arithmetic] | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is, for any `mode`: rollout, reference and update must see one function, so that nothing is ever
+        dropped out, wherever a family (or an adapter) keeps its rates; and its configuration is saved as it came."""
+        return super().train(False)
 
     # -- where it comes from and goes to -------------------------------------------------------------------------------
 
@@ -133,7 +136,8 @@ class Policy(nn.Module):
             dtype: of the weights.
 
         Raises:
-            ConfigError: nothing there, or an adapter whose base is gone or has changed.
+            ConfigError: nothing there, a model that cannot be read rightly (see `alignkit.models.ways`), an adapter
+                whose base is gone or has changed, or one unlike the `lora` asked for.
         """
         base = adapter_base(spec)
         source = resolve_source(str(base or spec))
@@ -142,6 +146,8 @@ class Policy(nn.Module):
         if base is not None:
             cls._check_base(Path(spec), digest)
         policy = cls(model, tokenizer, base=source.path, base_digest=digest)
+        policy.ways = ways_of(model, str(spec))
+        policy.chat.positions = policy.ways.positions
         if base is not None:
             policy._adapt(Path(spec), lora, trainable)
         elif lora is not None and trainable:
@@ -166,17 +172,17 @@ class Policy(nn.Module):
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
         if folder is not None:
             self.model = load_adapter(self.model, folder, trainable)
+            if trainable and lora is not None:
+                refuse_other(self.model, lora, folder)
         else:
-            from peft import get_peft_model
-
             assert lora is not None
-            self.model = get_peft_model(self.model, lora.config(), adapter_name=TRAINED)
+            self.model = adapt(self.model, lora)
         self.lora, self.adapted = lora, True
         self.model.eval()
 
     def _freeze(self, trainable: bool) -> None:
         for name, parameter in self.model.named_parameters():
-            wanted = trainable and (not self.adapted or f".{TRAINED}." in name)
+            wanted = trainable and (not self.adapted or of_adapter(name))
             parameter.requires_grad_(wanted)
 
     def fold(self) -> None:
@@ -203,7 +209,7 @@ class Policy(nn.Module):
 
     def add_value_head(self, folder: str | Path | None = None) -> None:
         """Put a value head on the trunk: a fresh one, or the one saved in `folder` if there is one."""
-        hidden = int(self.config.hidden_size)
+        hidden = int(forward.bare(self.model).get_output_embeddings().weight.shape[-1])  # which reads the same states
         self.value_head = ValueHead(hidden).to(self.device)
         saved = Path(folder) / "value_head.safetensors" if folder else None
         if saved and saved.is_file():
@@ -249,7 +255,7 @@ class Policy(nn.Module):
 
     def _freeze_all_but_trained(self) -> None:
         for name, parameter in self.model.named_parameters():
-            if "lora_" in name and f".{TRAINED}." not in name:
+            if "lora_" in name and not of_adapter(name):
                 parameter.requires_grad_(False)
 
     @contextlib.contextmanager
@@ -263,19 +269,19 @@ class Policy(nn.Module):
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
         """The bare transformers model with the adapter folded in, without gradients."""
-        training = self.model.training
-        self.model.eval()  # gradient checkpointing, which works in training mode, would refuse the cache
-        try:
-            with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
-                yield forward.bare(self.model)
-        finally:
-            self.model.train(training)
+        with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
+            yield forward.bare(self.model)
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> Any:
         return forward.bare(self.model).config
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Ids of the tokenizer; the model may have more, to which no text belongs."""
+        return vocabulary_of(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -340,22 +346,29 @@ class Policy(nn.Module):
         Returns:
             [R, T] float32 each; padding is 0.
         """
-        hidden = forward.gather_hidden(forward.hidden_states(self.model, batch), batch)
+        logprobs = bool(select(wanted, level="token", source="policy"))
+        head: Head
+        if self.ways.by_head or not logprobs:
+            states = hidden = forward.gather_hidden(forward.hidden_states(self.model, batch), batch)
+            head = scaled_head(forward.bare(self.model))
+        else:
+            found = forward.states_and_logits(self.model, batch)
+            hidden, states = (forward.gather_hidden(each, batch) for each in found)
+            head = nn.Identity()
         mask = batch.response_mask
         out: dict[str, Tensor] = {}
-        if select(wanted, level="token", source="policy"):
-            head = forward.bare(self.model).get_output_embeddings()
+        if logprobs:
             flat = token_logprobs(
-                _scaled_head(forward.bare(self.model), head),
-                hidden[mask],
+                head,
+                states[mask],
                 batch.targets[mask],
                 temperature=temperature,
                 entropy_gradient=entropy_gradient,
                 mean="mean_logprobs" in wanted,
             )
             zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-            found = {name: values for name, values in flat._asdict().items() if values is not None}
-            out |= {name: zeros.masked_scatter(mask, values) for name, values in found.items()}
+            known = {name: values for name, values in flat._asdict().items() if values is not None}
+            out |= {name: zeros.masked_scatter(mask, values) for name, values in known.items()}
         if select(wanted, level="token", source="value"):
             if self.value_head is None:
                 raise ConfigError("values are asked for, but the policy has no value head", where="Policy")
@@ -363,24 +376,4 @@ class Policy(nn.Module):
         return out
 
 
-def _scaled_head(model: Any, head: Any) -> Any:
-    """The head with the scaling some families apply after it (Granite, Cohere, Gemma)."""
-    config = model.config
-    divide = getattr(config, "logits_scaling", None)
-    multiply = getattr(config, "logit_scale", None)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    if not any((divide, multiply, softcap)):
-        return head
-
-    def scaled(hidden: Tensor) -> Tensor:
-        logits = head(hidden)
-        if divide:
-            logits = logits / divide
-        if multiply:
-            logits = logits * multiply
-        return torch.tanh(logits / softcap) * softcap if softcap else logits
-
-    return scaled
-
-
-__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest", "without_dropout"]
+__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest"]

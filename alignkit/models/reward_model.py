@@ -5,21 +5,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
+from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
 from alignkit.models import forward
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import one_number
-from alignkit.models.loading import Source, load_model, load_tokenizer, resolve_source, save_plain, saved_tensor
-from alignkit.models.lora import TRAINED, LoRA, load_adapter, merged, save_adapter
-from alignkit.models.policy import CARD, Policy, adapter_base, portable, without_dropout
+from alignkit.models.loading import (
+    Source,
+    load_model,
+    load_tokenizer,
+    refuse_larger,
+    resolve_source,
+    save_plain,
+    saved_tensor,
+)
+from alignkit.models.lora import TRAINED, LoRA, adapt, load_adapter, merged, of_adapter, save_adapter
+from alignkit.models.policy import CARD, Policy, adapter_base, portable
+from alignkit.models.ways import positions_of
 
 HEAD = "score_head.safetensors"
 
@@ -47,15 +57,19 @@ class RewardModel(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
         super().__init__()
-        without_dropout(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.base, self.base_digest, self.init = base, base_digest, init
         self.chat = ChatFormat(tokenizer)
+        self.chat.positions = positions_of(model)
         self.adapted = False
         self.max_length: int | None = None
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is, for any `mode`: see `Policy.train`."""
+        return super().train(False)
 
     @classmethod
     def from_policy(
@@ -102,6 +116,7 @@ class RewardModel(nn.Module):
             source = resolve_source(str(spec))
             model = load_model(AutoModelForSequenceClassification, source, dtype)
             tokenizer = load_tokenizer(source)
+            refuse_larger(tokenizer, model, source.path)
             reward_model = cls(model, tokenizer, base=source.path, base_digest=source.digest())
             reward_model._restore_head(source)
             if lora is not None and trainable:
@@ -140,9 +155,7 @@ class RewardModel(nn.Module):
                 self.head.weight.data.copy_(saved)
 
     def _adapt(self, lora: LoRA) -> None:
-        from peft import get_peft_model
-
-        self._replace_body(get_peft_model(self.body, lora.config(), adapter_name=TRAINED))
+        self._replace_body(adapt(self.body, lora))
 
     def _replace_body(self, body: Any) -> None:
         setattr(self.model, self.model.base_model_prefix, body)
@@ -152,7 +165,7 @@ class RewardModel(nn.Module):
     def _freeze(self, trainable: bool) -> None:
         for name, parameter in self.model.named_parameters():
             head = name.startswith("score.")
-            parameter.requires_grad_(trainable and (head or not self.adapted or f".{TRAINED}." in name))
+            parameter.requires_grad_(trainable and (head or not self.adapted or of_adapter(name)))
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
@@ -221,19 +234,38 @@ class RewardModel(nn.Module):
 
 
 def _classifier_from(causal: Any) -> Any:
-    """The sequence classifier of the same family around the causal model's own trunk."""
+    """The sequence classifier of the same family around the causal model's own trunk.
+
+    Raises:
+        ConfigError: the family has none.
+    """
     from transformers import AutoModelForSequenceClassification
 
     config = type(causal.config).from_dict(causal.config.to_dict())
     config.num_labels = 1
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise _no_classifier(config) from error
+    body = getattr(model, model.base_model_prefix, None)
+    if not isinstance(getattr(model, "score", None), nn.Linear) or type(body) is not type(forward.body_of(causal)):
+        raise _no_classifier(config)
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     weight = next(causal.parameters())
     hidden = model.score.weight.shape[1]
     model.score = nn.Linear(hidden, 1, bias=False, device=weight.device, dtype=torch.float32)
     nn.init.normal_(model.score.weight, std=1 / (hidden + 1) ** 0.5)
     return model
+
+
+def _no_classifier(config: Any) -> ConfigError:
+    return ConfigError(
+        f"transformers has no sequence classifier of the family {config.model_type} with a score on its trunk",
+        where="train_reward",
+        effect="Nobody else could read the reward model.",
+        remedy="start from a policy of another family (Llama, Qwen, Mistral, Gemma, OLMo 2 have one)",
+    )
 
 
 __all__ = ["HEAD", "RewardModel"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignkit.calls import whose
 from alignkit.errors import PluginError
+from alignkit.models.stepwise import Cached, Reader
 from alignkit.randomness import uniforms
 
 Warp = Callable[[Tensor], Tensor]
@@ -48,17 +49,6 @@ class Sampled:
         self.finished = True
 
 
-def _padded_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Left-padded ids and their mask, both [prompts, longest]."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
 def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
     """Tokens by inversion of the cumulative distribution: one uniform number per row.
 
@@ -76,7 +66,11 @@ def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
 
 
 def pick_tokens(
-    logits: Tensor, draws: np.ndarray | None, temperature: float, warp: Warp | None
+    logits: Tensor,
+    draws: np.ndarray | None,
+    temperature: float,
+    warp: Warp | None,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sample one token per row.
 
@@ -85,12 +79,18 @@ def pick_tokens(
         draws: [N] uniform numbers; None takes the likeliest token.
         temperature: T > 0.
         warp: truncation of the tempered logits, or None.
+        vocabulary: ids from here on are no tokens: models are padded to round sizes. None: all are.
 
     Returns:
         (ids [N], logprobs [N] before truncation, logprobs [N] after truncation or None).
     """
     logprobs = torch.log_softmax(logits.float() / temperature, -1)
-    warped = warp(logprobs) if warp is not None else logprobs
+    warped = logprobs
+    if vocabulary is not None and vocabulary < logits.shape[-1]:
+        warped = logprobs.clone()
+        warped[:, vocabulary:] = -torch.inf
+    if warp is not None:
+        warped = warp(warped)
     if warp is not None:
         warped = _normalised(warped, logprobs, whose(warp))
     ids = warped.argmax(-1) if draws is None else choose(warped.exp(), draws)
@@ -116,59 +116,6 @@ def _normalised(warped: Any, logprobs: Tensor, where: str) -> Tensor:
     return found
 
 
-@dataclass
-class _Batch:
-    """The sequences that are still being written, as the model reads them.
-
-    Args:
-        model: the bare transformers model.
-        cache: keys and values of what was read.
-        mask: [live, width] of the attention.
-        position: [live] of the last token read.
-    """
-
-    model: Any
-    cache: Any
-    mask: Tensor
-    position: Tensor
-
-    @classmethod
-    def prefilled(cls, model: Any, prompts: Sequence[Sequence[int]], n: int, pad_id: int) -> tuple[_Batch, Tensor]:
-        """(each prompt read once and repeated for its n sequences, their first logits [prompts x n, V])."""
-        from transformers import DynamicCache
-
-        ids, mask = _padded_prompts(prompts, pad_id, next(model.parameters()).device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        batch = cls(model, DynamicCache(config=model.config), mask, positions[:, -1])
-        logits = batch._forward(ids, positions, logits_to_keep=1)
-        batch.cache.batch_repeat_interleave(n)
-        batch.mask = mask.repeat_interleave(n, 0)
-        batch.position = batch.position.repeat_interleave(n, 0)
-        return batch, logits.repeat_interleave(n, 0)
-
-    def keep(self, index: Tensor) -> None:
-        """Go on with these alone."""
-        self.cache.batch_select_indices(index)
-        self.mask, self.position = self.mask[index], self.position[index]
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read one token [live] of each; the logits [live, V] of the next."""
-        self.position = self.position + 1
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        return self._forward(tokens.unsqueeze(1), self.position.unsqueeze(1))
-
-    def _forward(self, ids: Tensor, positions: Tensor, **options: Any) -> Tensor:
-        out = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
-        )
-        return out.logits[:, -1]
-
-
 @torch.no_grad()
 def decode(
     model: Any,
@@ -181,6 +128,8 @@ def decode(
     temperature: float,
     greedy: bool = False,
     warp: Warp | None = None,
+    reader: type[Reader] = Cached,
+    vocabulary: int | None = None,
 ) -> list[list[Sampled]]:
     """Write every sequence to its end.
 
@@ -194,6 +143,8 @@ def decode(
         temperature: T > 0.
         greedy: take the likeliest token.
         warp: truncation of the tempered log-probs.
+        reader: how the sequences are read while they are written.
+        vocabulary: ids from here on are no tokens, and are never drawn; None: all are.
 
     Returns:
         the sequences of each prompt.
@@ -201,12 +152,12 @@ def decode(
     n = len(keys[0])
     written = [Sampled() for _ in range(len(prompts) * n)]
     streams = np.array(keys, dtype=np.uint64).reshape(-1)
-    batch, logits = _Batch.prefilled(model, prompts, n, pad_id)
+    batch, logits = reader.prefilled(model, prompts, n, pad_id)
     live = list(range(len(written)))
     ends = torch.tensor(sorted(end_ids), device=logits.device)
     for step in range(max_new_tokens):
         draws = None if greedy else uniforms(streams[live], step)
-        chosen, logprobs, after = pick_tokens(logits, draws, temperature, warp)
+        chosen, logprobs, after = pick_tokens(logits, draws, temperature, warp, vocabulary)
         over = torch.isin(chosen, ends).tolist()
         sampled = after.tolist() if after is not None else [None] * len(live)
         for number, *token in zip(live, chosen.tolist(), logprobs.tolist(), sampled, over, strict=True):

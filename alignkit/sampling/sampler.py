@@ -100,6 +100,8 @@ class Sampler:
                     temperature=self.temperature,
                     greedy=self.greedy,
                     warp=self.warp if self.truncates else None,
+                    reader=policy.ways.reader,
+                    vocabulary=policy.vocabulary,
                 )
                 yield from zip(chunk, written, strict=True)
 
@@ -189,7 +191,24 @@ class Sampler:
         )
         if problems:
             raise DataError(f"{len(problems)} prompts cannot be sampled: {problems[0]}", where="sample")
-        return [each.prompt_ids for each in encoded]
+        ids, most = [each.prompt_ids for each in encoded], policy.chat.positions
+        longest = max(range(len(ids)), key=lambda place: len(ids[place]), default=None)
+        if most is not None and longest is not None and len(ids[longest]) + self.max_new_tokens > most:
+            raise DataError(
+                f"{len(ids[longest])} tokens of a prompt and max_new_tokens={self.max_new_tokens} are more than the "
+                f"{most} positions that the model has",
+                where=f"sample, prompt {longest}",
+                remedy="lower max_new_tokens, shorten the prompt, or use a model with more positions",
+            )
+        return ids
+
+    def refuse_unfit(self, policy: Policy, prompts: Groups) -> None:
+        """Refuse prompts that could not be answered, before the first is.
+
+        Raises:
+            DataError: a prompt that does not fit.
+        """
+        self._encoded(policy, prompts.without_responses())
 
     @staticmethod
     def _told(

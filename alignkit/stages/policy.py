@@ -25,7 +25,8 @@ class ImportPolicy(Stage[PolicyHandle]):
 
     Args:
         spec: see `alignkit.models.loading.resolve_source`; its content counts, and not where it lies.
-        lora: a `LoRA` for its training, or None for full fine-tuning; default rank 16.
+        lora: a `LoRA` for its training, or None for full fine-tuning; default that of the folder, which another one
+            cannot replace, or rank 16.
     """
 
     verb: ClassVar[str] = "policy"
@@ -37,10 +38,13 @@ class ImportPolicy(Stage[PolicyHandle]):
 
     def resolved(self, context: Context) -> Self:
         from alignkit.models import LoRA
+        from alignkit.models.lora import lora_of
+        from alignkit.models.policy import adapter_base
 
         resolved = super().resolved(context)
         if self.lora == "default":
-            return replace(resolved, lora=LoRA())
+            own = adapter_base(self.spec) is not None
+            return replace(resolved, lora=lora_of(Path(self.spec)) if own else LoRA())
         if self.lora is not None and not isinstance(self.lora, LoRA):
             raise ConfigError(f"lora={self.lora!r}", where=self.name, remedy="pass a LoRA, or None for all weights")
         return resolved
@@ -59,7 +63,8 @@ class ImportPolicy(Stage[PolicyHandle]):
         spec = str(self.spec)
         with place.meter.phase("load"):
             if adapter_base(spec) is not None:
-                return {"model": str(Path(spec).resolve()), "parameters": count_parameters(Policy.load(spec))}
+                policy = Policy.load(spec, lora=self.lora, trainable=self.lora is not None)
+                return {"model": str(Path(spec).resolve()), "parameters": count_parameters(policy)}
             source = resolve_source(spec)
             model, tokenizer = load_causal(source)
         parameters = count_parameters(model)

@@ -1,0 +1,188 @@
+"""How a model can be read so that it gives its own log-probs: tried once for each configuration, when it is loaded.
+
+The model's own numbers are those of its forward pass on one row alone, without padding, cache, positions or mask. The
+ways of the house are compared with these, the fastest first; a model for which none is right is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.data.encode import EncodedGroup
+from alignkit.errors import ConfigError
+from alignkit.models import forward
+from alignkit.models.batch import collate
+from alignkit.models.head import scaled_head
+from alignkit.models.stepwise import Anew, Cached, Reader
+
+log = logging.getLogger("alignkit")
+
+TOLERANCE = 1e-3
+"""Nats by which a log-prob may be off; in 16 bits, which round logits, 0.02 of the largest logit."""
+
+_KNOWN: dict[tuple[str, torch.dtype, float], Ways] = {}
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a model is read.
+
+    Args:
+        by_head: log-probs come from the trunk's states through the head; else from the model's whole logits.
+        reader: how sequences are read while they are written.
+        positions: tokens of the longest row that the model has positions for; None: no such end.
+    """
+
+    by_head: bool = True
+    reader: type[Reader] = Cached
+    positions: int | None = None
+
+
+def ways_of(model: Any, where: str) -> Ways:
+    """The ways that are right for a model.
+
+    Args:
+        model: a transformers causal language model, without adapters.
+        where: it comes from, for messages.
+
+    Raises:
+        ConfigError: none is.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise _refusal(f"{type(model).__name__} has no head over a vocabulary", where)
+    # Some of its weights too: the softer logits are, the less a scaling shows.
+    key = (forward.config_digest(model), head.weight.dtype, float(head.weight[:64].detach().float().abs().sum()))
+    if key not in _KNOWN:
+        with torch.no_grad():
+            _KNOWN[key] = _found(model, where)
+    return _KNOWN[key]
+
+
+def _found(model: Any, where: str) -> Ways:
+    family = getattr(model.config, "model_type", type(model).__name__)
+    try:
+        own = [_own(model, row) for row in ROWS]
+        looks_ahead = not _near(own[0][:, :4], _own(model, ROWS[0][:4]), own)
+    except forward.UNFIT as error:
+        raise _refusal(f"{family} cannot be read from token ids alone: {_said(error)}", where) from error
+    if looks_ahead:
+        raise _refusal(f"{family} predicts tokens from what comes after them", where)
+    by_head = next((way for way in (True, False) if _agrees(partial(_trained, model, way), own)), None)
+    if by_head is None:
+        raise _refusal(f"other log-probs than {family}'s own come of reading it in batches", where)
+    reader: type[Reader] | None = next(
+        (way for way in (Cached, Anew) if _agrees(partial(_written, model, way), own)), None
+    )
+    if reader is None:
+        raise _refusal(f"other log-probs than {family}'s own come of sampling from it", where)
+    if not by_head:
+        log.warning("%s: its logits are not its head's; whole logits are computed, which takes memory", family)
+    if reader is Anew:
+        log.warning("%s: it cannot be sampled from with a cache; each token reads all before it, slowly", family)
+    return Ways(by_head, reader, positions_of(model))
+
+
+def _refusal(what: str, where: str) -> ConfigError:
+    return ConfigError(
+        what,
+        where=where,
+        effect="What is trained would not be what is sampled from or exported.",
+        remedy="use another family, or report it with its config.json",
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+PROMPTS = ((7, 3, 11, 19, 5), (4, 13, 2))
+ANSWERS = ((6, 17, 9, 23), (8, 5, 21, 14))
+ROWS = tuple([*prompt, *answer] for prompt, answer in zip(PROMPTS, ANSWERS, strict=True))
+"""Two rows of unlike length; each log-prob of an answer is compared."""
+
+
+def _own(model: Any, row: Sequence[int]) -> Tensor:
+    """[1, tokens, V]: the model's own logits of one row, and nothing beside it."""
+    ids = torch.tensor([list(row)], device=next(model.parameters()).device)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _near(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
+    """Whether log-probs over the vocabulary are those of the model's own logits."""
+    sixteen = own[0].dtype in (torch.float16, torch.bfloat16)
+    allowed = TOLERANCE if not sixteen else 0.02 * max(float(each.abs().max()) for each in own)
+    gap = (torch.log_softmax(ours.float(), -1) - torch.log_softmax(theirs.float(), -1)).abs().max()
+    return bool(gap <= allowed)
+
+
+def _agrees(way: Callable[[], Iterator[tuple[Tensor, int, slice]]], own: Sequence[Tensor]) -> bool:
+    """Whether each (logits [tokens, V], row, where in it) is the model's own; a way that fails does not."""
+    try:
+        return all(_near(logits, own[row][0, place], own) for logits, row, place in way())
+    except forward.UNFIT as error:
+        log.debug("a way to read the model fails: %s", _said(error))
+        return False
+
+
+def _trained(model: Any, by_head: bool) -> Iterator[tuple[Tensor, int, slice]]:
+    """As log-probs are worked out for training, one padded row for each response."""
+    groups = [EncodedGroup(list(p), [list(a)], None, n) for n, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
+    batch = collate(groups, [0, 1], [0, 1], pad_id=0, shared=False).to(next(model.parameters()).device)
+    head = scaled_head(model) if by_head else torch.nn.Identity()
+    states = forward.hidden_states(model, batch) if by_head else forward.states_and_logits(model, batch)[1]
+    taken = forward.gather_hidden(states, batch)
+    for number in range(len(groups)):
+        start = len(PROMPTS[number]) - 1
+        yield head(taken[number]), number, slice(start, start + len(ANSWERS[number]))
+
+
+def _written(model: Any, reader: type[Reader]) -> Iterator[tuple[Tensor, int, slice]]:
+    """As sequences are written: prompts side by side, two sequences each, of which some leave the batch."""
+    batch, logits = reader.prefilled(model, PROMPTS, 2, 0)
+    device, rows = logits.device, [0, 0, 1, 1]
+    for step in range(3):
+        for place, row in enumerate(rows):
+            at = len(PROMPTS[row]) - 1 + step
+            yield logits[place : place + 1], row, slice(at, at + 1)
+        if step == 1:
+            batch.keep(torch.tensor([1, 2], device=device))
+            rows = [0, 1]
+        logits = batch.read(torch.tensor([ANSWERS[row][step] for row in rows], device=device))
+
+
+LIMITS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
+
+
+@torch.no_grad()
+def positions_of(model: Any) -> int | None:
+    """Where the model's table of positions ends, found by asking for the place after it; rotary positions go on.
+
+    On the CPU alone: elsewhere a place outside a table ends the process.
+    """
+    config, device = model.config, next(model.parameters()).device
+    limit = next((value for name in LIMITS if isinstance(value := getattr(config, name, None), int)), None)
+    if limit is None or device.type != "cpu":
+        return None
+    if config.model_type == "mpt":  # its biases are laid out for so many tokens, and it asks for no positions
+        return limit
+
+    def read(position: int) -> bool:
+        try:
+            model(input_ids=torch.tensor([[1]]), position_ids=torch.tensor([[position]]), use_cache=False)
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    return limit if read(limit - 1) and not read(limit) else None
+
+
+__all__ = ["Ways", "positions_of", "ways_of"]
