@@ -191,7 +191,7 @@ def language_model_of(model: Any, where: str) -> Any:
     config = model.config.get_text_config()
     if config is model.config:
         return model
-    trunk = model.get_decoder()
+    trunk: Any = model.get_decoder()
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     alone: Any = None
     if kind is not None and kind is not type(model):
