@@ -197,7 +197,8 @@ def language_model_of(model: Any, where: str) -> Any:
     if kind is not None and kind is not type(model):
         with torch.device("meta"):
             alone = AutoModelForCausalLM.from_config(config)
-    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
+    body = None if alone is None else type(getattr(alone, alone.base_model_prefix, None))
+    if body != type(trunk):  # noqa: E721 (mypy takes `is` for a statement about `trunk`)
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
             where=where,
