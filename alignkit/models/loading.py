@@ -191,14 +191,14 @@ def language_model_of(model: Any, where: str) -> Any:
     config = model.config.get_text_config()
     if config is model.config:
         return model
-    trunk: Any = model.get_decoder()
+    trunk = model.get_decoder()
+    own = trunk.config
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     alone: Any = None
     if kind is not None and kind is not type(model):
         with torch.device("meta"):
             alone = AutoModelForCausalLM.from_config(config)
-    body = None if alone is None else type(getattr(alone, alone.base_model_prefix, None))
-    if body != type(trunk):  # noqa: E721 (mypy takes `is` for a statement about `trunk`)
+    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
             where=where,
@@ -206,7 +206,7 @@ def language_model_of(model: Any, where: str) -> Any:
         )
     setattr(alone, alone.base_model_prefix, trunk)
     alone.set_output_embeddings(model.get_output_embeddings())
-    alone.config = trunk.config
+    alone.config = own
     alone.config.tie_word_embeddings = model.config.tie_word_embeddings
     alone.generation_config = model.generation_config
     return alone.eval()
