@@ -190,12 +190,10 @@ def language_model_of(model: Any, where: str) -> Any:
     if config is model.config:
         return model
     trunk = model.get_decoder()
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    alone = None
-    if kind is not None and kind is not type(model):
-        with torch.device("meta"):
-            alone = AutoModelForCausalLM.from_config(config)
-    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), type(model))
+    with torch.device("meta"):
+        alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config)
+    if alone is model or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
             where=where,
