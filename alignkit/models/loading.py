@@ -189,7 +189,7 @@ def language_model_of(model: Any, where: str) -> Any:
     config = model.config.get_text_config()
     if config is model.config:
         return model
-    trunk = model.get_decoder()
+    trunk: Any = model.get_decoder()
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), type(model))
     with torch.device("meta"):
         alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config)
@@ -199,10 +199,11 @@ def language_model_of(model: Any, where: str) -> Any:
             where=where,
             remedy="use a model of text alone",
         )
+    text: Any = trunk.config
     setattr(alone, alone.base_model_prefix, trunk)
     alone.set_output_embeddings(model.get_output_embeddings())
-    alone.config = trunk.config
-    alone.config.tie_word_embeddings = model.config.tie_word_embeddings
+    alone.config = text
+    text.tie_word_embeddings = model.config.tie_word_embeddings
     alone.generation_config = model.generation_config
     return alone.eval()
 
