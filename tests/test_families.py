@@ -13,6 +13,7 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.models import RewardModel
 from alignkit.models.batch import collate
 from alignkit.models.forward import checkpoint_layers
+from alignkit.models.ways import Ways
 from alignkit.testing import tiny_tokenizer
 
 SMALL = {
@@ -406,3 +407,10 @@ def test_a_reward_model_of_a_family_without_a_classifier_is_refused(family, tmp_
     base = folder_of(family, tmp_path / "m")
     with pytest.raises(ConfigError, match=f"no sequence classifier of the family {family}"):
         RewardModel.from_policy(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3", "falcon"])
+def test_rounding_in_other_precisions_is_not_taken_for_another_model(family, dtype, tmp_path):
+    policy = Policy.load(folder_of(family, tmp_path / "m", 3.0, **TODAY[family]), dtype=dtype)
+    assert policy.ways == Ways()

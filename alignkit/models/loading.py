@@ -191,23 +191,21 @@ def language_model_of(model: Any, where: str) -> Any:
     config = model.config.get_text_config()
     if config is model.config:
         return model
-    trunk = model.get_decoder()
-    own = trunk.config
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    alone: Any = None
-    if kind is not None and kind is not type(model):
-        with torch.device("meta"):
-            alone = AutoModelForCausalLM.from_config(config)
-    if alone is None or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
+    trunk: Any = model.get_decoder()
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), type(model))
+    with torch.device("meta"):
+        alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config)
+    if alone is model or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
             where=where,
             remedy="use a model of text alone",
         )
+    text: Any = trunk.config
     setattr(alone, alone.base_model_prefix, trunk)
     alone.set_output_embeddings(model.get_output_embeddings())
-    alone.config = own
-    alone.config.tie_word_embeddings = model.config.tie_word_embeddings
+    alone.config = text
+    text.tie_word_embeddings = model.config.tie_word_embeddings
     alone.generation_config = model.generation_config
     return alone.eval()
 

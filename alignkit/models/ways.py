@@ -69,17 +69,20 @@ def ways_of(model: Any, where: str) -> Ways:
 def _found(model: Any, where: str) -> Ways:
     family = getattr(model.config, "model_type", type(model).__name__)
     try:
-        own = [_own(model, row) for row in ROWS]
-        looks_ahead = not _near(own[0][:, :4], _own(model, ROWS[0][:4]), own)
+        ids = _ids_for(model)
+        rows = [[*prompt, *answer] for prompt, answer in zip(*ids, strict=True)]
+        own = [_own(model, row) for row in rows]
+        looks_ahead = not _near(own[0][:, :4], _own(model, rows[0][:4]), own)
     except forward.UNFIT as error:
-        raise _refusal(f"{family} cannot be read from token ids alone: {_said(error)}", where) from error
+        what = f"{family} in {next(model.parameters()).dtype} cannot be read from token ids alone: {_said(error)}"
+        raise _refusal(what, where) from error
     if looks_ahead:
         raise _refusal(f"{family} predicts tokens from what comes after them", where)
-    by_head = next((way for way in (True, False) if _agrees(partial(_trained, model, way), own)), None)
+    by_head = next((way for way in (True, False) if _agrees(partial(_trained, model, ids, way), own)), None)
     if by_head is None:
         raise _refusal(f"other log-probs than {family}'s own come of reading it in batches", where)
     reader: type[Reader] | None = next(
-        (way for way in (Cached, Anew) if _agrees(partial(_written, model, way), own)), None
+        (way for way in (Cached, Anew) if _agrees(partial(_written, model, ids, way), own)), None
     )
     if reader is None:
         raise _refusal(f"other log-probs than {family}'s own come of sampling from it", where)
@@ -105,8 +108,16 @@ def _said(error: Exception) -> str:
 
 PROMPTS = ((7, 3, 11, 19, 5), (4, 13, 2))
 ANSWERS = ((6, 17, 9, 23), (8, 5, 21, 14))
-ROWS = tuple([*prompt, *answer] for prompt, answer in zip(PROMPTS, ANSWERS, strict=True))
-"""Two rows of unlike length; each log-prob of an answer is compared."""
+"""Ids of two rows of unlike length; each log-prob of an answer is compared."""
+
+Ids = tuple[list[list[int]], list[list[int]]]
+
+
+def _ids_for(model: Any) -> Ids:
+    """(prompts, answers), within a model's vocabulary."""
+    size = model.get_input_embeddings().weight.shape[0]
+    prompts, answers = ([[i % size for i in ids] for ids in rows] for rows in (PROMPTS, ANSWERS))
+    return prompts, answers
 
 
 def _own(model: Any, row: Sequence[int]) -> Tensor:
@@ -133,30 +144,31 @@ def _agrees(way: Callable[[], Iterator[tuple[Tensor, int, slice]]], own: Sequenc
         return False
 
 
-def _trained(model: Any, by_head: bool) -> Iterator[tuple[Tensor, int, slice]]:
+def _trained(model: Any, ids: Ids, by_head: bool) -> Iterator[tuple[Tensor, int, slice]]:
     """As log-probs are worked out for training, one padded row for each response."""
-    groups = [EncodedGroup(list(p), [list(a)], None, n) for n, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
+    groups = [EncodedGroup(prompt, [answer], None, n) for n, (prompt, answer) in enumerate(zip(*ids, strict=True))]
     batch = collate(groups, [0, 1], [0, 1], pad_id=0, shared=False).to(next(model.parameters()).device)
     head = scaled_head(model) if by_head else torch.nn.Identity()
     states = forward.hidden_states(model, batch) if by_head else forward.states_and_logits(model, batch)[1]
     taken = forward.gather_hidden(states, batch)
-    for number in range(len(groups)):
-        start = len(PROMPTS[number]) - 1
-        yield head(taken[number]), number, slice(start, start + len(ANSWERS[number]))
+    for number, group in enumerate(groups):
+        start = len(group.prompt_ids) - 1
+        yield head(taken[number]), number, slice(start, start + len(group.responses[0]))
 
 
-def _written(model: Any, reader: type[Reader]) -> Iterator[tuple[Tensor, int, slice]]:
+def _written(model: Any, ids: Ids, reader: type[Reader]) -> Iterator[tuple[Tensor, int, slice]]:
     """As sequences are written: prompts side by side, two sequences each, of which some leave the batch."""
-    batch, logits = reader.prefilled(model, PROMPTS, 2, 0)
+    prompts, answers = ids
+    batch, logits = reader.prefilled(model, prompts, 2, 0)
     device, rows = logits.device, [0, 0, 1, 1]
     for step in range(3):
         for place, row in enumerate(rows):
-            at = len(PROMPTS[row]) - 1 + step
+            at = len(prompts[row]) - 1 + step
             yield logits[place : place + 1], row, slice(at, at + 1)
         if step == 1:
             batch.keep(torch.tensor([1, 2], device=device))
             rows = [0, 1]
-        logits = batch.read(torch.tensor([ANSWERS[row][step] for row in rows], device=device))
+        logits = batch.read(torch.tensor([answers[row][step] for row in rows], device=device))
 
 
 LIMITS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
