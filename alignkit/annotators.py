@@ -118,6 +118,6 @@ def _check_ranks(part: Groups, responses: Mapping[str, list[list[str]]], where: 
                 where=where,
                 remedy="return the groups that were given, with ranks filled in",
             )
-        if not ranks or min(ranks) != 1:
+        if given and (not ranks or min(ranks) != 1):
             what = f"prompt {prompt} has the ranks {ranks}"
             raise PluginError(what, where=where, remedy="rank from 1, the best, or leave the group out")

@@ -138,7 +138,7 @@ def check_widths(batch: Batch, width: int, where: str) -> None:
         PluginError: naming the tensor.
     """
     for name, tensor in batch.tensors.items():
-        if tensor.ndim == 2 and tensor.shape[1] < width:
+        if tensor.ndim == 2 and 1 < tensor.shape[1] < width:  # one number may stand for all tokens of a response
             what = f"{name} has {tensor.shape[1]} tokens, the longest response {width}"
             raise PluginError(what, where=where, remedy="return [responses, tokens], padded on the right")
 

@@ -153,7 +153,7 @@ def _as_reward(value: Any, name: str | None) -> Reward:
 
 
 def _as_annotator(value: Any) -> Annotator:
-    if isinstance(value, Annotator):
+    if callable(getattr(value, "annotate", None)):  # whatever its class is derived from
         return value
     if callable(value):
         return FunctionAnnotator(value)
