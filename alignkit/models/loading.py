@@ -192,6 +192,7 @@ def language_model_of(model: Any, where: str) -> Any:
     if config is model.config:
         return model
     trunk: Any = model.get_decoder()
+    text: Any = trunk.config
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), type(model))
     with torch.device("meta"):
         alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config)
