@@ -202,7 +202,6 @@ def language_model_of(model: Any, where: str) -> Any:
             where=where,
             remedy="use a model of text alone",
         )
-    text: Any = trunk.config
     setattr(alone, alone.base_model_prefix, trunk)
     alone.set_output_embeddings(model.get_output_embeddings())
     alone.config = text
