@@ -39,7 +39,8 @@ class Imitates(PolicyOptimizer):
 
 class First(Annotator):
     def annotate(self, groups: Groups, seed: int = 0) -> dict[str, Groups]:
-        return {"preference": groups}
+        ranks = [list(range(1, size + 1)) for size in groups.sizes()]
+        return {"preference": groups.with_columns({"ranks": ranks})}
 
     def key(self) -> Any:
         return "first"
