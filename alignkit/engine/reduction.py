@@ -65,7 +65,9 @@ def _check_size(name: str, term: Tensor, how: Term, level: str, layout: Layout, 
     sizes |= dict.fromkeys(("group", "ranking"), layout.groups)
     mask = layout.masks.get(how.mask or "response_mask")
     wanted = [sizes[level]] if level != "token" else [sizes["response"]] if mask is None else list(mask.shape)
-    if list(term.shape[: len(wanted)] if level == "token" else term.shape) != wanted:
+    shape = list(term.shape[: len(wanted)] if level == "token" else term.shape)
+    alike = level == "token" and shape == [sizes["response"], 1]  # one number for all tokens of a response
+    if shape != wanted and not alike:
         what = f"term {name!r} has shape {list(term.shape)}, a {level} term here has {wanted}"
         raise PluginError(what, where=where, remedy="return unreduced values: one per token, response, pair or group")
     if mask is not None and term.device != mask.device:
