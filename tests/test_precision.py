@@ -69,7 +69,8 @@ def test_bf16_true_keeps_adapters_heads_and_rotary_tables_in_float32(tmp_path, l
     policy.add_value_head()
     kinds = {name: {t.dtype for n, t in policy.named_parameters() if name in n} for name in ("lora_", "value_head")}
     assert kinds == {"lora_": {torch.float32} if lora else set(), "value_head": {torch.float32}}
-    assert {b.dtype for b in policy.buffers() if b.is_floating_point()} == {torch.float32}
+    for each in (policy, Policy.load("tiny", dtype=torch.bfloat16)):
+        assert {b.dtype for b in each.buffers() if b.is_floating_point()} == {torch.float32}
     assert policy.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
