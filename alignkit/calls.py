@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,15 +72,16 @@ def never_exits(where: str) -> Iterator[None]:
 
 
 @contextmanager
-def within(place: str) -> Iterator[None]:
+def within(place: str | Callable[[], str]) -> Iterator[None]:
     """Around work in which plugins are called: their errors say that it was here.
 
     Args:
-        place: such as "round 3"; not said twice.
+        place: such as "round 3"; not said twice. A function is asked only where there is an error.
     """
     try:
         yield
     except PluginError as error:
+        place = place() if callable(place) else place
         if place not in error.where:
             error.at(place)
         raise

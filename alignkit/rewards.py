@@ -19,7 +19,6 @@ from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
-from alignkit.selection import rank_by_reward as rank_by_reward
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch
 from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
+from alignkit.engine.objectives import weighted
 from alignkit.engine.prepare import Prepare, check_widths, checked_state
 from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
@@ -241,16 +242,9 @@ def improvement(
         ),
         state=initial_state(method),
         last={},
-        weighted=_weighted(method, losses),
+        # Not strict: a test may leave the extra losses out.
+        weighted=weighted(losses[0], zip(method.extra_losses(), losses[1:], strict=False), method.terms()),
     )
-
-
-def _weighted(method: PolicyOptimizer, losses: Sequence[BoundLoss]) -> list[BoundLoss]:
-    """The loss, and of the extra losses those whose term has a weight."""
-    main, *extras = losses
-    terms = method.terms()
-    named = zip(method.extra_losses(), extras, strict=False)  # a test may leave the extra ones out
-    return [main, *(loss for name, loss in named if name in terms and terms[name].weight)]
 
 
 def initial_state(method: PolicyOptimizer) -> dict[str, Any]:

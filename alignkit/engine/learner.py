@@ -18,7 +18,7 @@ from alignkit.calls import whose, within
 from alignkit.engine.assemble import assemble
 from alignkit.engine.checks import unread
 from alignkit.engine.lesson import Lesson, Rounds
-from alignkit.engine.objectives import Objective, StreamData
+from alignkit.engine.objectives import Objective, StreamData, weighted
 from alignkit.engine.progress import StepProgress
 from alignkit.engine.reference import Reference
 from alignkit.engine.step_cost import StepCosts
@@ -113,6 +113,7 @@ class Learner(L.LightningModule):
         if clash := set(metrics or {}) & {*terms, *(stream.name for stream in streams)}:
             raise ConfigError(f"the metrics {sorted(clash)} are named like terms of the loss", where="metrics")
         self.objectives = [Objective(loss, self.terms), *extras]
+        self.weighted = weighted(loss, ((each.name, each.loss) for each in extras), self.terms)
         self.temperature, self.record, self.streams, self.reference = temperature, record, list(streams), reference
         self.spending, self.progress = spending or Spending(), StepProgress(tick, rounds.count)
         self.wanted = frozenset(name for each in self.objectives for name in each.loss.tensor_names)
@@ -173,9 +174,7 @@ class Learner(L.LightningModule):
         """Once a stage: soft labels and margins that no loss with a weight reads."""
         if self._said:
             return
-        main, *extras = self.objectives
-        weighted = [each.loss for each in extras if (term := self.terms.get(each.name)) and term.weight]
-        found = unread(lesson.data.groups, [main.loss, *weighted])
+        found = unread(lesson.data.groups, self.weighted)
         self._said = bool(found)
         for text in found if self.global_rank == 0 else ():
             log.warning("%s", text)
@@ -191,7 +190,7 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        with within(self._where(step)):
+        with within(partial(self._where, step)):
             shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()
@@ -345,7 +344,7 @@ class Learner(L.LightningModule):
             self.log("step_loss", row["loss"], prog_bar=True, logger=False, batch_size=len(step.numbers))
         if self.global_rank == 0:
             self.record({"step": self.steps_done, "round": self.round_index, "epoch": step.epoch, **row})
-        with within(self._where(step)):
+        with within(partial(self._where, step)):
             self._skip = self.lesson.skip_rest(row)
 
 

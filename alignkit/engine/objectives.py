@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,17 @@ class Objective:
 def extra_objectives(losses: Mapping[str, BoundLoss], terms: Mapping[str, Term]) -> list[Objective]:
     """The objectives of an optimizer's extra losses, by name."""
     return [Objective(loss, terms, name, open=True) for name, loss in losses.items()]
+
+
+def weighted(main: BoundLoss, extras: Iterable[tuple[str, BoundLoss]], terms: Mapping[str, Term]) -> list[BoundLoss]:
+    """The loss, and of the extra losses those whose term has a weight: what is learned from.
+
+    Args:
+        main: the loss.
+        extras: the others by name.
+        terms: declared ones.
+    """
+    return [main, *(loss for name, loss in extras if name in terms and terms[name].weight)]
 
 
 @dataclass
