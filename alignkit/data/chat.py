@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
 from collections import Counter
@@ -44,6 +45,11 @@ FOLDED = "the chat template has no system role: the system text was put before t
 FORGED = "control tokens written inside messages were kept as text"
 SHORTENED = "the oldest turns of a prompt were left out to make it fit"
 DOUBLE_BOS = "the chat template writes two BOS: one was left out"
+CUT = (
+    "the chat template shows earlier answers otherwise than given (their thoughts are left out): read as it writes them"
+)
+OPENED = "responses that begin with what the generation prompt ends with (such as <think>) were learned without it"
+UNENDED = "cut responses are scored by a reward model from elsewhere up to their last token, without the template's end"
 
 
 class TooLongError(DataError):
@@ -79,6 +85,8 @@ class ChatFormat:
         end_ids: all ids that end a response, `end_of_turn_id` first.
         pad_id: the tokenizer's padding id, else `end_of_turn_id`; always masked, never told from the mask.
         positions: tokens of the longest row that the model has positions for; None: they do not run out.
+        whole: whether conversations are read as the template writes them, answer and all (see `encode_whole`).
+        unread_id: the id that is not read at the end of a whole conversation, or None.
         notes: how often something worth knowing happened (a system turn folded, control tokens kept as text …).
 
     Raises:
@@ -89,12 +97,14 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.notes: Counter[str] = Counter()
         self.positions: int | None = None
+        self.whole, self.unread_id = False, None
         self._known = KnownPrompts()
         self.template = _checked_template(tokenizer, template)
         self._nonce = f"Ak{secrets.token_hex(8)}Z"
         self._safe = ControlSafe(tokenizer, self.template)
         self._folds_system = not probe_system(tokenizer, self.template, self._nonce)
-        ending, self._response_lead = probe_end(tokenizer, self.template, self._nonce, self._safe.special.values())
+        special = self._safe.special.values()
+        ending, self._response_lead, self._opening = probe_end(tokenizer, self.template, self._nonce, special)
         end = tokenizer.eos_token_id if ending is None else tokenizer.convert_tokens_to_ids(ending)
         if end is None:
             raise DataError("the tokenizer has no token that ends a response", remedy="set tokenizer.eos_token")
@@ -157,6 +167,8 @@ class ChatFormat:
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
         """The ids of a response [T], closed by the end-of-turn token so that the model learns to stop.
 
+        A text that begins with what the generation prompt ends with (`<think>`) goes on from there.
+
         Args:
             text: of the response.
             ended: whether it is whole; one that was cut off is not closed.
@@ -164,8 +176,57 @@ class ChatFormat:
         Raises:
             DataError: text that is not valid Unicode.
         """
+        text = self._after_opening(text)
         lead = self._response_lead if text and not text[0].isspace() else ""
         return [*self._safe.content(lead + text), *([self.end_of_turn_id] if ended else [])]
+
+    def _after_opening(self, text: str) -> str:
+        mark = self._opening.strip()
+        if not mark or not text.lstrip().startswith(mark):
+            return text
+        self.note(OPENED)
+        return text.lstrip().removeprefix(mark).removeprefix(self._opening.partition(mark)[2])
+
+    def encode_whole(
+        self, messages: Turns, responses: Sequence[str], ended: Sequence[bool], max_tokens: int | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Conversations with their answers in the ids that `apply_chat_template` gives for them, which classifiers from
+        elsewhere were trained on: nothing is asked for at the end, and what the template writes around an answer, or
+        after it, is there. An answer that was cut ends with its last token.
+
+        Args:
+            messages: the conversation before the responses.
+            responses: K texts.
+            ended: of each whether it is whole.
+            max_tokens: as in `encode_prompt`.
+
+        Returns:
+            (ids that all begin with, K lists that go on from there); `unread_id` stands at no end.
+
+        Raises:
+            TooLongError: as `encode_prompt`.
+            DataError: the template refuses or changes the conversation, or shows nothing of an answer that was cut.
+        """
+        turns, prompt, _ = self._fitting(turns_of(messages), "response", max_tokens)
+        wholes = [self._encode_answer(turns, text, end) for text, end in zip(responses, ended, strict=True)]
+        if not wholes:
+            return prompt, []
+        shared = min(len(os.path.commonprefix(wholes)), len(prompt), min(map(len, wholes)) - 1)  # type: ignore[type-var]
+        return wholes[0][:shared], [ids[shared:] for ids in wholes]
+
+    def _encode_answer(self, turns: list[dict[str, Any]], text: str, ended: bool) -> list[int]:
+        answered = [*turns, {"role": "assistant", "content": text, "trained": False}]
+        pieces = self._pieces(answered, set(), generation_prompt=False)
+        if not ended:
+            self.note(UNENDED)
+            shown = [place for place, piece in enumerate(pieces) if piece.owner == len(turns)]
+            if not shown:
+                raise DataError("the chat template shows nothing of a response that was cut", remedy="sample it longer")
+            pieces = pieces[: shown[-1] + 1]
+        ids = [i for i, _, _ in self._safe.encode(pieces, _answers(answered), spans=False)]
+        while len(ids) > 1 and ids[-1] == self.unread_id:
+            ids.pop()
+        return ids
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of plain text [T], without turns and without an end: what a pretraining mix is made of. With the BOS
@@ -209,21 +270,22 @@ class ChatFormat:
                 self.note(text)
             return known.copies()
         before = Counter(self.notes)
-        ids, trained = self._encode_fitting(turns, train, max_tokens)
+        _, ids, trained = self._fitting(turns, train, max_tokens)
         if not self._reads_clock:
             self._known.keep(asked, ids, trained, list((self.notes - before).elements()))
         return ids, trained
 
-    def _encode_fitting(
+    def _fitting(
         self, turns: list[dict[str, Any]], train: Train, max_tokens: int | None
-    ) -> tuple[list[int], list[bool] | None]:
+    ) -> tuple[list[dict[str, Any]], list[int], list[bool] | None]:
+        """The turns that fit, their ids and which of them are learned."""
         if self._folds_system and turns and turns[0]["role"] == "system":
             turns = fold_system(turns)
             self.note(FOLDED)
         while True:
             ids, trained = self._encode_turns(turns, train)
             if max_tokens is None or len(ids) <= max_tokens:
-                return ids, trained
+                return turns, ids, trained
             shorter = without_oldest(turns)
             if shorter is None:
                 raise TooLongError(
@@ -242,16 +304,42 @@ class ChatFormat:
         return self.tokenizer.decode(numbers, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _encode_turns(self, turns: list[dict[str, Any]], train: Train) -> tuple[list[int], list[bool] | None]:
-        pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce)
-        if any(self.control_text(turn["content"]) for turn in turns):
-            self.note(FORGED)
-        answers = {i for i, turn in enumerate(turns) if turn["role"] == "assistant"}
+        answers = _answers(turns)
         learned = {i for i in answers if train == "all" or (train == "last" and turns[i]["trained"])}
+        pieces = self._pieces(turns, learned)
         tokens = self._safe.encode(pieces, answers, spans=bool(learned))
         spans = self._learned_spans(pieces, learned) if learned else []
         marked = [(i, any(begin < stop and end > start for start, stop in spans)) for i, begin, end in tokens]
         marked = self._one_bos(marked)
         return [i for i, _ in marked], [mark for _, mark in marked] if learned else None
+
+    def _pieces(self, turns: list[dict[str, Any]], learned: set[int], generation_prompt: bool = True) -> list[Piece]:
+        """Scaffold and contents; an answer that is not learned may be shown otherwise than given.
+
+        Raises:
+            DataError: the template shows an answer otherwise that is to be learned, or with special tokens of its own.
+        """
+        answers = _answers(turns)
+        render = {"generation_prompt": generation_prompt, "cut": answers}
+        pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, **render)
+        if any(self.control_text(turn["content"]) for turn in turns):
+            self.note(FORGED)
+        shown = {i: "" for i in answers} | {piece.owner: piece.text for piece in pieces if piece.owner in answers}
+        rewritten = [i for i in sorted(answers) if shown[i].strip() != turns[i]["content"].strip()]
+        for i in rewritten:
+            written = [text for text in self._safe.special.values() if text in shown[i]]
+            if i in learned or any(text not in turns[i]["content"] for text in written):
+                raise DataError(
+                    f"the chat template rewrites message {i}, an answer that is to be learned"
+                    if i in learned
+                    else f"the chat template writes {written} into the answer that is message {i}",
+                    effect="What the model would see is not what the data say.",
+                    remedy="learn the last answer of each row (a row for each), take the thoughts out of earlier ones, or "
+                    "give another template: run.policy(…, chat_template=…)",
+                )
+        if any(i < len(turns) - 1 or generation_prompt for i in rewritten):
+            self.note(CUT)
+        return pieces
 
     def _one_bos(self, tokens: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
         """The template's BOS or the tokenizer's, never both, never one that neither writes."""
@@ -276,6 +364,10 @@ class ChatFormat:
         return spans
 
 
+def _answers(turns: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {i for i, turn in enumerate(turns) if turn["role"] == "assistant"}
+
+
 def _checked_template(tokenizer: Any, template: str | None) -> str:
     if template is None:
         try:
@@ -284,7 +376,7 @@ def _checked_template(tokenizer: Any, template: str | None) -> str:
             raise DataError(
                 "the tokenizer has no chat template",
                 where=str(getattr(tokenizer, "name_or_path", "")),
-                remedy="use an instruct model, set tokenizer.chat_template, or give ChatFormat(tokenizer, template=…)",
+                remedy="use an instruct model, or give a template: run.policy(…, chat_template=…)",
             ) from error
     if len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE:
         raise DataError(f"the chat template is longer than {MAX_TEMPLATE} bytes", remedy="give a shorter template")

@@ -60,6 +60,8 @@ def encode_groups(
         train: see `ChatFormat.encode_conversation`.
         reuse_ids: use `response_ids` where they are valid.
 
+    Where the chat reads conversations `whole`, so are they encoded; `train` and `reuse_ids` have no meaning there.
+
     Returns:
         The encoded rows in order, and one problem (an error, never a note) for each row left out.
     """
@@ -67,6 +69,10 @@ def encode_groups(
     problems: list[Problem] = []
     for index, row in enumerate(groups.each(*_READ)):
         name, prompt, texts, ids, tokenizer, finished = row
+        if chat.whole:
+            found = _whole(row, index, chat, max_prompt_tokens, max_response_tokens)
+            (problems if isinstance(found, Problem) else encoded).append(found)  # type: ignore[arg-type]
+            continue
         try:
             prompt_ids, trained = chat.encode_trained_prompt(prompt, train, max_prompt_tokens)
         except DataError as error:
@@ -77,14 +83,35 @@ def encode_groups(
         except DataError as error:
             problems.append(Problem("D22", index, name, "responses", error.what, error.effect, error.remedy))
             continue
-        problem = _length_problem(name, index, responses, max_response_tokens) or _beyond(
-            name, index, len(prompt_ids) + max(map(len, responses), default=0), chat.positions
-        )
-        if problem:
-            problems.append(problem)
-        else:
-            encoded.append(EncodedGroup(prompt_ids, responses, trained, index))
+        group = EncodedGroup(prompt_ids, responses, trained, index)
+        problem = _too_long(name, group, max_response_tokens, chat.positions)
+        (problems if problem else encoded).append(problem or group)  # type: ignore[arg-type]
     return encoded, problems
+
+
+def _whole(
+    row: Sequence[Any], index: int, chat: ChatFormat, max_prompt_tokens: int, max_response_tokens: int
+) -> EncodedGroup | Problem:
+    """A row as the template writes it whole, from its texts whatever ids were sampled; see `ChatFormat.encode_whole`."""
+    name, prompt, texts, ids, tokenizer, finished = row
+    own = ids if tokenizer == chat.fingerprint and ids is not None else [None] * len(texts)
+    said = finished or [None] * len(texts)
+    known = [_finished(text, each, ended, chat) for text, each, ended in zip(texts, own, said, strict=True)]
+    try:
+        group = EncodedGroup(*chat.encode_whole(prompt, texts, known, max_prompt_tokens), None, index)
+    except DataError as error:
+        return _prompt_problem(name, index, error)
+    return _too_long(name, group, max_response_tokens, chat.positions) or group
+
+
+def _finished(text: str, ids: Sequence[int] | None, ended: bool | None, chat: ChatFormat) -> bool:
+    """Whether a response is whole: as it is said, else as its ids say; a text that nobody sampled so is."""
+    if ids is not None and chat.decode(ids) != text:
+        chat.note(EDITED)
+        return True
+    if ended is not None:
+        return ended
+    return not ids or ids[-1] in chat.end_ids
 
 
 def is_plain_text(row: Mapping[str, Any]) -> bool:
@@ -140,6 +167,13 @@ def _prompt_problem(prompt: str, index: int, error: DataError) -> Problem:
 
     code = "D05" if isinstance(error, TooLongError) else "D13"
     return Problem(code, index, prompt, "prompt", error.what, error.effect, error.remedy)
+
+
+def _too_long(prompt: str, group: EncodedGroup, most: int, positions: int | None) -> Problem | None:
+    longest = len(group.prompt_ids) + max(map(len, group.responses), default=0)
+    return _length_problem(prompt, group.index, group.responses, most) or _beyond(
+        prompt, group.index, longest, positions
+    )
 
 
 def _beyond(prompt: str, index: int, tokens: int, positions: int | None) -> Problem | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignkit.errors import DataError
@@ -72,26 +73,39 @@ def render(tokenizer: Any, template: str, turns: list[dict[str, Any]], generatio
         ) from error
 
 
-def pieces_of(tokenizer: Any, template: str, turns: list[dict[str, Any]], nonce: str) -> list[Piece]:
-    """Render a conversation (with the generation prompt) and tell scaffold from content.
+def pieces_of(
+    tokenizer: Any,
+    template: str,
+    turns: list[dict[str, Any]],
+    nonce: str,
+    *,
+    generation_prompt: bool = True,
+    cut: Collection[int] = (),
+) -> list[Piece]:
+    """Render a conversation and tell scaffold from content.
 
     Args:
         tokenizer: renders the template.
         template: Jinja source.
         turns: from `turns_of`.
         nonce: letters and digits that nobody can guess; it stands for the contents while rendering.
+        generation_prompt: with what the template writes before a response.
+        cut: the messages that the template may show otherwise than given, as thinking templates do with earlier
+            answers (`<think>…</think>` is left out): what it shows of them is their content.
 
     Returns:
         Pieces that joined are the rendered text.
 
     Raises:
-        DataError: the template fails, drops a message, or changes one by more than white space at its ends.
+        DataError: the template fails, drops a message, or changes one that it may not by more than white space at its
+            ends.
     """
     if any(nonce in turn["content"] for turn in turns):
         raise DataError("a message contains the secret that separates messages", remedy="take it out of the text")
     # A message without text has no characters to find, and templates may well leave it out.
     holes = [{**turn, "content": f"{nonce}{i}Z" if turn["content"] else ""} for i, turn in enumerate(turns)]
-    parts = re.split(f"{nonce}([0-9]+)Z", render(tokenizer, template, holes))
+    bare = render(tokenizer, template, holes, generation_prompt)
+    parts = re.split(f"{nonce}([0-9]+)Z", bare)
     owners = [int(part) for part in parts[1::2]]
     for i, turn in enumerate(turns):
         if turn["content"] and i not in owners:
@@ -100,8 +114,15 @@ def pieces_of(tokenizer: Any, template: str, turns: list[dict[str, Any]], nonce:
                 effect="The model would not see it.",
                 remedy="use a template that shows every message",
             )
-    true = render(tokenizer, template, turns)
-    pieces = _fill(parts, [turn["content"] for turn in turns], true)
+    true = render(tokenizer, template, turns, generation_prompt)
+    contents = [turn["content"] for turn in turns]
+    pieces = _fill(parts, contents, true)
+    if pieces is None and cut:
+        for i in sorted(set(cut) & set(owners)):
+            given = [{**hole, "content": contents[i]} if i == k else hole for k, hole in enumerate(holes)]
+            shown = render(tokenizer, template, given, generation_prompt)
+            parts, contents[i] = _shown(parts, i, bare, shown, f"{nonce}{i}Z")
+        pieces = _fill(parts, contents, true)
     if pieces is None:
         raise DataError(
             "the chat template rewrites a message (it shows it otherwise than given, white space at its ends aside)",
@@ -109,6 +130,32 @@ def pieces_of(tokenizer: Any, template: str, turns: list[dict[str, Any]], nonce:
             remedy="change the text (some templates cut out marks such as </think>), or give another template",
         )
     return pieces
+
+
+def _shown(parts: list[str], owner: int, bare: str, shown: str, hole: str) -> tuple[list[str], str]:
+    """What a template makes of one message, and the scaffold around it.
+
+    Args:
+        parts: scaffold and the number of a message, in turn.
+        owner: the message.
+        bare: the conversation with nonces for all contents, of which `parts` were made.
+        shown: the same with the true content of this message.
+        hole: its nonce.
+
+    Returns:
+        (parts, whose scaffold beside the message holds what both texts have there; the message as it is shown).
+    """
+    before, _, after = bare.partition(hole)
+    begin = len(os.path.commonprefix([before, shown]))
+    rest = shown[begin:]
+    tail = len(os.path.commonprefix([after[::-1], rest[::-1]]))
+    place = 2 * [int(part) for part in parts[1::2]].index(owner) + 1
+    lost, gone = len(before) - begin, len(after) - tail
+    fitted = list(parts)
+    if lost <= len(parts[place - 1]) and gone <= len(parts[place + 1]):  # else `_fill` finds no fit
+        fitted[place - 1] = parts[place - 1][: len(parts[place - 1]) - lost]
+        fitted[place + 1] = parts[place + 1][gone:]
+    return fitted, rest[: len(rest) - tail]
 
 
 def _fill(parts: list[str], contents: list[str], true: str) -> list[Piece] | None:
@@ -151,22 +198,23 @@ def probe_system(tokenizer: Any, template: str, nonce: str) -> bool:
     return True
 
 
-def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str]) -> tuple[str | None, str]:
+def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str]) -> tuple[str | None, str, str]:
     """What surrounds the text of an assistant turn.
 
     Returns:
-        The special token that closes it (None: the template writes none), and the white space between the generation
-        prompt and its first word.
+        The special token that closes it (None: the template writes none), the white space between the generation
+        prompt and its first word, and what the generation prompt has beyond the head of a turn (`<think>`).
     """
     turns = [{"role": "user", "content": "A user asks."}, {"role": "assistant", "content": nonce}]
     try:
         before = render(tokenizer, template, turns[:1], generation_prompt=True)
         after = render(tokenizer, template, turns, generation_prompt=False)
     except DataError:
-        return None, ""
+        return None, "", ""
     head, found, tail = after.partition(nonce)
     if not found:
-        return None, ""
+        return None, "", ""
     closing = [token for token in special if tail.lstrip().startswith(token)]
     lead = head.removeprefix(before) if head.startswith(before) else ""
-    return max(closing, key=len, default=None), "" if lead.strip() else lead
+    opening = before.removeprefix(head) if before.startswith(head) else ""
+    return max(closing, key=len, default=None), "" if lead.strip() else lead, opening

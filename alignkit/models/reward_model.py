@@ -34,7 +34,7 @@ from alignkit.models.ways import positions_of
 HEAD = "score_head.safetensors"
 
 LIMITS = "reward_limits.json"
-"""What a reward model was trained with, beside its weights: how long a dialogue it reads whole."""
+"""What a reward model was trained with, beside its weights: how long a dialogue it reads, and as which ids."""
 
 
 class RewardModel(nn.Module):
@@ -44,6 +44,9 @@ class RewardModel(nn.Module):
     out: right whatever the pad id is (transformers looks for the last token that is not the pad id, one too early
         when pad is
     EOS). Any other classifier is used through its own forward, one padded row per response.
+
+    A classifier from elsewhere reads the ids of its own template for the whole conversation, as it was trained to, and
+    its score is that of transformers' own forward, which does not read its pad id at the end.
 
     Args:
         model: a transformers sequence classifier with `num_labels` 1.
@@ -66,6 +69,13 @@ class RewardModel(nn.Module):
         self.max_length: int | None = None
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
+
+    def reads_whole(self) -> None:
+        """Read conversations as the template writes them, see `ChatFormat.encode_whole`: trained elsewhere."""
+        pad = self.model.config.get_text_config().pad_token_id
+        self.chat.whole, self.chat.unread_id = True, pad if self.pools_here else None
+        if pad is not None:
+            self.chat.pad_id = int(pad)
 
     def train(self, mode: bool = True) -> Self:
         """Stay as it is, for any `mode`: see `Policy.train`."""
@@ -122,8 +132,10 @@ class RewardModel(nn.Module):
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
-        if (folder / LIMITS).is_file():
-            reward_model.max_length = int(read_json(folder / LIMITS)["max_length"])
+        limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
+        reward_model.max_length = limits.get("max_length")
+        if limits.get("whole"):
+            reward_model.reads_whole()
         return reward_model
 
     @classmethod
@@ -171,8 +183,7 @@ class RewardModel(nn.Module):
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        if self.max_length is not None:
-            write_json(path / LIMITS, {"max_length": self.max_length})
+        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole})
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path)
             return
