@@ -45,7 +45,7 @@ def prompt_id(messages: Sequence[Mapping[str, Any] | Message]) -> str:
 
 def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = [{"role": "user", "content": prompt}] if prompt else []
     turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in prompt]
     for turn in turns:
         if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
@@ -73,8 +73,8 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     """Fill in what is missing and check what is there, so that every row has every column.
 
     Args:
-        row: `prompt` (text, messages or `Message`s) and, where known, the other columns of `FEATURES`; `meta` may be
-            a dict.
+        row: `prompt` (text, messages or `Message`s; an empty one is none: the response is plain text) and, where known,
+            the other columns of `FEATURES`; `meta` may be a dict.
         where: named in errors.
 
     Raises:

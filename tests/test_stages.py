@@ -136,7 +136,8 @@ SHARED = {
     "budget": (None, {"trained_tokens": "2k"}),
 }  # fmt: skip
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
-    "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8))},
+    "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8)), "chat_template": (None, "{{ x }}"),
+               "chat_template_kwargs": (None, {"x": True})},
     "sft": {
         "policy": (policy("a"), policy("b")), "demonstrations": (groups("c"), PROMPTS),
         "loss": (weighed_nll, use("alignkit/nll")), "train": ("last", "all"), "heldout_fraction": (0.0, 0.1), **SHARED,

@@ -167,8 +167,6 @@ class ChatFormat:
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
         """The ids of a response [T], closed by the end-of-turn token so that the model learns to stop.
 
-        A text that begins with what the generation prompt ends with (`<think>`) goes on from there.
-
         Args:
             text: of the response.
             ended: whether it is whole; one that was cut off is not closed.
@@ -176,11 +174,11 @@ class ChatFormat:
         Raises:
             DataError: text that is not valid Unicode.
         """
-        text = self._after_opening(text)
         lead = self._response_lead if text and not text[0].isspace() else ""
         return [*self._safe.content(lead + text), *([self.end_of_turn_id] if ended else [])]
 
-    def _after_opening(self, text: str) -> str:
+    def after_opening(self, text: str) -> str:
+        """A response without what the generation prompt ends with already (`<think>`), where it begins with that."""
         mark = self._opening.strip()
         if not mark or not text.lstrip().startswith(mark):
             return text
@@ -251,7 +249,7 @@ class ChatFormat:
             max_tokens: as in `encode_prompt`.
         """
         ids, trained = self.encode_trained_prompt(messages, train, max_tokens)
-        return Encoded(ids, trained, self.encode_response(response))
+        return Encoded(ids, trained, self.encode_response(self.after_opening(response)))
 
     def encode_trained_prompt(
         self, messages: Turns, train: Train = "last", max_tokens: int | None = None
@@ -324,7 +322,7 @@ class ChatFormat:
         pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, **render)
         if any(self.control_text(turn["content"]) for turn in turns):
             self.note(FORGED)
-        shown = {i: "" for i in answers} | {piece.owner: piece.text for piece in pieces if piece.owner in answers}
+        shown = dict.fromkeys(answers, "") | {piece.owner: piece.text for piece in pieces if piece.owner in answers}
         rewritten = [i for i in sorted(answers) if shown[i].strip() != turns[i]["content"].strip()]
         for i in rewritten:
             written = [text for text in self._safe.special.values() if text in shown[i]]
@@ -334,8 +332,8 @@ class ChatFormat:
                     if i in learned
                     else f"the chat template writes {written} into the answer that is message {i}",
                     effect="What the model would see is not what the data say.",
-                    remedy="learn the last answer of each row (a row for each), take the thoughts out of earlier ones, or "
-                    "give another template: run.policy(…, chat_template=…)",
+                    remedy="learn the last answer of each row (a row for each), take the thoughts out of earlier ones, "
+                    "or give another template: run.policy(…, chat_template=…)",
                 )
         if any(i < len(turns) - 1 or generation_prompt for i in rewritten):
             self.note(CUT)

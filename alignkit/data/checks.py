@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignkit.data.across_rows import check_wholes, meta_of
-from alignkit.data.encode import encode_groups
+from alignkit.data.encode import encode_groups, is_plain_text
 from alignkit.data.problems import Problem, refuse_or_drop
+from alignkit.errors import DataError
 from alignkit.groups import RATINGS, ROLES, Groups
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def check_groups(
 
     Args:
         groups: the rows.
-        kind: what they are to be used as: `prompts` (K is free), `demonstrations` (K = 1), `comparisons` (K = 2 with
+        kind: what they are to be used as: `prompts` (K is free), `demonstrations` (K = 1; those without a prompt are
+            plain text), `comparisons` (K = 2 with
             ranks), `rankings` (K >= 2 with ranks), `unpaired` (labels).
         chat: tokenizer and template; with it, lengths and templates are checked too.
         max_prompt_tokens: limit in tokens (None: none).
@@ -90,7 +92,10 @@ def check_groups(
     if chat is not None:
         refused = {p.row for p in problems if not p.note}
         fine = [index for index in range(len(rows)) if index not in refused]
-        problems += _check_tokens(groups, fine, chat, max_prompt_tokens, max_response_tokens)
+        plain = {index for index in fine if kind == "demonstrations" and is_plain_text(rows[index])}
+        problems += [_at(f, i, rows[i]["prompt_id"]) for i in sorted(plain) for f in _plain_text(rows[i], chat)]
+        talks = [index for index in fine if index not in plain]
+        problems += _check_tokens(groups, talks, chat, max_prompt_tokens, max_response_tokens) if talks else []
     problems.sort(key=lambda problem: len(rows) if problem.row is None else problem.row)
     return [*problems, *check_wholes(rows, kind)]
 
@@ -130,6 +135,8 @@ def _at(finding: Finding, index: int, prompt_id: str) -> Problem:
 
 
 def _prompt_turns(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
+    if kind == "demonstrations" and is_plain_text(row):
+        return  # which SFT learns as it stands
     turns = [turn["role"] for turn in row["prompt"] or []]
     remedy = "let user and assistant alternate, system first, user last"
     unknown = [role for role in turns if role not in ROLES]
@@ -243,6 +250,17 @@ def _named_responses(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if len(texts) == 2 and row["ranks"] == [1, 2]:
         return list(zip(("chosen", "rejected"), texts, strict=True))
     return [(f"responses[{place}]", text) for place, text in enumerate(texts)]
+
+
+def _plain_text(row: Mapping[str, Any], chat: ChatFormat) -> Iterator[Finding]:
+    try:
+        tokens = len(chat.encode_text(row["responses"][0]))
+    except DataError as error:
+        yield Finding("D22", "responses[0]", error.what, error.effect, error.remedy)
+        return
+    if tokens < 2:
+        effect = "the first token, which nothing comes before, is not learned"
+        yield Finding("D05", "responses[0]", "plain text of one token", effect, "drop the row")
 
 
 def _check_tokens(

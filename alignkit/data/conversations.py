@@ -46,12 +46,14 @@ def transcript_turns(text: str) -> list[Turn]:
 
 
 def turns_in(value: Any, field: str) -> list[Turn]:
-    """A conversation from messages, a transcript or plain text (one user turn).
+    """A conversation from messages, a transcript or plain text (one user turn; of an empty text, none).
 
     Raises:
         BadRow: what is none of these.
     """
     if isinstance(value, str):
+        if not value:
+            return []
         if not is_transcript(value):
             return [{"role": "user", "content": value}]
         turns = transcript_turns(value)

@@ -92,7 +92,7 @@ def encode_groups(
 def _whole(
     row: Sequence[Any], index: int, chat: ChatFormat, max_prompt_tokens: int, max_response_tokens: int
 ) -> EncodedGroup | Problem:
-    """A row as the template writes it whole, from its texts whatever ids were sampled; see `ChatFormat.encode_whole`."""
+    """A row as the template writes it whole, from its texts whatever ids were sampled; see `encode_whole`."""
     name, prompt, texts, ids, tokenizer, finished = row
     own = ids if tokenizer == chat.fingerprint and ids is not None else [None] * len(texts)
     said = finished or [None] * len(texts)
@@ -158,7 +158,9 @@ def _responses(
         if own is not None and chat.decode(own) != text:
             chat.note(EDITED)
             own, ended = None, None  # what ended, or did not, was the text before the edit
-        found.append(chat.encode_response(text, ended is not False) if own is None else own)
+        if own is None:
+            own = chat.encode_response(chat.after_opening(text), ended is not False)
+        found.append(own)
     return found
 
 

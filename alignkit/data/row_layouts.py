@@ -10,6 +10,7 @@
 | `prompt`, `responses`: [text] and columns of `Groups` | as it says |
 | `prompt`, `completion` or `response`, and `label` or `safe` | a labelled response |
 | `prompt`, `completion` or `response`; `messages` that end with the assistant | a demonstration |
+| `text`, or an empty `prompt` with `completion` or `response` | a demonstration without a prompt: plain text |
 | `prompt`; `turns`; `messages` that end with the user | a prompt |
 """
 
@@ -19,13 +20,22 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from alignkit.data.conversations import BadRow, Turn, columns_hint, implicit_pair, response_in, text_of, turns_in
+from alignkit.data.conversations import (
+    BadRow,
+    Turn,
+    columns_hint,
+    implicit_pair,
+    is_transcript,
+    response_in,
+    text_of,
+    turns_in,
+)
 from alignkit.groups import FEATURES, RATINGS
 
 COLUMNS = (
     "prompt", "chosen", "rejected", "responses", "messages", "completion", "response", "label", "safe", "rating",
     "margin", "tie", "dimension", "tags", "meta", "preference_prob", "iteration",
-    "output_1", "output_2", "strength", "turns",
+    "output_1", "output_2", "strength", "turns", "text",
 )  # fmt: skip
 
 _GOOD = ("preferred", "chosen", "good", "safe", "positive", "desirable", "true")
@@ -50,6 +60,12 @@ class Shaped(NamedTuple):
     raw_ranks: list[int] | None = None
 
 
+_SAYS_MORE = frozenset(COLUMNS) - {"text", "tags", "meta"} | {
+    "labels", "score", "scores", "rank", "ranks", "role", "is_safe", "parent_id",
+}  # fmt: skip
+"""Columns beside `text` that say something of it which a demonstration would not have."""
+
+
 def shaped(row: Mapping[str, Any]) -> Shaped:
     """Read one row.
 
@@ -57,7 +73,7 @@ def shaped(row: Mapping[str, Any]) -> Shaped:
         BadRow: what is wrong with it.
     """
     for needed, read in _SHAPES:
-        if all(name in row for name in needed):
+        if all(name in row for name in needed) and not (needed == ("text",) and _SAYS_MORE & set(row)):
             result = read(row)
             break
     else:
@@ -259,7 +275,7 @@ def _grouped(row: Mapping[str, Any]) -> Shaped:
 
 def _single(name: str) -> Callable[[Mapping[str, Any]], Shaped]:
     def read(row: Mapping[str, Any]) -> Shaped:
-        prompt = turns_in(row["prompt"], "prompt")
+        prompt = [] if row["prompt"] == [] else turns_in(row["prompt"], "prompt")
         out = {"prompt": prompt, "responses": [response_in(row[name], prompt, name)]}
         return _judged(row, out, ("prompt", name))
 
@@ -285,6 +301,14 @@ def _conversation(row: Mapping[str, Any]) -> Shaped:
     return _judged(row, out, ("messages",))._replace(shape="messages")
 
 
+def _text(row: Mapping[str, Any]) -> Shaped:
+    """Plain text, which no prompt comes before; or the transcript of a conversation."""
+    text = text_of(row["text"], "text")
+    if is_transcript(text):
+        return _conversation({"messages": text})._replace(used=("text",))
+    return Shaped("text", "demonstrations", {"prompt": [], "responses": [text]}, ("text",))
+
+
 def _prompt(row: Mapping[str, Any]) -> Shaped:
     return Shaped("prompts", "prompts", {"prompt": turns_in(row["prompt"], "prompt")}, ("prompt",))
 
@@ -307,4 +331,5 @@ _SHAPES: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Shaped]], ..
     (("messages",), _conversation),
     (("prompt",), _prompt),
     (("turns",), _first_turn),
+    (("text",), _text),
 )

@@ -140,19 +140,25 @@ class TrainingData:
         return data
 
     @classmethod
-    def of_stream(cls, model: Policy, groups: Groups, max_tokens: int) -> tuple[TrainingData, list[Problem]]:
-        """The same of a second stream: plain texts are learned in pieces, conversations as they are.
+    def of_stream(
+        cls, model: Policy, groups: Groups, max_tokens: int, train: Train = "last"
+    ) -> tuple[TrainingData, list[Problem]]:
+        """The same of a second stream or of demonstrations: plain texts are learned in pieces, conversations as they
+        are.
 
         Args:
             model: the policy.
             groups: the rows.
             max_tokens: of a piece, a prompt and a response, each.
+            train: as for `of`.
         """
-        texts, talks = groups.filter(is_plain_text), groups.filter(lambda row: not is_plain_text(row))
+        places = [place for place, row in enumerate(groups) if not is_plain_text(row)]
+        texts, talks = groups.filter(is_plain_text), groups.select(places)
         pieces = encode_texts(texts, model.chat, max_tokens)
         encoded, problems = encode_groups(
-            talks, model.chat, max_prompt_tokens=max_tokens, max_response_tokens=max_tokens
+            talks, model.chat, max_prompt_tokens=max_tokens, max_response_tokens=max_tokens, train=train
         )
+        problems = [each if each.row is None else replace(each, row=places[each.row]) for each in problems]
         rows = Groups.concat([texts.select(e.index for e in pieces), talks.select(e.index for e in encoded)])
         return cls._read_by(model, rows, [*pieces, *encoded]), problems
 

@@ -27,6 +27,9 @@ class ImportPolicy(Stage[PolicyHandle]):
         spec: see `alignkit.models.loading.resolve_source`; its content counts, and not where it lies.
         lora: a `LoRA` for its training, or None for full fine-tuning; default that of the folder, which another one
             cannot replace, or rank 16.
+        chat_template: a Jinja chat template, or a file of one, instead of the model's own; its text counts.
+        chat_template_kwargs: arguments of the template, such as `{"enable_thinking": False}`. What is made from the
+            policy, exported too, has the template with these.
     """
 
     verb: ClassVar[str] = "policy"
@@ -35,13 +38,35 @@ class ImportPolicy(Stage[PolicyHandle]):
     spec: str | Path = field(metadata=DERIVED)
     _: KW_ONLY
     lora: Any = field(default="default", metadata=NO_EFFECT)
+    chat_template: str | Path | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    @property
+    def _given(self) -> bool:
+        return self.chat_template is not None or bool(self.chat_template_kwargs)
+
+    def _template_checked(self) -> Self:
+        from alignkit.models.given_template import check_arguments, template_text
+        from alignkit.models.policy import adapter_base
+
+        if not self._given:
+            return replace(self, chat_template_kwargs=None)
+        if adapter_base(self.spec) is not None:
+            raise ConfigError(
+                "a chat template for an adapter, which goes on with its base's",
+                where=self.name,
+                remedy="give it where the base comes into a run, or export the policy and bring that in",
+            )
+        check_arguments(self.chat_template_kwargs or {}, self.name)
+        text = None if self.chat_template is None else template_text(self.chat_template, self.name)
+        return replace(self, chat_template=text)
 
     def resolved(self, context: Context) -> Self:
         from alignkit.models import LoRA
         from alignkit.models.lora import lora_of
         from alignkit.models.policy import adapter_base
 
-        resolved = super().resolved(context)
+        resolved = super().resolved(context)._template_checked()
         if self.lora == "default":
             own = adapter_base(self.spec) is not None
             return replace(resolved, lora=lora_of(Path(self.spec)) if own else LoRA())
@@ -57,6 +82,7 @@ class ImportPolicy(Stage[PolicyHandle]):
     def work(self, place: Place) -> Mapping[str, Any]:
         """Make the model loadable from a folder: converted here (GGUF, tiny), or where it lies."""
         from alignkit.models import Policy
+        from alignkit.models.given_template import give_template, link_beside
         from alignkit.models.loading import load_causal, resolve_source, save_plain
         from alignkit.models.policy import adapter_base
 
@@ -67,7 +93,13 @@ class ImportPolicy(Stage[PolicyHandle]):
                 return {"model": str(Path(spec).resolve()), "parameters": count_parameters(policy)}
             source = resolve_source(spec)
             model, tokenizer = load_causal(source)
+            if self._given:
+                template = None if self.chat_template is None else str(self.chat_template)
+                give_template(tokenizer, template, self.chat_template_kwargs or {}, self.name)
         parameters = count_parameters(model)
+        if source.kind == "folder" and self._given:
+            link_beside(Path(source.path), place.folder / "model", tokenizer)
+            return {"parameters": parameters}
         if source.kind == "folder":
             return {"model": source.path, "parameters": parameters}
         # Kept in the run, so that adapters find their base and nothing changes under them.

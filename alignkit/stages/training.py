@@ -15,6 +15,7 @@ from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import Training
 from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
+from alignkit.rows import Message, prompt_id
 from alignkit.run_folder import METRICS
 from alignkit.stages.asked_metrics import by_name, check_steps, named
 from alignkit.stages.base import Context, H, Stage, component
@@ -74,12 +75,16 @@ class TrainingStage(Stage[H], Training):
 
     def _checked(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any) -> Any:
         from alignkit.data import check_groups, refuse_or_drop
+        from alignkit.data.encode import is_plain_text
         from alignkit.engine.training_data import TrainingData
 
         most = self.max_length
         problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
         groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
-        data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+        if kind == "demonstrations" and any(map(is_plain_text, groups)):
+            data, left = TrainingData.of_stream(model, groups, most, train)
+        else:
+            data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
         refuse_or_drop(groups, left, self.drop_bad, place.name)
         return data
 
@@ -167,13 +172,19 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool,
 
 
 def split(groups: Groups, fraction: float, seed: Sequence[int | str]) -> tuple[Groups, Groups]:
-    """(train, held out), split by prompt, so that no prompt is on both sides."""
-    prompts = sorted({row["prompt_id"] for row in groups})
+    """(train, held out), split by prompt, so that no prompt is on both sides; plain texts, which have none, by text."""
+    asked = [_asked(row) for row in groups]
+    prompts = sorted(set(asked))
     draws = uniforms(np.array([stream_key(*seed, prompt) for prompt in prompts], dtype=np.uint64), 0)
     kept_back = {prompt for prompt, draw in zip(prompts, draws, strict=True) if draw < fraction}
-    return groups.filter(lambda r: r["prompt_id"] not in kept_back), groups.filter(
-        lambda r: r["prompt_id"] in kept_back
-    )
+    sides: tuple[list[int], list[int]] = ([], [])
+    for place, prompt in enumerate(asked):
+        sides[prompt in kept_back].append(place)
+    return groups.select(sides[0]), groups.select(sides[1])
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    return row["prompt_id"] if row["prompt"] else prompt_id([Message("assistant", text) for text in row["responses"]])
 
 
 def drawn(groups: Groups, fraction: float, seed: Sequence[int | str]) -> Groups:
