@@ -1,4 +1,4 @@
-"""What a template writes is what is read: by reward models from elsewhere, in dialogues with thoughts, in plain text."""
+"""What the template writes is read: by reward models from elsewhere, in dialogues with thoughts, in plain text."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ TURN = "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}"
 CHATML = (
     "{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+SAYS = "{{ '<|' + m.role + '|>\n' + c + '<|end|>\n' }}"
 QWEN3 = (
     "{% for m in messages %}{% set c = m.content %}{% set r = '' %}{% if m.role == 'assistant' and '</think>' in c %}"
-    "{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}{% set c = c.split('</think>')[-1].lstrip('\n') %}"
-    "{% endif %}{% if m.role == 'assistant' and loop.last %}{{ '<|assistant|>\n<think>\n' + r + '\n</think>\n\n' + c + '<|end|>\n' }}"
-    "{% else %}{{ '<|' + m.role + '|>\n' + c + '<|end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+    "{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}{% if m.role == 'assistant' and loop.last %}"
+    "{% set c = '<think>\n' + r + '\n</think>\n\n' + c %}{% endif %}" + SAYS + "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 HARMONY = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|><|channel|>final<|message|>' + m.content + '<|end|>' }}"
-    "{% else %}{{ '<|' + m.role + '|><|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + ('<|channel|>final' if m.role == 'assistant' else '') }}"
+    "{{ '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 LLAMA3 = (
@@ -39,8 +41,10 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n\n' }}{% endif %}"
 )
 R1 = (
-    "{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' %}{% set c = c.split('</think>')[-1] %}{% endif %}"
-    "{{ '<|' + m.role + '|>' + c + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+    "{% for m in messages %}{% set c = m.content %}"
+    "{% if m.role == 'assistant' %}{% set c = c.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|' + m.role + '|>' + c + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "qwen3": QWEN3, "harmony": HARMONY, "llama3": LLAMA3, "r1": R1}
 THOUGHT = "<think>\nhm\n</think>\n\nan answer"
@@ -278,7 +282,7 @@ def test_text_that_is_a_transcript_is_a_conversation() -> None:
     assert (row["prompt"][0]["content"], row["responses"]) == ("a b", ["c d"])
 
 
-@pytest.mark.parametrize("text", ["a", " ", "\ud800b"])
+@pytest.mark.parametrize("text", ["a", " "])
 def test_plain_text_that_cannot_be_learned_is_refused(text: str, tmp_path: Path) -> None:
     rows = Groups.from_rows([{"prompt": [], "responses": [text]}, {"prompt": [], "responses": ["fine text"]}])
     with Run(tmp_path, quiet=True) as run, pytest.raises(DataError, match="AK-D"):

@@ -318,8 +318,8 @@ class ChatFormat:
             DataError: the template shows an answer otherwise that is to be learned, or with special tokens of its own.
         """
         answers = _answers(turns)
-        render = {"generation_prompt": generation_prompt, "cut": answers}
-        pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, **render)
+        bare = () if generation_prompt else (False,)
+        pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, *bare)
         if any(self.control_text(turn["content"]) for turn in turns):
             self.note(FORGED)
         shown = dict.fromkeys(answers, "") | {piece.owner: piece.text for piece in pieces if piece.owner in answers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignkit.errors import DataError
@@ -78,9 +78,7 @@ def pieces_of(
     template: str,
     turns: list[dict[str, Any]],
     nonce: str,
-    *,
     generation_prompt: bool = True,
-    cut: Collection[int] = (),
 ) -> list[Piece]:
     """Render a conversation and tell scaffold from content.
 
@@ -90,14 +88,13 @@ def pieces_of(
         turns: from `turns_of`.
         nonce: letters and digits that nobody can guess; it stands for the contents while rendering.
         generation_prompt: with what the template writes before a response.
-        cut: the messages that the template may show otherwise than given, as thinking templates do with earlier
-            answers (`<think>…</think>` is left out): what it shows of them is their content.
 
     Returns:
-        Pieces that joined are the rendered text.
+        Pieces that joined are the rendered text. An answer may be shown otherwise than given, as thinking templates
+        leave `<think>…</think>` out of earlier ones: its piece is what is shown.
 
     Raises:
-        DataError: the template fails, drops a message, or changes one that it may not by more than white space at its
+        DataError: the template fails, drops a message, or changes one of somebody else by more than white space at its
             ends.
     """
     if any(nonce in turn["content"] for turn in turns):
@@ -117,8 +114,8 @@ def pieces_of(
     true = render(tokenizer, template, turns, generation_prompt)
     contents = [turn["content"] for turn in turns]
     pieces = _fill(parts, contents, true)
-    if pieces is None and cut:
-        for i in sorted(set(cut) & set(owners)):
+    if pieces is None:
+        for i in (i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"]):
             given = [{**hole, "content": contents[i]} if i == k else hole for k, hole in enumerate(holes)]
             shown = render(tokenizer, template, given, generation_prompt)
             parts, contents[i] = _shown(parts, i, bare, shown, f"{nonce}{i}Z")
