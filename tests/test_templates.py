@@ -250,7 +250,7 @@ def test_sft_learns_plain_text_as_it_stands(way: str, tmp_path: Path) -> None:
     with Run(tmp_path, quiet=True) as run:
         learned = run.sft(run.policy("tiny", lora=LoRA(r=2)), rows, heldout_fraction=0.3, epochs=1)
         counted = learned.result["rows"]
-        assert 0 < counted < 9, "plain texts are kept back one by one"
+        assert 1 < counted < 8, "plain texts are kept back one by one"
         assert learned.result["heldout_loss"] > 0
 
 
