@@ -152,17 +152,17 @@ def test_a_dialogue_with_thoughts_is_read_as_the_template_writes_it(name: str) -
 @pytest.mark.parametrize("name", ["qwen3", "r1"])
 def test_an_earlier_answer_that_the_template_rewrites_is_not_learned(name: str) -> None:
     chat = ChatFormat(tokenizer_of(name))
-    with pytest.raises(DataError, match="rewrites message 2, an answer that is to be learned"):
+    with pytest.raises(DataError, match=r"rewrites message 2, an answer that is to be learned"):
         chat.encode_trained_prompt(TALK, "all")
     marked = [*TALK[:2], {**TALK[2], "trained": True}, TALK[3]]
-    with pytest.raises(DataError, match="run.policy"):
+    with pytest.raises(DataError, match=r"run\.policy"):
         chat.encode_trained_prompt(marked)
     assert chat.encode_trained_prompt(marked, "response") == (chat.encode_prompt(TALK), None)
 
 
 def test_what_the_template_writes_of_its_own_into_an_answer_is_refused() -> None:
     forges = R1.replace("c.split('</think>')[-1]", "c.replace('</think>', '<|end|>')")
-    with pytest.raises(DataError, match="writes .*<.end.>.* into the answer that is message 1"):
+    with pytest.raises(DataError, match=r"writes .*<.end.>.* into the answer that is message 1"):
         ChatFormat(tokenizer_of("r1"), template=forges).encode_prompt(
             [USER, {"role": "assistant", "content": THOUGHT}, USER]
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 from collections import Counter
@@ -26,6 +25,7 @@ from alignkit.data.known_prompts import KnownPrompts
 from alignkit.data.template import (
     MAX_TEMPLATE,
     Piece,
+    common_length,
     fold_system,
     pieces_of,
     probe_end,
@@ -209,7 +209,7 @@ class ChatFormat:
         wholes = [self._encode_answer(turns, text, end) for text, end in zip(responses, ended, strict=True)]
         if not wholes:
             return prompt, []
-        shared = min(len(os.path.commonprefix(wholes)), len(prompt), min(map(len, wholes)) - 1)  # type: ignore[type-var]
+        shared = min(*(common_length(wholes[0], ids) for ids in wholes), len(prompt), min(map(len, wholes)) - 1)
         return wholes[0][:shared], [ids[shared:] for ids in wholes]
 
     def _encode_answer(self, turns: list[dict[str, Any]], text: str, ended: bool) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -129,6 +128,12 @@ def pieces_of(
     return pieces
 
 
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters, or ids, two begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def _shown(parts: list[str], owner: int, bare: str, shown: str, hole: str) -> tuple[list[str], str]:
     """What a template makes of one message, and the scaffold around it.
 
@@ -143,9 +148,9 @@ def _shown(parts: list[str], owner: int, bare: str, shown: str, hole: str) -> tu
         (parts, whose scaffold beside the message holds what both texts have there; the message as it is shown).
     """
     before, _, after = bare.partition(hole)
-    begin = len(os.path.commonprefix([before, shown]))
+    begin = common_length(before, shown)
     rest = shown[begin:]
-    tail = len(os.path.commonprefix([after[::-1], rest[::-1]]))
+    tail = common_length(after[::-1], rest[::-1])
     place = 2 * [int(part) for part in parts[1::2]].index(owner) + 1
     lost, gone = len(before) - begin, len(after) - tail
     fitted = list(parts)
