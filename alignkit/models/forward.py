@@ -116,17 +116,26 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+MaskOf = Callable[[int | None], Tensor]
+"""The mask for layers that look back so many tokens; None: all."""
+
+
 def attention_masks(model: nn.Module, batch: MicroBatch) -> Any:
     """What to pass as `attention_mask` for a batch with shared prompts, in the form the model's attention reads."""
-    config = bare(model).config
-    additive = config._attn_implementation != "sdpa"
+    additive = bare(model).config._attn_implementation != "sdpa"
     dtype = next(model.parameters()).dtype
-    kinds = set(getattr(config, "layer_types", None) or ())
 
     def build(window: int | None) -> Tensor:
         mask = segment_mask(batch, window)
         return _additive(mask, dtype) if additive else mask
 
+    return masks_of(model, build)
+
+
+def masks_of(model: nn.Module, build: MaskOf) -> Any:
+    """One mask for all layers, or one for each kind of layers, as the model takes them."""
+    config = bare(model).config
+    kinds = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in kinds:
         masks = {"sliding_attention": build(window_of(config))}
         if "full_attention" in kinds:
