@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SMALL = 2**15
+"""Weights fewer than these are multiplied no faster when packed, and the call costs more."""
+
 
 class Product(nn.Module):
     """A linear layer of weights that do not change any more, cast and laid out once.
@@ -40,7 +43,7 @@ class Product(nn.Module):
 
 def packs(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by such weights here."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < SMALL or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -52,13 +55,12 @@ def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
 
     Args:
         model: a transformers model, as it is now: adapters that are folded in stay so in the copy.
-        dtype: of the products, as under autocast: what lies between them stays in the type of the weights. None: theirs.
+        dtype: of the products, as under autocast: what lies between them is as the weights are. None: theirs.
     """
     from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
-    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
-    found = copy.deepcopy(model, {**shared, **{id(buffer): buffer for buffer in model.buffers()}})
+    found = detached(model)
     for parent in list(found.modules()):
         for name, child in list(parent.named_children()):
             layer: Any = child.get_base_layer() if isinstance(child, LoraLayer) else child
@@ -66,7 +68,13 @@ def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
                 setattr(parent, name, Product(layer.weight, layer.bias, dtype or layer.weight.dtype))
             elif type(layer) is Conv1D:
                 setattr(parent, name, Product(layer.weight.t(), layer.bias, dtype or layer.weight.dtype))
-    return found.eval()
+    return found
 
 
-__all__ = ["Product", "decoding_copy", "packs"]
+def detached(model: Any) -> Any:
+    """A model of its own modules on the same weights, as they are now and without gradients."""
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, {**weights, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
+
+
+__all__ = ["Product", "decoding_copy", "detached", "packs"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import forward
-from alignkit.models.products import decoding_copy
+from alignkit.models.products import decoding_copy, detached
 
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""
@@ -28,18 +28,20 @@ class Slots:
         model: the bare transformers model, adapters folded in. It may change afterwards. Under autocast, the products
             are in its type, and what lies between them in that of the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
+        packed: False leaves the linear layers as they are.
     """
 
     joins: ClassVar[bool] = True
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: Any, pad_id: int, packed: bool = True) -> None:
         from transformers import AttentionInterface
 
         from alignkit.models.slot_cache import SlotCache
 
         self.pad_id, self.device = pad_id, next(model.parameters()).device
         kind = self.device.type
-        self.model = decoding_copy(model, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+        mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        self.model = decoding_copy(model, mixed) if packed else detached(model)
         AttentionInterface.register(ATTENTION, attend)
         self.model.set_attn_implementation(ATTENTION)
         self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)

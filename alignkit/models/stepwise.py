@@ -16,6 +16,9 @@ class Reader(Protocol):
     joins: ClassVar[bool]
     """Whether sequences may be admitted beside others that are under way."""
 
+    def __init__(self, model: Any, pad_id: int) -> None:
+        """Of a bare transformers model; the id pads rows."""
+
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         """Read each prompt once, and go on with n sequences of it, after those that are there; their first logits
         [prompts x n, V]."""

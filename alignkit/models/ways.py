@@ -78,20 +78,25 @@ def slots_of(model: Any, pad_id: int) -> Slots | None:
     kind = next(model.parameters()).device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (forward.config_digest(model), next(model.parameters()).dtype, mixed)
-    if _SLOTS.get(key) is False or any(type(weight.data) is not Tensor for weight in model.parameters()):
+    if any(type(weight.data) is not Tensor for weight in model.parameters()) or not forward.masks_are_known(model):
         return None  # weights in parts, over several processes, cannot be packed
+    if key not in _SLOTS:
+        _SLOTS[key] = _slots_agree(model, kind)
+    return Slots(model, pad_id) if _SLOTS[key] else None
+
+
+def _slots_agree(model: Any, kind: str) -> bool:
+    """Attention and cache by the numbers, with the layers as they are; packed products, which round, by their mean."""
+    ids = _ids_for(model)
     try:
-        reader = Slots(model, pad_id)
-        if key not in _SLOTS:
-            with torch.no_grad():
-                ids = _ids_for(model)
-                own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*ids, strict=True)]
-                _SLOTS[key] = _agrees(partial(_written, reader, ids), own)
-            reader.keep(torch.arange(0, device=reader.device))
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*ids, strict=True)]
+            if not _agrees(partial(_written, Slots(model, 0, packed=False), ids), own):
+                return False
+        return _agrees(partial(_written, Slots(model, 0), ids), own, _alike)
     except forward.UNFIT as error:
         log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))
-        _SLOTS[key] = False
-    return reader if _SLOTS[key] else None
+        return False
 
 
 def _found(model: Any, where: str) -> Ways:
@@ -110,7 +115,7 @@ def _found(model: Any, where: str) -> Ways:
     if by_head is None:
         raise _refusal(f"other log-probs than {family}'s own come of reading it in batches", where)
     reader: type[Reader] | None = next(
-        (way for way in (Cached, Anew) if _agrees(lambda: _written(way(model, 0), ids), own)), None
+        (way for way in (Cached, Anew) if _agrees(partial(_by_reader, way, model, ids), own)), None
     )
     if reader is None:
         raise _refusal(f"other log-probs than {family}'s own come of sampling from it", where)
@@ -163,10 +168,20 @@ def _near(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
     return bool(gap <= allowed)
 
 
-def _agrees(way: Callable[[], Iterator[tuple[Tensor, int, slice]]], own: Sequence[Tensor]) -> bool:
+def _alike(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
+    """Whether log-probs over the vocabulary are those of the model's own logits but for the rounding of bfloat16."""
+    gap = (torch.log_softmax(ours.float(), -1) - torch.log_softmax(theirs.float(), -1)).abs().mean()
+    return bool(gap <= max(TOLERANCE, 0.02 * max(float(each.abs().max()) for each in own)))
+
+
+def _agrees(
+    way: Callable[[], Iterator[tuple[Tensor, int, slice]]],
+    own: Sequence[Tensor],
+    near: Callable[[Tensor, Tensor, Sequence[Tensor]], bool] = _near,
+) -> bool:
     """Whether each (logits [tokens, V], row, where in it) is the model's own; a way that fails does not."""
     try:
-        return all(_near(logits, own[row][0, place], own) for logits, row, place in way())
+        return all(near(logits, own[row][0, place], own) for logits, row, place in way())
     except forward.UNFIT as error:
         log.debug("a way to read the model fails: %s", _said(error))
         return False
@@ -182,6 +197,10 @@ def _trained(model: Any, ids: Ids, by_head: bool) -> Iterator[tuple[Tensor, int,
     for number, group in enumerate(groups):
         start = len(group.prompt_ids) - 1
         yield head(taken[number]), number, slice(start, start + len(group.responses[0]))
+
+
+def _by_reader(way: type[Reader], model: Any, ids: Ids) -> Iterator[tuple[Tensor, int, slice]]:
+    return _written(way(model, 0), ids)
 
 
 def _written(reader: Reader, ids: Ids) -> Iterator[tuple[Tensor, int, slice]]:

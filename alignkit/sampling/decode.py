@@ -148,6 +148,9 @@ class Rule:
     vocabulary: int | None = None
 
 
+CACHED = 2**20
+"""Logits that a processor chooses from at once: few enough to stay near it."""
+
 PREFILL = 8192
 """Tokens of prompts, with padding, that are read at once."""
 
@@ -173,7 +176,7 @@ def decode(
     """
     n = len(keys[0]) if keys else 0
     batch = _Batch(reader, rule, max(batch_size, n))
-    owed = {place: n for place in range(len(prompts))}
+    owed = dict.fromkeys(range(len(prompts)), n)
     answers: dict[int, list[Sampled]] = {place: [Sampled() for _ in range(n)] for place in owed}
     waiting = 0
     while waiting < len(prompts) or len(batch.rows):
@@ -251,7 +254,7 @@ class _Batch:
         rule, first = self.rule, len(self.rows) - len(logits)
         rows = self.rows[first:]
         draws = None if rule.greedy else uniforms(rows["key"], rows["written"])
-        ids, logprobs, after = pick_tokens(logits, draws, rule.temperature, rule.warp, rule.vocabulary)
+        ids, logprobs, after = self._picked(logits, draws)
         place = rows["desk"], rows["written"]
         self.last = torch.cat([self.last[:first].to(ids.device), ids])
         self.ids[place], self.logprobs[place] = ids.cpu().numpy(), logprobs.cpu().numpy()
@@ -260,8 +263,26 @@ class _Batch:
         rows["finished"] = np.isin(self.ids[place], rule.end_ids)
         rows["written"] += 1
 
+    def _picked(self, logits: Tensor, draws: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `pick_tokens`; on a processor a few rows at a time, which stay in its cache."""
+        rule, size = self.rule, len(logits)
+        if logits.device.type == "cpu" and rule.warp is None:
+            size = max(1, min(size, CACHED // logits.shape[-1]))
+        parts = [
+            pick_tokens(
+                logits[at : at + size],
+                None if draws is None else draws[at : at + size],
+                rule.temperature,
+                rule.warp,
+                rule.vocabulary,
+            )
+            for at in range(0, len(logits), size)
+        ]
+        ids, logprobs, after = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(logprobs), None if after[0] is None else torch.cat(after)
+
     def ended(self) -> list[tuple[int, int, Sampled]]:
-        """(prompt, number, response) of the sequences that are over: they leave, and the last ones take their places."""
+        """(prompt, number, response) of the sequences that are over. They leave; the last ones take their places."""
         over = self.rows["finished"] | (self.rows["written"] >= self.rule.max_new_tokens)
         if not over.any():
             return []
