@@ -113,7 +113,7 @@ def test_sequences_join_as_others_end():
     policy = Policy.load("tiny")
     prompts = [policy.chat.encode_prompt(row["prompt"]) for row in PROMPTS] * 4
     keys = [[100 * i, 100 * i + 1] for i in range(len(prompts))]
-    rule = Rule([3, 9, 27, 65, 97, 110, 101, *policy.chat.end_ids], 24, vocabulary=policy.vocabulary)
+    rule = Rule([*range(0, 262, 12), *policy.chat.end_ids], 24, vocabulary=policy.vocabulary)
     with policy.generating() as model:
         joined, alone = Counting(model, 0), Alone(model, 0)
         found, wanted = (sorted(decode(reader, prompts, keys, rule, 8)) for reader in (joined, alone))
@@ -122,7 +122,7 @@ def test_sequences_join_as_others_end():
     assert sum(joined.admitted) == sum(alone.admitted) == 2 * len(prompts)
     assert max(joined.passes) <= 8
     assert len(joined.passes) < len(alone.passes)
-    assert np.mean(joined.passes) > 1.2 * np.mean(alone.passes)
+    assert np.mean(joined.passes) > 1.1 * np.mean(alone.passes)
 
 
 def test_a_prompt_with_more_samples_than_the_batch_holds_is_answered():
