@@ -105,7 +105,6 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.functional import preference_cross_entropy as preference_cross_entropy
     from alignkit.functional import score_at_last as score_at_last
     from alignkit.functional import score_index as score_index
-    from alignkit.functional import truncated_importance as truncated_importance
     from alignkit.functional import whiten as whiten
     from alignkit.groups import RATINGS as RATINGS
     from alignkit.groups import Groups as Groups

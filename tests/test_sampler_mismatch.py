@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import ConfigError, Groups, Policy, Run, use
+from alignkit import AlignkitError, ConfigError, Groups, Policy, Run, use
 from alignkit.engine.known import mismatch, weighed
 from alignkit.engine.training_data import TrainingData
 from alignkit.functional import truncated_importance
@@ -63,7 +63,7 @@ def test_methods_that_take_no_ratios_say_nothing_and_refuse_a_cap(tmp_path):
     assert "sampler_mismatch" not in rows_of(tmp_path / "a", Sampler(max_new_tokens=8), "online_dpo")[0]
     with pytest.raises(ConfigError, match=r"importance_cap=2\.0 with a method that takes no ratios"):
         rows_of(tmp_path / "b", Sampler(max_new_tokens=8), "online_dpo", importance_cap=2.0)
-    with pytest.raises(ConfigError, match=r"importance_cap=0\.0 must be positive"):
+    with pytest.raises(AlignkitError, match=r"importance_cap=0\.0 must be positive"):
         rows_of(tmp_path / "c", Sampler(max_new_tokens=8), importance_cap=0.0)
 
 
@@ -105,7 +105,7 @@ def test_edited_responses_are_not_taken_for_what_was_sampled():
     data = TrainingData.whole(policy, edited, max_prompt_tokens=99, max_response_tokens=99)
     sampled, known = data.sampled_logprobs()
     assert known.any(1).tolist() == [False, True, True, True]
-    own = torch.where(known, sampled - GAP, 0.0)
+    own = torch.where(known, sampled - GAP, -1.0)
     assert mismatch(data, own)["sampler_kl"] == pytest.approx(GAP, abs=1e-6)
     weights = weighed(torch.ones(4, 1), data, own, 2.0)
     torch.testing.assert_close(weights[known], torch.full_like(weights[known], -GAP).exp())

@@ -197,12 +197,8 @@ class TrainingData:
         place = 0
         for encoded, (ids, logprobs) in zip(self.encoded, self.groups.each("response_ids", "logprobs"), strict=True):
             for number, own in enumerate(encoded.responses):
-                if (
-                    ids is not None
-                    and logprobs is not None
-                    and ids[number] == own
-                    and len(logprobs[number]) == len(own)
-                ):
+                recorded = ids is not None and logprobs is not None and len(logprobs[number]) == len(own)
+                if recorded and ids[number] == own:
                     start = int(self.response_mask[place].sum()) - len(own)
                     found[place, start : start + len(own)] = torch.tensor(logprobs[number])
                     known[place, start : start + len(own)] = True
