@@ -309,6 +309,24 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
 
 
+def truncated_importance(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi / mu, C) of each token: what was drawn by mu is weighed as if it had been drawn by pi.
+
+    Truncated importance sampling (Ionides 2008), on the tokens of a policy whose sampler rounds otherwise than its
+    trainer (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+
+    Args:
+        logprobs: log pi on the training path, from before the round's first step; nats.
+        sampled_logprobs: log mu, as the sampler recorded it; nats.
+        cap: C > 0.
+
+    Returns:
+        the weights, detached.
+    """
+    check_shapes(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
+    return torch.exp(logprobs - sampled_logprobs).detach().clamp(max=cap)
+
+
 def logistic_ranking(difference: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """-log sigmoid(d - m): the negative log-likelihood of a Bradley-Terry comparison with margin m, finite for every d.
 

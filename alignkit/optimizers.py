@@ -177,6 +177,8 @@ class PolicyOptimizer(Training):
         temperature: of sampling, and, for methods that compare with the sampler, of every log-prob
             (`logprob_temperature`).
         value_learning_rate: learning rate of the value model's own weights; None: as the policy.
+        importance_cap: C of the weight min(pi / mu, C) that each token's advantage gets, where mu is the sampler as it
+            recorded itself and pi the training path; for losses that take ratios. None: no weight.
     """
 
     loss: Any = "alignkit/nll"
@@ -186,6 +188,7 @@ class PolicyOptimizer(Training):
     sample_every: int = 1
     temperature: float = 1.0
     value_learning_rate: float | None = None
+    importance_cap: float | None = None
 
     provides: ClassVar[Mapping[str, str]] = {}
     """Tensors beyond the vocabulary that `prepare` puts into its batch: name -> shape and meaning."""
@@ -201,6 +204,8 @@ class PolicyOptimizer(Training):
         check_positive(self, "temperature")
         if self.value_learning_rate is not None:
             check_positive(self, "value_learning_rate")
+        if self.importance_cap is not None:
+            check_positive(self, "importance_cap")
         check_not_negative(self, "samples_per_prompt", "prompts_per_round", "rounds", "sample_every")
         if not self.rounds and not self.sample_every:
             raise ConfigError("rounds=0 and sample_every=0 say nothing of each other", where=type(self).__name__)

@@ -13,6 +13,7 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.models import RewardModel
 from alignkit.models.batch import collate
 from alignkit.models.forward import checkpoint_layers
+from alignkit.models.slots import Slots
 from alignkit.models.ways import Ways
 from alignkit.testing import tiny_tokenizer
 
@@ -155,6 +156,10 @@ TODAY = {
 }  # fmt: skip
 
 
+OTHER_CACHES = {"falcon", "recurrent_gemma", "qwen3_next", "lfm2"}
+"""What these attend to, or carry along, is not the library's: their sequences are not read in slots."""
+
+
 def own_logprobs(model, prompt, ids):
     with torch.no_grad():
         logits = model(torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1].double()
@@ -169,8 +174,10 @@ def test_each_family_trains_and_samples_with_its_own_logprobs(family, tmp_path):
     answers = [(group.prompt_ids, ids) for group in GROUPS for ids in group.responses]
     for ours, (prompt, ids) in zip(found, answers, strict=True):
         torch.testing.assert_close(ours[: len(ids)].detach(), own_logprobs(model, prompt, ids), rtol=0, atol=1e-4)
-    prompts = Groups.from_prompts(["hello there, how are you", "x"])
-    for row in Sampler(max_new_tokens=12).sample(policy, prompts, 2):
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots) == (family not in OTHER_CACHES)
+    prompts = Groups.from_prompts(["hello there, how are you", "x", "and another one"])
+    for row in Sampler(max_new_tokens=12, batch_size=4).sample(policy, prompts, 2):
         prompt = policy.chat.encode_conversation(row["prompt"], "x").prompt_ids
         for ids, ours in zip(row["response_ids"], row["logprobs"], strict=True):
             torch.testing.assert_close(torch.tensor(ours), own_logprobs(model, prompt, ids), rtol=0, atol=1e-4)
@@ -181,6 +188,8 @@ def test_prompts_are_not_shared_where_attention_goes_by_chunks_longer_than_a_pro
     more = {"no_rope_layers": [1, 0], "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
     policy = Policy.load(folder_of("llama4_text", tmp_path / "m", **chunks, **more))
     assert not policy.shares_prompts
+    with policy.reading() as reader:
+        assert not isinstance(reader, Slots)
 
 
 def test_values_come_from_the_same_states_where_logits_are_the_models_own(tmp_path):
@@ -365,6 +374,12 @@ def test_what_is_folded_saved_and_exported_is_what_is_trained(family, targets, t
     with policy.generating():
         close(policy.tensors(batch)["logprobs"])
     close(logprobs_of(policy))
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots)
+        first, answer = GROUPS[1].prompt_ids, GROUPS[1].responses[0]
+        logits = torch.stack([reader.admit([first], 1)[0], reader.read(torch.tensor(answer[:1]))[0]])
+    found = torch.log_softmax(logits, -1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    torch.testing.assert_close(found, wanted[2, :2], rtol=0, atol=2e-4)
     policy.save(tmp_path / "a")
     policy.export(tmp_path / "e")
     close(logprobs_of(Policy.load(tmp_path / "a", lora=lora, trainable=True)))

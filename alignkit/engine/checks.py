@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from alignkit.calls import calling, whose
 from alignkit.errors import ConfigError, PluginError
+from alignkit.fields import name_of
 from alignkit.groups import Groups
 from alignkit.optimizers import PolicyOptimizer, Stream, Term
 from alignkit.registry.records import BoundLoss
@@ -73,6 +74,13 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
         )
     if samples and facts.greedy:
         _refuse_greedy(method, compares)
+    if method.importance_cap is not None and not (samples and {"old_logprobs", "advantages"} <= by_losses):
+        raise ConfigError(
+            f"importance_cap={method.importance_cap} with a method that takes no ratios to its sampler",
+            where=name_of(method),
+            effect="Nothing would be weighed.",
+            remedy="leave it out, or use a loss that names old_logprobs and advantages",
+        )
     if facts.annotated and not facts.rewarded:
         _refuse_without_scores(method)
     if samples and not (facts.rewarded or facts.annotated):

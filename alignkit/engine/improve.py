@@ -20,7 +20,7 @@ from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
-from alignkit.engine.known import Asked, Known, first_epoch
+from alignkit.engine.known import Asked, Known, first_epoch, mismatch, weighed
 from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
 from alignkit.engine.objectives import weighted
 from alignkit.engine.prepare import Prepare, check_widths, checked_state
@@ -147,6 +147,10 @@ class Improvement:
         known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
         check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
+        if self.method.samples_per_prompt and "old_logprobs" in self.asked.by_losses:
+            metrics |= mismatch(data, known["logprobs"])
+            if self.method.importance_cap is not None:
+                made["advantages"] = weighed(made["advantages"], data, known["logprobs"], self.method.importance_cap)
         data.tensors = self.asked.under_loss_names(known) | made
         self.last = {**metrics, **batch.metrics}
         self.setting.say(

@@ -12,6 +12,7 @@ from alignkit.engine.assemble import assemble, passes
 from alignkit.engine.setting import Models
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError
+from alignkit.functional import truncated_importance
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models.arithmetic import Reading
@@ -110,6 +111,34 @@ class Known:
         data = self.read(groups)
         found = self.work_out(data, data.all_micro_batches(self.max_tokens), set(names))
         return {"response_mask": data.response_mask, **found}
+
+
+def mismatch(data: TrainingData, logprobs: Tensor) -> dict[str, float]:
+    """How far the sampler's record of its tokens is from the training path; empty where it left none.
+
+    Args:
+        data: the round's samples.
+        logprobs: [R, T] on the training path, at the sampler's temperature, from before the first step.
+    """
+    sampled, known = data.sampled_logprobs()
+    if not bool(known.any()):
+        return {}
+    gaps = (sampled - logprobs)[known]
+    found = {"sampler_mismatch": gaps.abs().mean(), "sampler_mismatch_max": gaps.abs().max(), "sampler_kl": gaps.mean()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def weighed(advantages: Tensor, data: TrainingData, logprobs: Tensor, cap: float) -> Tensor:
+    """Advantages [R, T] times min(pi / mu, C) of their tokens; as they are where mu is unknown.
+
+    Args:
+        advantages: [R, T], or [R, 1] that stand for all tokens.
+        data: what is learned from.
+        logprobs: see `mismatch`.
+        cap: C.
+    """
+    sampled, known = data.sampled_logprobs()
+    return advantages * truncated_importance(logprobs, sampled.where(known, logprobs), cap)
 
 
 def first_epoch(steps: Sequence[Step]) -> list[list[int]]:

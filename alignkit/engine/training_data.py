@@ -196,6 +196,21 @@ class TrainingData:
         flags = [flag for labels, size in said for flag in labels or [None] * size]
         return torch.tensor([-1.0 if flag is None else float(flag) for flag in flags])
 
+    def sampled_logprobs(self) -> tuple[Tensor, Tensor]:
+        """([R, T] log-probs in nats as the sampler recorded them, [R, T] True on the tokens where it did): not of
+        responses that were edited, or are of another tokenizer."""
+        found, known = torch.zeros(self.response_mask.shape), torch.zeros_like(self.response_mask)
+        place = 0
+        for encoded, (ids, logprobs) in zip(self.encoded, self.groups.each("response_ids", "logprobs"), strict=True):
+            for number, own in enumerate(encoded.responses):
+                recorded = ids is not None and logprobs is not None and len(logprobs[number]) == len(own)
+                if recorded and ids[number] == own:
+                    start = int(self.response_mask[place].sum()) - len(own)
+                    found[place, start : start + len(own)] = torch.tensor(logprobs[number])
+                    known[place, start : start + len(own)] = True
+                place += 1
+        return found, known
+
     @cached_property
     def units(self) -> list[list[int]]:
         """Groups that stay together in a micro-batch, because a pair joins their responses; most are alone."""

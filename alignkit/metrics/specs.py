@@ -142,6 +142,29 @@ ROUNDS: dict[str, MetricSpec] = {
         better="down",
         place="first",
     ),
+    "sampler_mismatch": MetricSpec(
+        "|log π as sampled − log π on the training path| of a sampled token, averaged: what rounding, a faster type or "
+        "another engine makes of one policy",
+        "in float32 above 0.0001, in bfloat16 above 0.05: the sampler is not the policy that is trained (its weights, "
+        "its temperature, its tokens)",
+        title="Sampler and trainer, mean gap",
+        unit="nats",
+        better="down",
+    ),
+    "sampler_mismatch_max": MetricSpec(
+        "the largest of these gaps",
+        "above 1: some ratios are far from 1 before the first step; see `importance_cap`",
+        title="Sampler and trainer, largest gap",
+        unit="nats",
+        better="down",
+    ),
+    "sampler_kl": MetricSpec(
+        "KL of the sampler from the training path (estimator **k1**, per token), on the round's samples",
+        "above 0.01: what is learned from was drawn by another distribution",
+        title="Sampler and trainer, KL per token",
+        unit="nats",
+        better="down",
+    ),
     "response_length": MetricSpec(
         "length of a response, EOS included",
         "it drifts in one direction with the reward: length is what is rewarded. It sits at the limit",

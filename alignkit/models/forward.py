@@ -116,17 +116,33 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+MaskOf = Callable[[int | None], Tensor]
+"""The mask for layers that look back so many tokens; None: all."""
+
+
 def attention_masks(model: nn.Module, batch: MicroBatch) -> Any:
     """What to pass as `attention_mask` for a batch with shared prompts, in the form the model's attention reads."""
-    config = bare(model).config
-    additive = config._attn_implementation != "sdpa"
+    additive = bare(model).config._attn_implementation != "sdpa"
     dtype = next(model.parameters()).dtype
-    kinds = set(getattr(config, "layer_types", None) or ())
 
     def build(window: int | None) -> Tensor:
         mask = segment_mask(batch, window)
         return _additive(mask, dtype) if additive else mask
 
+    return masks_of(model, build)
+
+
+def masks_are_known(model: nn.Module) -> bool:
+    """Whether all layers look back to the start, or so many tokens: a probe's short rows would not show what another
+    kind of attention does to long ones, such as in chunks."""
+    kinds = set(getattr(bare(model).config, "layer_types", None) or ())
+    return kinds <= {"full_attention", "sliding_attention"}
+
+
+def masks_of(model: nn.Module, build: MaskOf) -> Any:
+    """One mask for all layers, or one for each kind of layers, as the model takes them."""
+    config = bare(model).config
+    kinds = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in kinds:
         masks = {"sliding_attention": build(window_of(config))}
         if "full_attention" in kinds:
@@ -173,9 +189,7 @@ def can_share_prompts(model: nn.Module) -> bool:
     """Whether shared-prefix batches are right for this model: denied, proven, or probed once and remembered."""
     config = bare(model).config
     family = getattr(config, "model_type", "")
-    # A probe's short rows would not show what a kind of attention does to long ones, such as in chunks.
-    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if family in DENIED or strange or getattr(config, "is_encoder_decoder", False):
+    if family in DENIED or not masks_are_known(model) or getattr(config, "is_encoder_decoder", False):
         log.warning(
             "%s: prompts are not shared between responses (its attention cannot); using the plain forward", family
         )

@@ -32,7 +32,8 @@ from alignkit.models.lora import (
     refuse_other,
     save_adapter,
 )
-from alignkit.models.ways import Ways, ways_of
+from alignkit.models.stepwise import Cached, Reader
+from alignkit.models.ways import Ways, slots_of, ways_of
 from alignkit.vocabulary import select
 
 CARD = "alignkit.json"
@@ -271,6 +272,18 @@ class Policy(nn.Module):
         """The bare transformers model with the adapter folded in, without gradients."""
         with torch.no_grad(), merged(self.model) if self.adapted else contextlib.nullcontext():
             yield forward.bare(self.model)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """What reads sequences while they are written by the weights as they are now, without gradients: in slots of a
+        copy whose products are packed, where that gives the model's own logits; else as it was found at load."""
+        with torch.no_grad():
+            with self.generating() as model:
+                slots = slots_of(model, self.chat.pad_id) if self.ways.reader is Cached else None
+                if slots is None:
+                    yield self.ways.reader(model, self.chat.pad_id)
+                    return
+            yield slots
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Reader(Protocol):
-    """Sequences that are being written, as a model reads them."""
+    """Sequences that are being written, as a model reads them; at first there are none."""
 
-    @classmethod
-    def prefilled(cls, model: Any, prompts: Sequence[Sequence[int]], n: int, pad_id: int) -> tuple[Self, Tensor]:
-        """(each prompt read once and repeated for its n sequences, their first logits [prompts x n, V])."""
+    joins: ClassVar[bool]
+    """Whether sequences may be admitted beside others that are under way."""
+
+    def __init__(self, model: Any, pad_id: int) -> None:
+        """Of a bare transformers model; the id pads rows."""
+
+    def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
+        """Read each prompt once, and go on with n sequences of it, after those that are there; their first logits
+        [prompts x n, V]."""
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these alone."""
+        """Go on with these alone, in this order."""
 
     def read(self, tokens: Tensor) -> Tensor:
         """Read one token [live] of each; the logits [live, V] of the next."""
@@ -35,34 +41,32 @@ def _padded_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) 
     return ids.to(device), mask.to(device)
 
 
-@dataclass
 class Cached:
-    """With the keys and values of what was read kept.
+    """With the keys and values of what was read kept, by the library's own cache.
 
     Args:
         model: the bare transformers model.
-        cache: keys and values of what was read.
-        mask: [live, width] of the attention.
-        position: [live] of the last token read.
+        pad_id: for the left padding of shorter prompts, which nothing attends to.
     """
 
-    model: Any
-    cache: Any
-    mask: Tensor
-    position: Tensor
+    joins: ClassVar[bool] = False
 
-    @classmethod
-    def prefilled(cls, model: Any, prompts: Sequence[Sequence[int]], n: int, pad_id: int) -> tuple[Self, Tensor]:
+    def __init__(self, model: Any, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.cache: Any = None
+        self.mask = self.position = torch.empty(0)
+
+    def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         from transformers import DynamicCache
 
-        ids, mask = _padded_prompts(prompts, pad_id, next(model.parameters()).device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        batch = cls(model, DynamicCache(config=model.config), mask, positions[:, -1])
-        logits = batch._forward(ids, positions, logits_to_keep=1)
-        batch.cache.batch_repeat_interleave(n)
-        batch.mask = mask.repeat_interleave(n, 0)
-        batch.position = batch.position.repeat_interleave(n, 0)
-        return batch, logits.repeat_interleave(n, 0)
+        ids, self.mask = _padded_prompts(prompts, self.pad_id, next(self.model.parameters()).device)
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = DynamicCache(config=self.model.config)
+        logits = self._forward(ids, positions, logits_to_keep=1)
+        self.cache.batch_repeat_interleave(n)
+        self.mask = self.mask.repeat_interleave(n, 0)
+        self.position = positions[:, -1].repeat_interleave(n, 0)
+        return logits.repeat_interleave(n, 0)
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)
@@ -92,20 +96,19 @@ class Anew:
 
     Args:
         model: the bare transformers model.
-        rows: what stands in each sequence so far.
         pad_id: for the right padding, which nothing before it sees.
+        rows: what stands in each sequence so far.
     """
 
+    joins: ClassVar[bool] = True
     model: Any
-    rows: list[list[int]]
     pad_id: int
+    rows: list[list[int]] = field(default_factory=list)
 
-    @classmethod
-    def prefilled(cls, model: Any, prompts: Sequence[Sequence[int]], n: int, pad_id: int) -> tuple[Self, Tensor]:
-        batch = cls(model, [list(prompt) for prompt in prompts], pad_id)
-        logits = batch._forward()
-        batch.rows = [list(row) for row in batch.rows for _ in range(n)]
-        return batch, logits.repeat_interleave(n, 0)
+    def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
+        logits = self._forward(prompts)
+        self.rows += [list(prompt) for prompt in prompts for _ in range(n)]
+        return logits.repeat_interleave(n, 0)
 
     def keep(self, index: Tensor) -> None:
         self.rows = [self.rows[place] for place in index.tolist()]
@@ -113,12 +116,12 @@ class Anew:
     def read(self, tokens: Tensor) -> Tensor:
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             row.append(token)
-        return self._forward()
+        return self._forward(self.rows)
 
-    def _forward(self) -> Tensor:
-        device, width = next(self.model.parameters()).device, max(map(len, self.rows))
-        ids = torch.tensor([[*row, *[self.pad_id] * (width - len(row))] for row in self.rows], device=device)
-        last = torch.tensor([len(row) - 1 for row in self.rows], device=device)
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        device, width = next(self.model.parameters()).device, max(map(len, rows))
+        ids = torch.tensor([[*row, *[self.pad_id] * (width - len(row))] for row in rows], device=device)
+        last = torch.tensor([len(row) - 1 for row in rows], device=device)
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits[torch.arange(len(last), device=device), last]
 

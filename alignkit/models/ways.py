@@ -20,6 +20,7 @@ from alignkit.errors import ConfigError
 from alignkit.models import forward
 from alignkit.models.batch import collate
 from alignkit.models.head import scaled_head
+from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew, Cached, Reader
 
 log = logging.getLogger("alignkit")
@@ -28,6 +29,7 @@ TOLERANCE = 1e-3
 """Nats by which a log-prob may be off; in 16 bits, which round logits, 0.02 of the largest logit."""
 
 _KNOWN: dict[tuple[str, torch.dtype, float], Ways] = {}
+_SLOTS: dict[tuple[str, torch.dtype, torch.dtype | None], bool] = {}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,37 @@ def ways_of(model: Any, where: str) -> Ways:
     return _KNOWN[key]
 
 
+def slots_of(model: Any, pad_id: int) -> Slots | None:
+    """The fast reader of sequences that are being written, where what it gives are the model's own logits.
+
+    Args:
+        model: a bare transformers model, adapters folded in, whose sequences may be read with a cache.
+        pad_id: see `Slots`.
+    """
+    kind = next(model.parameters()).device.type
+    mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    key = (forward.config_digest(model), next(model.parameters()).dtype, mixed)
+    if any(type(weight.data) is not Tensor for weight in model.parameters()) or not forward.masks_are_known(model):
+        return None  # weights in parts, over several processes, cannot be packed
+    if key not in _SLOTS:
+        _SLOTS[key] = _slots_agree(model, kind)
+    return Slots(model, pad_id) if _SLOTS[key] else None
+
+
+def _slots_agree(model: Any, kind: str) -> bool:
+    """Attention and cache by the numbers, with the layers as they are; packed products, which round, by their mean."""
+    ids = _ids_for(model)
+    try:
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*ids, strict=True)]
+            if not _agrees(partial(_written, Slots(model, 0, packed=False), ids), own):
+                return False
+        return _agrees(partial(_written, Slots(model, 0), ids), own, _alike)
+    except forward.UNFIT as error:
+        log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))
+        return False
+
+
 def _found(model: Any, where: str) -> Ways:
     family = getattr(model.config, "model_type", type(model).__name__)
     try:
@@ -82,7 +115,7 @@ def _found(model: Any, where: str) -> Ways:
     if by_head is None:
         raise _refusal(f"other log-probs than {family}'s own come of reading it in batches", where)
     reader: type[Reader] | None = next(
-        (way for way in (Cached, Anew) if _agrees(partial(_written, model, ids, way), own)), None
+        (way for way in (Cached, Anew) if _agrees(partial(_by_reader, way, model, ids), own)), None
     )
     if reader is None:
         raise _refusal(f"other log-probs than {family}'s own come of sampling from it", where)
@@ -135,10 +168,20 @@ def _near(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
     return bool(gap <= allowed)
 
 
-def _agrees(way: Callable[[], Iterator[tuple[Tensor, int, slice]]], own: Sequence[Tensor]) -> bool:
+def _alike(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
+    """Whether log-probs over the vocabulary are those of the model's own logits but for the rounding of bfloat16."""
+    gap = (torch.log_softmax(ours.float(), -1) - torch.log_softmax(theirs.float(), -1)).abs().mean()
+    return bool(gap <= max(TOLERANCE, 0.02 * max(float(each.abs().max()) for each in own)))
+
+
+def _agrees(
+    way: Callable[[], Iterator[tuple[Tensor, int, slice]]],
+    own: Sequence[Tensor],
+    near: Callable[[Tensor, Tensor, Sequence[Tensor]], bool] = _near,
+) -> bool:
     """Whether each (logits [tokens, V], row, where in it) is the model's own; a way that fails does not."""
     try:
-        return all(_near(logits, own[row][0, place], own) for logits, row, place in way())
+        return all(near(logits, own[row][0, place], own) for logits, row, place in way())
     except forward.UNFIT as error:
         log.debug("a way to read the model fails: %s", _said(error))
         return False
@@ -156,19 +199,29 @@ def _trained(model: Any, ids: Ids, by_head: bool) -> Iterator[tuple[Tensor, int,
         yield head(taken[number]), number, slice(start, start + len(group.responses[0]))
 
 
-def _written(model: Any, ids: Ids, reader: type[Reader]) -> Iterator[tuple[Tensor, int, slice]]:
-    """As sequences are written: prompts side by side, two sequences each, of which some leave the batch."""
+def _by_reader(way: type[Reader], model: Any, ids: Ids) -> Iterator[tuple[Tensor, int, slice]]:
+    return _written(way(model, 0), ids)
+
+
+def _written(reader: Reader, ids: Ids) -> Iterator[tuple[Tensor, int, slice]]:
+    """As sequences are written: prompts side by side, two sequences each, of which some leave the batch, and where it
+    can be, another one joins them."""
     prompts, answers = ids
-    batch, logits = reader.prefilled(model, prompts, 2, 0)
-    device, rows = logits.device, [0, 0, 1, 1]
-    for step in range(3):
-        for place, row in enumerate(rows):
+    logits, rows, steps = reader.admit(prompts, 2), [0, 0, 1, 1], [0] * 4
+    for turn in range(3):
+        for place, (row, step) in enumerate(zip(rows, steps, strict=True)):
             at = len(prompts[row]) - 1 + step
             yield logits[place : place + 1], row, slice(at, at + 1)
-        if step == 1:
-            batch.keep(torch.tensor([1, 2], device=device))
-            rows = [0, 1]
-        logits = batch.read(torch.tensor([answers[row][step] for row in rows], device=device))
+        tokens = [answers[row][step] for row, step in zip(rows, steps, strict=True)]
+        if turn == 1:
+            reader.keep(torch.tensor([3, 1], device=logits.device))
+            rows, steps, tokens = [1, 0], steps[:2], [tokens[3], tokens[1]]
+            if reader.joins:
+                more = reader.admit(prompts[:1], 1)
+                yield more, 0, slice(len(prompts[0]) - 1, len(prompts[0]))
+                rows, steps, tokens = [*rows, 0], [*steps, 0], [*tokens, answers[0][0]]
+        logits = reader.read(torch.tensor(tokens, device=logits.device))
+        steps = [step + 1 for step in steps]
 
 
 LIMITS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
@@ -197,4 +250,4 @@ def positions_of(model: Any) -> int | None:
     return limit if read(limit - 1) and not read(limit) else None
 
 
-__all__ = ["Ways", "positions_of", "ways_of"]
+__all__ = ["Ways", "positions_of", "slots_of", "ways_of"]

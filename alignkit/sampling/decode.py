@@ -1,8 +1,8 @@
-"""The decode loop: each prompt prefilled once for its samples, finished sequences leave the batch."""
+"""The decode loop: each prompt is read once for its samples; sequences that end make room for others at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkit.calls import whose
 from alignkit.errors import PluginError
-from alignkit.models.stepwise import Cached, Reader
+from alignkit.models.stepwise import Reader
 from alignkit.randomness import uniforms
 
 Warp = Callable[[Tensor], Tensor]
@@ -34,14 +34,6 @@ class Sampled:
     sampled_logprobs: list[float] = field(default_factory=list)
     finished: bool = False
 
-    def add(self, token: int, logprob: float, sampled: float | None, finished: bool) -> None:
-        """Write one token more."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        if sampled is not None:
-            self.sampled_logprobs.append(sampled)
-        self.finished = finished
-
     def cut(self, length: int) -> None:
         """Leave out what comes after so many tokens: the response ended there."""
         for values in (self.ids, self.logprobs, self.sampled_logprobs):
@@ -49,8 +41,15 @@ class Sampled:
         self.finished = True
 
 
+BLOCK = 256
+"""Tokens that are first looked at together, when one is chosen."""
+
+
 def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
     """Tokens by inversion of the cumulative distribution: one uniform number per row.
+
+    Of blocks of tokens first, then within one: sums over the whole vocabulary, in double precision, would take longer
+    than the rest.
 
     Args:
         probs: [N, V], each row summing to about 1.
@@ -59,10 +58,18 @@ def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
     Returns:
         [N] ids, never one of probability 0.
     """
-    cumulative = probs.double().cumsum(-1)
-    wanted = torch.from_numpy(draws).to(probs.device).unsqueeze(-1) * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
-    return index.clamp_(max=probs.shape[-1] - 1)
+    size = probs.shape[-1]
+    padded = torch.nn.functional.pad(probs, (0, -size % BLOCK)) if size % BLOCK else probs
+    blocks = padded.view(len(probs), -1, BLOCK)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = torch.from_numpy(draws).to(probs.device).unsqueeze(-1) * ends[:, -1:]
+    block = torch.searchsorted(ends, wanted, right=True).clamp_(max=ends.shape[-1] - 1)
+    within = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
+    wanted = wanted - (ends.gather(-1, block) - within[:, -1:])
+    # By rounding, the rest may be below what the first token has, or above what all have: the last with a share then.
+    last = torch.searchsorted(within, within[:, -1:].contiguous(), right=False)
+    index = torch.minimum(torch.searchsorted(within, wanted, right=True), last)
+    return (block * BLOCK + index).squeeze(-1)
 
 
 def pick_tokens(
@@ -84,16 +91,20 @@ def pick_tokens(
     Returns:
         (ids [N], logprobs [N] before truncation, logprobs [N] after truncation or None).
     """
-    logprobs = torch.log_softmax(logits.float() / temperature, -1)
-    warped = logprobs
-    if vocabulary is not None and vocabulary < logits.shape[-1]:
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    logprobs = torch.log_softmax(logits, -1)
+    warped, end = logprobs, logits.shape[-1] if vocabulary is None else vocabulary
+    if warp is not None or draws is None:
         warped = logprobs.clone()
-        warped[:, vocabulary:] = -torch.inf
+        warped[:, end:] = -torch.inf
     if warp is not None:
-        warped = warp(warped)
-    if warp is not None:
-        warped = _normalised(warped, logprobs, whose(warp))
-    ids = warped.argmax(-1) if draws is None else choose(warped.exp(), draws)
+        warped = _normalised(warp(warped), logprobs, whose(warp))
+    if draws is None:
+        ids = warped.argmax(-1)
+    else:
+        probs = warped.exp()
+        probs[:, end:] = 0.0
+        ids = choose(probs, draws)
     taken = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     after = warped.gather(-1, ids.unsqueeze(-1)).squeeze(-1) if warp is not None else None
     return ids, taken, after
@@ -116,58 +127,180 @@ def _normalised(warped: Any, logprobs: Tensor, where: str) -> Tensor:
     return found
 
 
-@torch.no_grad()
-def decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[Sequence[int]],
-    *,
-    end_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
-    temperature: float,
-    greedy: bool = False,
-    warp: Warp | None = None,
-    reader: type[Reader] = Cached,
-    vocabulary: int | None = None,
-) -> list[list[Sampled]]:
-    """Write every sequence to its end.
+@dataclass(frozen=True)
+class Rule:
+    """How a token is chosen, and where a response ends.
 
     Args:
-        model: the bare transformers model.
-        prompts: token ids of the chunk's prompts.
-        keys: of the streams of random numbers, one for each sequence: as many for each prompt.
         end_ids: tokens that end a response; the one drawn is kept.
-        pad_id: for the left padding of shorter prompts, which nothing attends to.
         max_new_tokens: length at which a response is cut.
         temperature: T > 0.
         greedy: take the likeliest token.
         warp: truncation of the tempered log-probs.
-        reader: how the sequences are read while they are written.
         vocabulary: ids from here on are no tokens, and are never drawn; None: all are.
-
-    Returns:
-        the sequences of each prompt.
     """
-    n = len(keys[0])
-    written = [Sampled() for _ in range(len(prompts) * n)]
-    streams = np.array(keys, dtype=np.uint64).reshape(-1)
-    batch, logits = reader.prefilled(model, prompts, n, pad_id)
-    live = list(range(len(written)))
-    ends = torch.tensor(sorted(end_ids), device=logits.device)
-    for step in range(max_new_tokens):
-        draws = None if greedy else uniforms(streams[live], step)
-        chosen, logprobs, after = pick_tokens(logits, draws, temperature, warp, vocabulary)
-        over = torch.isin(chosen, ends).tolist()
-        sampled = after.tolist() if after is not None else [None] * len(live)
-        for number, *token in zip(live, chosen.tolist(), logprobs.tolist(), sampled, over, strict=True):
-            written[number].add(*token)
-        keep = [i for i, done in enumerate(over) if not done]
-        if not keep or step == max_new_tokens - 1:
+
+    end_ids: Sequence[int]
+    max_new_tokens: int
+    temperature: float = 1.0
+    greedy: bool = False
+    warp: Warp | None = None
+    vocabulary: int | None = None
+
+
+CACHED = 2**20
+"""Logits that a processor chooses from at once: few enough to stay near it."""
+
+PREFILL = 8192
+"""Tokens of prompts, with padding, that are read at once."""
+
+
+def decode(
+    reader: Reader,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    rule: Rule,
+    batch_size: int = 96,
+) -> Iterator[tuple[int, list[Sampled]]]:
+    """Write every sequence to its end.
+
+    Args:
+        reader: of the policy, without a sequence yet.
+        prompts: token ids of each. They are admitted in this order, those of like length best side by side.
+        keys: for each prompt those of the streams of random numbers, one for each of its sequences: as many for each.
+        rule: by which tokens are chosen.
+        batch_size: sequences written side by side; more, where one prompt has more.
+
+    Yields:
+        (place in `prompts`, its sequences), as they are done.
+    """
+    n = len(keys[0]) if keys else 0
+    batch = _Batch(reader, rule, max(batch_size, n))
+    owed = dict.fromkeys(range(len(prompts)), n)
+    answers: dict[int, list[Sampled]] = {place: [Sampled() for _ in range(n)] for place in owed}
+    waiting = 0
+    while waiting < len(prompts) or len(batch.rows):
+        room = batch.room()
+        if waiting < len(prompts) and room >= n:
+            stop = _admitted(prompts, waiting, room // n)
+            batch.admit(prompts[waiting:stop], keys[waiting:stop], waiting)
+            waiting = stop
+        else:
+            batch.step()
+        for place, number, sampled in batch.ended():
+            answers[place][number] = sampled
+            owed[place] -= 1
+            if not owed[place]:
+                yield place, answers.pop(place)
+
+
+def _admitted(prompts: Sequence[Sequence[int]], first: int, most: int) -> int:
+    """Where the prompts end that are read next, at most so many."""
+    stop, longest = first + 1, len(prompts[first])
+    while stop < min(first + most, len(prompts)):
+        longest = max(longest, len(prompts[stop]))
+        if longest * (stop + 1 - first) > PREFILL:
             break
-        if len(keep) < len(live):
-            index = torch.tensor(keep, device=logits.device)
-            batch.keep(index)
-            chosen, live = chosen[index], [live[i] for i in keep]  # a finished one leaves the batch
-        logits = batch.read(chosen)
-    return [written[first : first + n] for first in range(0, len(written), n)]
+        stop += 1
+    return stop
+
+
+SEQUENCE = np.dtype(
+    [("prompt", "i8"), ("number", "i8"), ("key", "u8"), ("desk", "i8"), ("written", "i8"), ("finished", "?")]
+)
+"""A sequence that is being written: whose it is, its random numbers, where its tokens lie, and how far it is."""
+
+
+class _Batch:
+    """The sequences that are being written, in the order in which the reader has them.
+
+    Args:
+        reader: without a sequence yet.
+        rule: by which tokens are chosen.
+        size: most sequences.
+    """
+
+    def __init__(self, reader: Reader, rule: Rule, size: int) -> None:
+        self.reader, self.rule, self.size = reader, rule, size
+        self.rows = np.zeros(0, SEQUENCE)
+        self.desks = list(range(size))
+        self.ids = np.zeros((size, rule.max_new_tokens), dtype=np.int64)
+        self.logprobs = np.zeros((size, rule.max_new_tokens), dtype=np.float32)
+        self.after = np.zeros_like(self.logprobs) if rule.warp is not None else None
+        self.last = torch.zeros(0, dtype=torch.long)
+
+    def room(self) -> int:
+        """How many sequences may be admitted now: few at a time would cost a pass each."""
+        free = self.size - len(self.rows)
+        return free if not len(self.rows) or (self.reader.joins and 4 * free >= self.size) else 0
+
+    def admit(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], first: int) -> None:
+        """Begin the sequences of these prompts, the first of which has that place."""
+        n = len(keys[0])
+        logits = self.reader.admit(prompts, n)
+        new = np.zeros(len(prompts) * n, SEQUENCE)
+        new["prompt"], new["number"] = first + np.arange(len(new)) // n, np.arange(len(new)) % n
+        new["key"] = np.array(keys, dtype=np.uint64).reshape(-1)
+        new["desk"] = [self.desks.pop() for _ in new]
+        self.rows = np.concatenate([self.rows, new])
+        self._choose(logits)
+
+    def step(self) -> None:
+        """Write a token more in each."""
+        self._choose(self.reader.read(self.last))
+
+    def _choose(self, logits: Tensor) -> None:
+        """Choose a token for each of the last sequences, as many as there are logits."""
+        rule, first = self.rule, len(self.rows) - len(logits)
+        rows = self.rows[first:]
+        draws = None if rule.greedy else uniforms(rows["key"], rows["written"])
+        ids, logprobs, after = self._picked(logits, draws)
+        place = rows["desk"], rows["written"]
+        self.last = torch.cat([self.last[:first].to(ids.device), ids])
+        self.ids[place], self.logprobs[place] = ids.cpu().numpy(), logprobs.cpu().numpy()
+        if after is not None and self.after is not None:
+            self.after[place] = after.cpu().numpy()
+        rows["finished"] = np.isin(self.ids[place], rule.end_ids)
+        rows["written"] += 1
+
+    def _picked(self, logits: Tensor, draws: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `pick_tokens`; on a processor a few rows at a time, which stay in its cache."""
+        rule, size = self.rule, len(logits)
+        if logits.device.type == "cpu" and rule.warp is None:
+            size = max(1, min(size, CACHED // logits.shape[-1]))
+        parts = [
+            pick_tokens(
+                logits[at : at + size],
+                None if draws is None else draws[at : at + size],
+                rule.temperature,
+                rule.warp,
+                rule.vocabulary,
+            )
+            for at in range(0, len(logits), size)
+        ]
+        ids, logprobs, after = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(logprobs), None if after[0] is None else torch.cat(after)
+
+    def ended(self) -> list[tuple[int, int, Sampled]]:
+        """(prompt, number, response) of the sequences that are over. They leave; the last ones take their places."""
+        over = self.rows["finished"] | (self.rows["written"] >= self.rule.max_new_tokens)
+        if not over.any():
+            return []
+        found = [(int(row["prompt"]), int(row["number"]), self._response(row)) for row in self.rows[over]]
+        self.desks += self.rows["desk"][over].tolist()
+        left = np.nonzero(~over)[0]
+        index = np.arange(len(left))
+        index[over[: len(left)]] = left[left >= len(left)]
+        self.rows = self.rows[index]
+        kept = torch.from_numpy(index).to(self.last.device)
+        self.reader.keep(kept)
+        self.last = self.last[kept]
+        return found
+
+    def _response(self, row: Any) -> Sampled:
+        place = row["desk"], slice(0, row["written"])
+        after = self.after[place].tolist() if self.after is not None else []
+        return Sampled(self.ids[place].tolist(), self.logprobs[place].tolist(), after, bool(row["finished"]))
+
+
+__all__ = ["Rule", "Sampled", "choose", "decode", "pick_tokens"]

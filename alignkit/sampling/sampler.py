@@ -19,7 +19,7 @@ from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.models.arithmetic import Reading
 from alignkit.randomness import stream_key
-from alignkit.sampling.decode import Sampled, decode
+from alignkit.sampling.decode import Rule, Sampled, decode
 
 Progress = Callable[[int, int, int, float], None]
 """Called with (responses done, responses in all, tokens so far, seconds so far)."""
@@ -85,25 +85,19 @@ class Sampler:
         Yields:
             (place in `prompts`, its responses, as many as it has keys), in any order, as they are done.
         """
-        per_chunk = max(1, self.batch_size // len(keys[0])) if keys else 1
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        with policy.generating() as model:
-            for start in range(0, len(order), per_chunk):
-                chunk = order[start : start + per_chunk]
-                written = decode(
-                    model,
-                    [prompts[i] for i in chunk],
-                    [keys[i] for i in chunk],
-                    end_ids=end_ids,
-                    pad_id=policy.chat.pad_id,
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=self.temperature,
-                    greedy=self.greedy,
-                    warp=self.warp if self.truncates else None,
-                    reader=policy.ways.reader,
-                    vocabulary=policy.vocabulary,
-                )
-                yield from zip(chunk, written, strict=True)
+        rule = Rule(
+            end_ids,
+            self.max_new_tokens,
+            self.temperature,
+            self.greedy,
+            self.warp if self.truncates else None,
+            policy.vocabulary,
+        )
+        with policy.reading() as reader:
+            asked = [prompts[i] for i in order], [keys[i] for i in order]
+            for place, responses in decode(reader, *asked, rule, self.batch_size):
+                yield order[place], responses
 
     def sample(
         self,

@@ -1,0 +1,110 @@
+"""Keys and values of sequences in slots, written in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+STEP = 16
+"""Widths are rounded up to this: kernels are prepared for each shape anew."""
+
+
+def rounded(width: int) -> int:
+    """The next multiple of `STEP`."""
+    return -(-width // STEP) * STEP
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys [slots, heads, H, width] and values [slots, heads, width, H].
+
+    `first`, `n` and `width` say where prompts belong that are read next; `rows` and `at`, where the next token of each
+    sequence does, and `width` how far is looked back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.n = self.width = 0
+        self.rows: Tensor | None = None
+        self.at: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep keys and values [rows, heads, tokens, H]; what is attended to: of prompts, themselves."""
+        value_states = value_states.to(key_states.dtype)
+        if self.rows is not None:
+            size, width = len(self.rows), self.width
+            keys, values = self._room(size, width, key_states, value_states)
+            keys[self.rows, :, :, self.at] = key_states[:, :, 0]
+            values[self.rows, :, self.at] = value_states[:, :, 0]
+            return keys[:size, :, :, :width], values[:size, :, :width]
+        end, tokens = self.first + len(key_states) * self.n, key_states.shape[2]
+        keys, values = self._room(end, tokens, key_states, value_states)
+        keys[self.first : end, :, :, :tokens] = key_states.mT.repeat_interleave(self.n, 0)
+        values[self.first : end, :, :tokens] = value_states.repeat_interleave(self.n, 0)
+        return key_states, value_states
+
+    def _room(self, slots: int, width: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for so many sequences and tokens; half as much again, where there are more tokens than ever."""
+        keys, values = self.keys, self.values
+        had, wide = (0, 0) if keys is None else (keys.shape[0], keys.shape[3])
+        if keys is None or values is None or slots > had or width > wide:
+            more = wide if width <= wide else rounded(max(width + 4 * STEP, wide * 3 // 2))
+            self.keys = key.new_zeros(max(slots, had), key.shape[1], key.shape[3], more)
+            self.values = value.new_zeros(max(slots, had), value.shape[1], more, value.shape[3])
+            if keys is not None and values is not None:
+                self.keys[:had, :, :, :wide], self.values[:had, :, :wide] = keys, values
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Put the sequences of some slots into others."""
+        if self.keys is not None and self.values is not None:
+            self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: room is made where it is needed."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.width
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """The layers of a model.
+
+    Args:
+        layers: how many there are.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.slots = [SlotLayer() for _ in range(layers)]
+        super().__init__(layers=list(self.slots))
+
+    def place_prompts(self, first: int, n: int, width: int) -> None:
+        """Prompts are read next, each for n sequences, the first of which has the slot `first`."""
+        for layer in self.slots:
+            layer.first, layer.n, layer.width, layer.rows = first, n, width, None
+
+    def place_tokens(self, at: Tensor) -> int:
+        """A token of each sequence is read next, at these places [live]; the width that is looked at."""
+        rows, width = torch.arange(len(at), device=at.device), rounded(int(at.max()) + 1)
+        for layer in self.slots:
+            layer.rows, layer.at, layer.width = rows, at, width
+        return width
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Put the sequences of some slots into others."""
+        for layer in self.slots:
+            layer.move(source, target)
+
+
+__all__ = ["SlotCache", "SlotLayer", "rounded"]

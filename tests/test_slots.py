@@ -1,0 +1,154 @@
+"""Sequences in slots: the family's own log-probs, whatever joins, ends or is folded, by the weights as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from alignkit import Groups, LoRA, Policy
+from alignkit.data.encode import encode_groups
+from alignkit.models import slots, ways
+from alignkit.models.batch import collate
+from alignkit.models.products import SMALL, Product, packs
+from alignkit.models.slots import Slots
+from alignkit.models.stepwise import Anew
+from alignkit.randomness import uniforms
+from alignkit.sampling import Sampler
+from alignkit.sampling.decode import Rule, choose, decode
+
+PROMPTS = Groups.from_prompts(["a", "say bob", "a prompt that is longer than the others are", "hide it", "say"])
+
+
+def gap(policy: Policy, sampler: Sampler, n: int = 2) -> float:
+    """Largest difference between log-probs as sampled and those of the training path, nats."""
+    groups = sampler.sample(policy, PROMPTS, n, seed=(0, "slots"))
+    encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=500, max_response_tokens=100)
+    firsts = [n * i for i in range(len(encoded))]
+    batch = collate(encoded, range(len(encoded)), firsts, pad_id=policy.chat.pad_id, shared=False)
+    with torch.no_grad():
+        found = policy.tensors(batch)["logprobs"]
+    stored = [logprobs for row in groups for logprobs in row["logprobs"]]
+    return max(
+        float((found[place, : len(kept)] - torch.tensor(kept)).abs().max())
+        for place, number in enumerate(batch.responses.tolist())
+        if (kept := stored[number])
+    )
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+def test_the_weights_as_they_are_now_are_sampled_from(lora):
+    policy = Policy.load("tiny", lora=lora, trainable=True)
+    first = Sampler(max_new_tokens=12).sample(policy, PROMPTS, 2, seed=(0,))
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    assert Sampler(max_new_tokens=12).sample(policy, PROMPTS, 2, seed=(0,)).digest() != first.digest()
+    assert gap(policy, Sampler(max_new_tokens=12)) < 2e-4
+    assert {p.requires_grad for n, p in policy.named_parameters() if lora is None or "lora_" in n} == {True}
+
+
+def test_a_wrong_attention_is_found_out(monkeypatch):
+    policy, right = Policy.load("tiny"), slots.attend
+    monkeypatch.setattr(ways, "_SLOTS", {})
+    monkeypatch.setattr(slots, "attend", lambda *args, scaling=None, **more: right(*args, scaling=0.5, **more))
+    with policy.reading() as reader:
+        assert not isinstance(reader, Slots)
+    assert gap(policy, Sampler(max_new_tokens=12)) < 1e-5
+
+
+def test_under_autocast_products_are_bfloat16_and_the_rest_is_not():
+    policy = Policy.load("tiny")
+    with torch.autocast("cpu", torch.bfloat16):
+        with policy.reading() as reader:
+            assert isinstance(reader, Slots)
+            logits = reader.admit([[5, 6, 7]], 1)
+            kept = reader.cache.slots[0].keys
+        own = policy.model(torch.tensor([[5, 6, 7]])).logits[:, -1]
+        assert gap(policy, Sampler(max_new_tokens=12)) < 0.1
+    assert logits.dtype == torch.bfloat16
+    assert kept is not None
+    assert kept.dtype == torch.float32
+    torch.testing.assert_close(logits.float(), own.float(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_product_is_the_product(dtype, bias):
+    torch.manual_seed(0)
+    weight, states = torch.randn(256, SMALL // 128).to(dtype), torch.randn(3, 5, SMALL // 128).to(dtype)
+    added = torch.randn(256).to(dtype) if bias else None
+    found = Product(weight, added, dtype)(states)
+    assert packs(weight) == (dtype != torch.float64) or dtype == torch.bfloat16
+    wanted = torch.nn.functional.linear(states.double(), weight.double(), None if added is None else added.double())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol={torch.bfloat16: 0.3}.get(dtype, 1e-4))
+
+
+class Counting(Anew):
+    """Reads as the model does, and notes how many sequences each pass has."""
+
+    def __init__(self, model, pad_id):
+        super().__init__(model, pad_id)
+        self.passes: list[int] = []
+        self.admitted: list[int] = []
+
+    def admit(self, prompts: Sequence[Sequence[int]], n: int) -> torch.Tensor:
+        self.admitted.append(len(prompts) * n)
+        return super().admit(prompts, n)
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.passes.append(len(tokens))
+        return super().read(tokens)
+
+
+class Alone(Counting):
+    joins = False
+
+
+def test_sequences_join_as_others_end():
+    policy = Policy.load("tiny")
+    prompts = [policy.chat.encode_prompt(row["prompt"]) for row in PROMPTS] * 4
+    keys = [[100 * i, 100 * i + 1] for i in range(len(prompts))]
+    rule = Rule([*range(0, 262, 12), *policy.chat.end_ids], 24, vocabulary=policy.vocabulary)
+    with policy.generating() as model:
+        joined, alone = Counting(model, 0), Alone(model, 0)
+        found, wanted = (sorted(decode(reader, prompts, keys, rule, 8)) for reader in (joined, alone))
+    assert [[s.ids for s in answers] for _, answers in found] == [[s.ids for s in answers] for _, answers in wanted]
+    assert [place for place, _ in found] == list(range(len(prompts)))
+    assert sum(joined.admitted) == sum(alone.admitted) == 2 * len(prompts)
+    assert max(joined.passes) <= 8
+    assert len(joined.passes) < len(alone.passes)
+    assert np.mean(joined.passes) > 1.1 * np.mean(alone.passes)
+
+
+def test_a_prompt_with_more_samples_than_the_batch_holds_is_answered():
+    policy = Policy.load("tiny")
+    few = Sampler(max_new_tokens=6, batch_size=2).sample(policy, PROMPTS, 3, seed=(0,))
+    many = Sampler(max_new_tokens=6).sample(policy, PROMPTS, 3, seed=(0,))
+    assert few.column("response_ids") == many.column("response_ids")
+
+
+def test_room_grows_with_what_is_written():
+    policy = Policy.load("tiny")
+    assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < 2e-4
+
+
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])
+def test_choosing_by_blocks_is_inversion_of_the_whole(size):
+    torch.manual_seed(0)
+    probs = torch.softmax(3 * torch.randn(400, size), -1)
+    probs[:, ::7] = 0.0
+    draws = uniforms(np.arange(400, dtype=np.uint64), 0)
+    draws[:2], draws[-2:] = 0.0, 1 - 2**-53
+    whole = probs.double().cumsum(-1)
+    wanted = torch.searchsorted(whole, torch.from_numpy(draws)[:, None] * whole[:, -1:], right=True).squeeze(-1)
+    chosen = choose(probs, draws)
+    assert (probs.gather(-1, chosen[:, None]) > 0).all()
+    assert torch.equal(chosen[2:-2], wanted[2:-2])
+    only = torch.zeros(2, size)
+    only[:, size // 2] = 1e-3
+    assert choose(only, np.array([0.0, 1 - 2**-53])).tolist() == [size // 2] * 2
