@@ -66,7 +66,7 @@ class Run:
 
     Raises:
         ConfigError: a trainer argument that is alignkit's own, a precision that is none or cannot train, no room for a
-            token.
+            token; in several processes a strategy that shards the model, or that deals nothing out.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Run:
                 remedy="start the script with torchrun --nproc-per-node=N",
             )
         processes.refuse_alone(self.trainer, self.world)
+        processes.refuse_sharded(self.trainer, self.world)
         if not plan and self.rank == 0:
             self.store.lock()
         processes.join_processes(self.world)

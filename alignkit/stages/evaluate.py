@@ -39,7 +39,7 @@ class Evaluate(Stage[EvaluationHandle]):
         label: of the version, such as "V1"; default the stage's name.
         baseline: the evaluation to pair with; default the first of this run.
         metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one is used
-            twice. KL, length and the share that ended are always there.
+            twice. `kl`, `response_length` and `finished` are always there.
         answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
     """
 
@@ -68,7 +68,8 @@ class Evaluate(Stage[EvaluationHandle]):
         if self.kl_prompts is not None:
             check_positive(self, "kl_prompts")
         if isinstance(self.scores, Mapping) and (taken := sorted(set(self.scores) & set(ANSWERS))):
-            raise ConfigError(f"a metric that is always there is called {taken[0]!r}", where=self.name)
+            what = f"a metric that is always there is called {taken[0]!r}"
+            raise ConfigError(what, where=self.name, remedy="give the score another name")
         if self.answers == "given" and self.reference is not None:
             raise ConfigError(
                 "answers='given' with a reference",
@@ -235,7 +236,7 @@ def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequen
                     "response": response,
                     "finished": row["finished"][k] if row["finished"] else None,
                     "scores": scores,
-                    "length": len(row["response_ids"][k]) if row["response_ids"] else None,
+                    "response_length": len(row["response_ids"][k]) if row["response_ids"] else None,
                     "kl": kl[number][k] if kl and number < len(kl) else None,
                 }
             )
