@@ -5,6 +5,7 @@ Needs no model, and no torch.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -158,7 +159,7 @@ def begun_with(method: PolicyOptimizer, given: Mapping[str, Any] | None, where: 
     if wrong:
         what = f"state[{wrong[0]!r}] is {given[wrong[0]]!r}, and begins as {own[wrong[0]]!r}"
         raise ConfigError(what, where=where, remedy="pass the state that improve returned")
-    return given
+    return copy.deepcopy(given)
 
 
 def _kind(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
+from alignkit.calls import releasing
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.metrics.specs import ANSWERS
@@ -127,12 +128,12 @@ class Evaluate(Stage[EvaluationHandle]):
         kl = self._kl(place, policy, groups) if self.reference is not None else None
         logprobs = self._logprobs(place, policy, groups)
         for label, reward in self.scores.items():
-            found = metered_scores(groups, reward, place.meter)
+            with releasing(reward):
+                found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
             if gone := found.missing():
                 why = next((reason for row in found.reasons for reason in row if reason), "no reason given")
                 place.say(f"{gone} of {groups.num_responses} answers have no {label}: {why}")
-            reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
         with place.meter.phase("write"), (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
 from alignkit.engine.checks import Facts, asked_by, begun_with, refuse_contradictions
+from alignkit.calls import releasing
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -199,11 +200,9 @@ class Improve(Stage[Improved]):
             "reference": rounds.online_reference,
             "metrics": by_name(self.metrics),
         }
-        fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
+        with releasing(self.reward, self.annotator):  # one that failed may be tried again in this process
+            fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
         best = rounds.restore_best()
-        for part in (self.reward, self.annotator):
-            if part is not None:
-                part.release()
         with place.meter.phase("write"):
             return self._kept(place, rounds, best)
 
