@@ -11,7 +11,7 @@ import torch
 
 from alignkit import Annotator, Batch, FunctionReward, PolicyOptimizer, Reward, Run, Sampler, Term
 from alignkit.annotators import FunctionAnnotator, annotated
-from alignkit.calls import calling, never_exits, whose, within
+from alignkit.calls import calling, never_exits, releasing, whose, within
 from alignkit.cli import main
 from alignkit.errors import AlignkitError, ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
@@ -307,6 +307,54 @@ def test_a_reward_in_a_round_is_named_with_the_round():
 
 def fail_on_response(response):
     raise KeyError("oh")
+
+
+class Clings(Given):
+    """Fails to give back what it holds."""
+
+    def key(self):
+        return "clings"
+
+    def release(self):
+        raise KeyError("held")
+
+
+class Held(Given):
+    def release(self):
+        self.given_back = True
+
+
+def test_a_release_is_named_and_the_others_take_place():
+    other = Held(fail)
+    with pytest.raises(PluginError, match="raised KeyError: 'held'") as found, releasing(None, Clings(fail), other):
+        pass
+    assert f"{HERE}.Clings.release" in found.value.where
+    assert other.given_back
+
+
+def test_a_release_after_a_failure_hides_nothing(caplog):
+    other = Held(fail)
+    with pytest.raises(ValueError, match="the work's own"), releasing(Clings(fail), other):
+        raise ValueError("the work's own")
+    assert "Clings.release" in caplog.text
+    assert other.given_back
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate", "improve", "annotate"])
+def test_every_verb_names_a_release(tmp_path, verb):
+    clings = Clings(scores(lambda values: values))
+    ranker = Ranks(lambda groups: {"preference": ranked(groups)})
+    ranker.release, ranker.key = clings.release, clings.key
+    with Run(tmp_path / "r", quiet=True) as run:
+        v0 = run.policy("tiny", lora=None)
+        calls = {
+            "score": lambda: run.score(PAIRS, clings),
+            "evaluate": lambda: run.evaluate(v0, PROMPTS, {"r": clings}, max_new_tokens=2),
+            "improve": lambda: run.improve(v0, PROMPTS, optimizer=Mine(), reward=clings, max_new_tokens=2),
+            "annotate": lambda: run.annotate(PAIRS, ranker),
+        }
+        with pytest.raises(PluginError, match=r"release: raised KeyError: 'held'"):
+            calls[verb]()
 
 
 class Ranks(Annotator):

@@ -66,7 +66,7 @@ def versions(folder: Path, first: float = 1e-4, **options: Any) -> tuple[Any, An
         given: dict[str, Any] = {"reward": length, "max_new_tokens": 2}
         v1 = run.improve(v0, PROMPTS, optimizer=Counts(learning_rate=first), name="v1", **given)
         v2 = run.improve(v1.policy, PROMPTS, optimizer=Counts(), state=v1.state, name="v2", **given)
-    return v1, v2, [stage.found for stage in run.planned]
+    return v1, v2, [stage.cached for stage in run.planned]
 
 
 def test_a_version_begins_where_the_one_before_ended_and_is_found_again(tmp_path: Path) -> None:
