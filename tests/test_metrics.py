@@ -391,7 +391,13 @@ ANSWERED = Groups.from_rows(
 def test_metrics_of_single_prompts_are_computed_prompt_by_prompt_and_others_over_all():
     offered = answers_offered(ANSWERED, [[1.0, 3.0]], None)
     ids = [row["prompt_id"] for row in ANSWERED]
-    given = {"asking": Asking(), "kl": KL(), "finished": Finished(), "response_length": Length(), "distinct": Distinct(n=1)}
+    given = {
+        "asking": Asking(),
+        "kl": KL(),
+        "finished": Finished(),
+        "response_length": Length(),
+        "distinct": Distinct(n=1),
+    }
     given |= {"over_all": AskingOverAll(), "perplexity": Perplexity()}
     for name in ("asking", "over_all"):
         given[name].update(["stale?"] * 9)

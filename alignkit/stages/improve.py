@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.engine.checks import Facts, asked_by, begun_with, refuse_contradictions
 from alignkit.calls import releasing
+from alignkit.engine.checks import Facts, asked_by, begun_with, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive

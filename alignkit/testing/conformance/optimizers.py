@@ -123,9 +123,9 @@ def batches_differ(one: Batch, other: Batch) -> str:
 
 @check("optimizer")
 def state_is_json(subject: Subject) -> str:
-    """The state is plain JSON that reads back as it was, `initial_state` names all of it, and `update` returns a new one:
-    what cannot be written down starts over after a crash, and the next version goes on only with what is named. trl#2657,
-    NeMo RL#3171 (resumed with a fresh optimizer, in silence)."""
+    """The state is plain JSON that reads back as it was, `initial_state` names all of it, and `update` returns a new
+    one: what cannot be written down starts over after a crash, and the next version goes on with what is named.
+    trl#2657, NeMo RL#3171 (resumed with a fresh optimizer, in silence)."""
     call = first_call(subject)
     method = call.method
     states = {"initial_state()": method.initial_state(), "Batch.state": call.batch.state or {}}

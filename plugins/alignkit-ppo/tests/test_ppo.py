@@ -355,7 +355,14 @@ def test_the_coefficient_goes_on_in_the_next_version_where_the_state_is_handed_o
         v0 = policy = run.policy("tiny", lora=None)
         for name in ("v1", "v2"):
             made = run.improve(
-                policy, prompts, optimizer=steered, reward=length, reference=v0, max_new_tokens=3, state=given, name=name
+                policy,
+                prompts,
+                optimizer=steered,
+                reward=length,
+                reference=v0,
+                max_new_tokens=3,
+                state=given,
+                name=name,
             )
             policy, given = made.policy, made.state
             begun.append(json.loads((policy.path / "metrics.jsonl").read_text().splitlines()[0])["kl_coef"])
