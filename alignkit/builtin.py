@@ -42,7 +42,7 @@ def register_metrics(register: Register) -> None:
     register("accuracy", metrics.Accuracy)
     register("calibration_error", metrics.CalibrationError)
     register("kl", metrics.KL)
-    register("length", metrics.Length)
+    register("response_length", metrics.Length)
     register("finished", metrics.Finished)
     register("perplexity", metrics.Perplexity)
     register("self_bleu", metrics.SelfBLEU)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from alignkit.errors import AlignkitError, PluginError
+
+log = logging.getLogger("alignkit")
 
 REMEDY = "mend it there; ALIGNKIT_TRACE=1 shows the whole traceback"
 
@@ -19,10 +21,10 @@ def whose(owner: Any) -> str:
     """A component as a message names it: by its module (the plugin) and its class or function.
 
     Args:
-        owner: the component: an object, a class, a function, or text that is taken as it is.
+        owner: the component: an object, a class, a function, a file, or text that is taken as it is.
     """
-    if isinstance(owner, str):
-        return owner
+    if isinstance(owner, (str, Path)):
+        return str(owner)
     function = getattr(owner, "function", None) or getattr(owner, "fn", None)  # of a plain one that was wrapped
     made = function if callable(function) else owner
     while isinstance(made, functools.partial):
@@ -51,7 +53,48 @@ def calling(owner: Any, hook: str, place: str = "") -> Iterator[None]:
     except (Exception, SystemExit) as error:
         said = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else _told(error)
         where = ", ".join(part for part in (f"{whose(owner)}.{hook}" if hook else whose(owner), place) if part)
-        raise PluginError(f"{said} at {_line(owner, error.__traceback__)}", where=where, remedy=REMEDY) from error
+        raise PluginError(f"{said} at {_line(owner, error)}", where=where, remedy=REMEDY) from error
+
+
+def release(*parts: Any) -> None:
+    """Have components give back what they hold.
+
+    Args:
+        parts: rewards, annotators; what has no `release` (None, an annotator of a class of its own) holds nothing.
+
+    Raises:
+        PluginError: see `calling`; the others have been released all the same.
+    """
+    for place, part in enumerate(parts):
+        if not callable(getattr(part, "release", None)):
+            continue
+        try:
+            with calling(part, "release"):
+                part.release()
+        except PluginError:
+            release(*parts[place + 1 :])
+            raise
+
+
+@contextmanager
+def releasing(*parts: Any) -> Iterator[None]:
+    """Around work with components that hold something: they give it back, however it ends.
+
+    Args:
+        parts: see `release`.
+
+    Raises:
+        PluginError: see `release`; where the work failed, its own error is raised, and this one only said.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            release(*parts)
+        except PluginError as another:
+            log.warning("%s", another)
+        raise
+    release(*parts)
 
 
 @contextmanager
@@ -93,15 +136,17 @@ def _told(error: BaseException) -> str:
     return f"raised {type(error).__name__}" + (f": {text[:300]}" if text else "")
 
 
-def _line(owner: Any, trace: TracebackType | None) -> str:
+def _line(owner: Any, error: BaseException) -> str:
     """FILE:LINE of the deepest line of the owner's own file; of any file where none is."""
+    if isinstance(error, SyntaxError) and error.filename:  # it never ran
+        return f"{Path(error.filename).name}:{error.lineno}"
     made = owner if inspect.isclass(owner) or inspect.isroutine(owner) else type(owner)
     function = getattr(owner, "function", None) or getattr(owner, "fn", None)
     try:
-        own = inspect.getsourcefile(function if callable(function) else made)
+        own = str(owner) if isinstance(owner, Path) else inspect.getsourcefile(function if callable(function) else made)
     except TypeError:
         own = None
-    lines = []
+    lines, trace = [], error.__traceback__
     while trace is not None:
         lines.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit.errors import ConfigError
@@ -39,6 +39,29 @@ def refuse_alone(trainer: Mapping[str, Any], world: int) -> None:
         effect="Each process would train on everything, by itself.",
         remedy=f'pass trainer={{"strategy": "ddp", "devices": {max(world // nodes, 1)}}}, or start one process',
     )
+
+
+def refuse_sharded(trainer: Mapping[str, Any], world: int) -> None:
+    """Refuse a strategy under which no process holds the whole model.
+
+    Args:
+        trainer: arguments of `lightning.Trainer`.
+        world: processes.
+
+    Raises:
+        ConfigError: naming the one that works.
+    """
+    strategy = trainer.get("strategy", "auto")
+    if world <= 1 or strategy == "auto":
+        return
+    whole = [strategy] if isinstance(strategy, str) else [each.__name__.lower() for each in type(strategy).__mro__]
+    if not any(name.startswith("ddp") for name in whole):
+        raise ConfigError(
+            f"strategy {strategy if isinstance(strategy, str) else type(strategy).__name__}",
+            where="Run",
+            effect="Each process samples and scores with the whole model, and sums the gradients of all of it.",
+            remedy='use "ddp"; what a model needs of memory goes down with LoRA and max_tokens',
+        )
 
 
 def _is_count(devices: Any) -> bool:
@@ -92,6 +115,45 @@ def gather_dealt(mine: Sequence[Any], world: int) -> list[Any]:
 def summed(mine: Sequence[int]) -> list[int]:
     """The sums over all processes, number by number; exact however large."""
     return [sum(column) for column in zip(*_gathered(list(mine)), strict=True)]
+
+
+BUCKET = 25_000_000
+"""Numbers that are summed by one exchange."""
+
+
+def sum_gradients(parameters: Sequence[Any]) -> None:
+    """Sum gradients over all processes, in place; what one process has a gradient for, each has one for afterwards.
+
+    Args:
+        parameters: what is learned, the same on all processes and in the same order.
+    """
+    import torch
+    import torch.distributed as dist
+
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    learned = [parameter for parameter, some in zip(parameters, there.tolist(), strict=True) if some]
+    for parameter in learned:
+        if parameter.grad is None:  # an expert, say, that no token of this process went to
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([parameter.grad for parameter in learned]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """The tensors in order, as many of one type together as `BUCKET` holds, and at least one."""
+    bucket: list[Any] = []
+    for tensor in tensors:
+        size = sum(each.numel() for each in bucket)
+        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.numel() > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def highest(mine: Mapping[str, int], world: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.calls import calling, whose
+from alignkit.calls import calling, release, whose
 from alignkit.errors import ConfigError, PluginError
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
@@ -61,8 +61,7 @@ class Reward:
 
     def release(self) -> None:
         """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
-        for part in self.parts():
-            part.release()
+        release(*self.parts())
 
 
 def clean_score(value: Any) -> tuple[float | None, str | None]:

@@ -70,7 +70,7 @@ WRONG = [
     (lambda run: run.score(PAIRS, [once]), "reward is a list"),
     (lambda run: run.evaluate(V0, PROMPTS, [once]), "scores is a list"),
     (lambda run: run.evaluate(V0, PROMPTS, {"s": None}), "None"),
-    (lambda run: run.evaluate(V0, PROMPTS, {"length": once}), "'length'"),
+    (lambda run: run.evaluate(V0, PROMPTS, {"response_length": once}), "'response_length'"),
     (lambda run: run.evaluate(V0, PROMPTS, {}, n=0), "n=0"),
     (lambda run: run.evaluate(V0, PROMPTS, {}, kl_prompts=-1), "kl_prompts=-1"),
     (lambda run: run.evaluate(V0, PROMPTS, {}, metrics="perplexity"), "give a list"),

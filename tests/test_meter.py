@@ -308,7 +308,7 @@ def test_judging_costs_calls_and_what_the_models_read(verbs):
 def test_an_evaluation_costs_samples_scores_and_what_its_metrics_read(verbs):
     rows = [json.loads(line) for line in (verbs["evaluate"].path / "evaluation.jsonl").read_text().splitlines()]
     prompts = [prompt for prompt, _ in chat_lengths(PROMPTS)]
-    lengths = [(prompt, [row["length"]]) for prompt, row in zip(prompts, rows, strict=True)]
+    lengths = [(prompt, [row["response_length"]]) for prompt, row in zip(prompts, rows, strict=True)]
     counts, flops = spent(verbs["evaluate"])
     assert counts == {
         "generated_tokens": tokens_of(lengths),

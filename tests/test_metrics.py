@@ -179,7 +179,7 @@ def test_nothing_counted_says_nothing_and_no_number_is_refused():
 
 
 def test_counts_stay_in_float64_when_the_model_is_in_bfloat16():
-    learner = torch.nn.ModuleList([StepMetrics({"entropy": Entropy(), "length": Length()})])
+    learner = torch.nn.ModuleList([StepMetrics({"entropy": Entropy(), "response_length": Length()})])
     learner.to(torch.bfloat16).bfloat16().half()
     for metric in learner[0].metrics:
         assert {value.dtype for value in metric.metric_state.values()} == {torch.float64}
@@ -391,7 +391,13 @@ ANSWERED = Groups.from_rows(
 def test_metrics_of_single_prompts_are_computed_prompt_by_prompt_and_others_over_all():
     offered = answers_offered(ANSWERED, [[1.0, 3.0]], None)
     ids = [row["prompt_id"] for row in ANSWERED]
-    given = {"asking": Asking(), "kl": KL(), "finished": Finished(), "length": Length(), "distinct": Distinct(n=1)}
+    given = {
+        "asking": Asking(),
+        "kl": KL(),
+        "finished": Finished(),
+        "response_length": Length(),
+        "distinct": Distinct(n=1),
+    }
     given |= {"over_all": AskingOverAll(), "perplexity": Perplexity()}
     for name in ("asking", "over_all"):
         given[name].update(["stale?"] * 9)
@@ -400,7 +406,7 @@ def test_metrics_of_single_prompts_are_computed_prompt_by_prompt_and_others_over
     assert found.by_prompt["kl"] == {ids[0]: 2.0}
     assert found.by_prompt["finished"] == {ids[0]: 1.0, ids[1]: 0.0}
     assert found.by_prompt["distinct"] == {ids[0]: 1.0, ids[1]: 0.5, ids[2]: 1.0}
-    assert "length" not in found.by_prompt
+    assert "response_length" not in found.by_prompt
     assert found.values == {"over_all": 3 / 5}
     assert found.states["over_all.weight"] == 5
     kept = found.states["kl.per_prompt"]
@@ -425,7 +431,7 @@ def evaluated(tmp_path_factory):
 
 def test_what_was_asked_for_stands_beside_the_scores(evaluated):
     _, plain, more = evaluated
-    always = ["kl", "length", "finished"]
+    always = ["kl", "response_length", "finished"]
     assert set(plain.metrics) == {"letters", "perplexity", *always}
     assert set(more.metrics) == {"letters", *always, "e", "asking", "perplexity", "spread", "spread_longest"}
     for name in ("letters", *always):
@@ -434,7 +440,7 @@ def test_what_was_asked_for_stands_beside_the_scores(evaluated):
     assert more.metrics["asking"]["n"] == 5
     assert isinstance(more.metrics["perplexity"], float)
     rows = [json.loads(line) for line in (more.path / "evaluation.jsonl").read_text().splitlines()]
-    assert more.metrics["spread_longest"] == max(row["length"] for row in rows)
+    assert more.metrics["spread_longest"] == max(row["response_length"] for row in rows)
     assert more.metrics["asking"]["mean"] == sum(row["response"].endswith("e") for row in rows) / len(rows)
     assert "specs" not in plain.result
     assert set(more.result["specs"]) == {"perplexity", "spread", "spread_longest", "e", "asking"}
@@ -466,7 +472,7 @@ def test_the_perplexity_of_an_evaluation_is_over_all_its_tokens(evaluated):
     _, _, more = evaluated
     rows = [json.loads(line) for line in (more.path / "evaluation.jsonl").read_text().splitlines()]
     kept = states.load(more.path)
-    assert kept["perplexity.count"] == sum(row["length"] for row in rows)
+    assert kept["perplexity.count"] == sum(row["response_length"] for row in rows)
     assert more.metrics["perplexity"] == pytest.approx(math.exp(kept["perplexity.total"] / kept["perplexity.count"]))
 
 
@@ -496,7 +502,7 @@ def test_the_table_and_the_page_show_what_was_asked_for(evaluated):
     [
         (["self_bleu"], {}, "needs 2 answers"),
         ([use("distinct", n=1), "distinct"], {}, "two metrics are called 'distinct'"),
-        (["length"], {}, "always there"),
+        (["response_length"], {}, "always there"),
         ({"letters": "distinct"}, {}, "has this name"),
         (["entropy"], {}, "asks for entropy, which evaluations do not have"),
         ([metric_class(lambda self, kl: None)], {}, "no reference"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from alignkit import Annotator, Batch, FunctionReward, PolicyOptimizer, Reward, Run, Sampler, Term
 from alignkit.annotators import FunctionAnnotator, annotated
-from alignkit.calls import calling, never_exits, whose, within
+from alignkit.calls import calling, never_exits, releasing, whose, within
 from alignkit.cli import main
 from alignkit.errors import AlignkitError, ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
@@ -309,6 +310,54 @@ def fail_on_response(response):
     raise KeyError("oh")
 
 
+class Clings(Given):
+    """Fails to give back what it holds."""
+
+    def key(self):
+        return "clings"
+
+    def release(self):
+        raise KeyError("held")
+
+
+class Held(Given):
+    def release(self):
+        self.given_back = True
+
+
+def test_a_release_is_named_and_the_others_take_place():
+    other = Held(fail)
+    with pytest.raises(PluginError, match="raised KeyError: 'held'") as found, releasing(None, Clings(fail), other):
+        pass
+    assert f"{HERE}.Clings.release" in found.value.where
+    assert other.given_back
+
+
+def test_a_release_after_a_failure_hides_nothing(caplog):
+    other = Held(fail)
+    with pytest.raises(ValueError, match="the work's own"), releasing(Clings(fail), other):
+        raise ValueError("the work's own")
+    assert "Clings.release" in caplog.text
+    assert other.given_back
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate", "improve", "annotate"])
+def test_every_verb_names_a_release(tmp_path, verb):
+    clings = Clings(scores(lambda values: values))
+    ranker = Ranks(lambda groups: {"preference": ranked(groups)})
+    ranker.release, ranker.key = clings.release, clings.key
+    with Run(tmp_path / "r", quiet=True) as run:
+        v0 = run.policy("tiny", lora=None)
+        calls = {
+            "score": lambda: run.score(PAIRS, clings),
+            "evaluate": lambda: run.evaluate(v0, PROMPTS, {"r": clings}, max_new_tokens=2),
+            "improve": lambda: run.improve(v0, PROMPTS, optimizer=Mine(), reward=clings, max_new_tokens=2),
+            "annotate": lambda: run.annotate(PAIRS, ranker),
+        }
+        with pytest.raises(PluginError, match=r"release: raised KeyError: 'held'"):
+            calls[verb]()
+
+
 class Ranks(Annotator):
     def __init__(self, answer):
         self.answer = answer
@@ -439,7 +488,7 @@ def test_sys_exit_is_never_a_success(tmp_path, capsys, place):
         encoding="utf-8",
     )
     assert main(["run", str(file), "--run-dir", str(tmp_path / "r")]) == 2
-    assert "sys.exit(0) was called" in capsys.readouterr().err
+    assert re.search(r"called sys\.exit\(0\) at mine.py:2|sys\.exit\(0\) was called", capsys.readouterr().err)
 
 
 def test_what_explains_itself_goes_through():

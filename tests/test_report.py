@@ -116,7 +116,7 @@ class FakeRun:
                 "sample": s,
                 "tags": ["unsafe" + self.mark] if p % 5 == 0 else [],
                 "finished": p % 3 > 0,
-                "length": 10 + p,
+                "response_length": 10 + p,
                 "kl": 0.7 * version,
                 "response": f"answer {version}.{p}{self.mark}",
                 "scores": {"gold" + self.mark: p / 20 + version + s, "safety": -1.0 * version},
@@ -333,7 +333,7 @@ def test_scores_that_are_not_numbers_are_told_and_never_drawn(tmp_path):
     run.evaluate(1)
     rows = run.rows(0)
     rows[0]["scores"]["gold"] = float("nan")
-    rows[1] |= {"kl": None, "length": "many"}
+    rows[1] |= {"kl": None, "response_length": "many"}
     (folder / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = write_report(run.close()).read_text(encoding="utf-8")
     assert "1 score(s) are not finite numbers" in page

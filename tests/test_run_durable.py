@@ -120,7 +120,7 @@ def test_everything_is_there(done):
     assert len(run["stages"]) == 8
     assert second.rollouts.groups[0]["iteration"] == 2
     assert second.result["budget"]["generated_tokens"] > 0
-    assert set(after.metrics) >= {"letters", "rm", "kl", "length", "finished"}
+    assert set(after.metrics) >= {"letters", "rm", "kl", "response_length", "finished"}
     assert before.metrics["kl"]["mean"] == 0.0
     learned = [json.loads(line) for line in (reward.handle.path / "metrics.jsonl").read_text().splitlines()]
     assert {"accuracy", "accuracy_better"} <= set(learned[0])

@@ -110,3 +110,22 @@ def test_versions_are_evaluated_under_their_labels_and_paired_with_the_first(tmp
     assert "paired_to_first" not in first[0].result
     assert "kl" in named[0].metrics
     assert "kl" not in first[0].metrics
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import nothing_of_that_name", r"raised ModuleNotFoundError: .*nothing_of_that_name.* at theirs\.py:3"),
+        ("def main(run:", r"raised SyntaxError: .* at theirs\.py:3"),
+        ("import beside_theirs", r"raised ZeroDivisionError: .* at theirs\.py:3"),
+        ("raise SystemExit(0)", r"called sys\.exit\(0\) at theirs\.py:3"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_with_its_line(tmp_path, line, said):
+    (tmp_path / "beside_theirs.py").write_text("1 / 0\n")
+    recipe = tmp_path / "theirs.py"
+    recipe.write_text(f"\n\n{line}\n")
+    with pytest.raises(PluginError, match=said) as found:
+        run_recipe(recipe, run_dir=tmp_path / "r")
+    assert str(recipe) in found.value.where
+    assert not (tmp_path / "r").exists()

@@ -92,7 +92,7 @@ def test_evaluate_and_transform_take_it(tmp_path):
     with Run(tmp_path, quiet=True) as run:
         v0 = run.policy("tiny", lora=None)
         made = run.evaluate(v0, PROMPTS, {"once": once}, n=2, max_new_tokens=8, sampler=Echo())
-        assert made.metrics["length"]["mean"] == 2.0
+        assert made.metrics["response_length"]["mean"] == 2.0
         changed = run.transform(PROMPTS, answered, policy=v0, sampler=Echo())
         assert {len(text) for row in changed.groups for text in row["responses"]} == {1}
 

@@ -80,7 +80,7 @@ class First:
 
 @dataclass(frozen=True)
 class Method(PolicyOptimizer):
-    """Names a loss, an extra loss and a stream by fields of its own."""
+    """Names a loss, an extra loss and a stream by fields of its own, and has a state."""
 
     loss: Any = weighed_nll
     extra: Any = None
@@ -88,6 +88,9 @@ class Method(PolicyOptimizer):
 
     def prepare(self, groups, state):
         return Batch(groups)
+
+    def initial_state(self):
+        return {"seen": 0}
 
     def terms(self):
         return {"loss": Term(), **({"more": Term()} if self.extra else {})}
@@ -158,6 +161,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "policy": (policy("a"), policy("b")), "data": (groups("c"), PROMPTS), "optimizer": (Method(), Method(epochs=2)),
         "reward": (short, long), "annotator": (None, First()), "reference": (None, policy("a")),
         "reference_logprobs": ("kept", "online"), "streams": (None, None), "init": (None, policy("d")),
+        "state": (None, {"seen": 1}),
         "history": ((), [groups("e")]), "heldout": (None, PROMPTS), "patience": (0, 1), "max_new_tokens": (None, 9),
         "sampler": (Sampler(), Sampler(batch_size=2)), "max_length": (1024, 512), "max_missing": (0.05, 0.5),
         "drop_bad": (False, True), "value_model": ("head", "separate"),

@@ -239,7 +239,7 @@ def _rows(shift: float, samples: int) -> list[dict]:
             "sample": s,
             "scores": {"gold": p + s + shift},
             "kl": 0.5,
-            "length": 10,
+            "response_length": 10,
             "finished": s == 0,
         }
         for p in range(5)

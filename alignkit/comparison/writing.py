@@ -33,7 +33,7 @@ def scores(found: Comparison) -> Iterator[dict[str, Any]]:
         for version in cell.path:
             for row in cell.answers(version):
                 named = {"method": cell.method, "seed": cell.seed, "version": version["version"]}
-                kept = ("prompt_id", "sample", "scores", "kl", "length", "finished")
+                kept = ("prompt_id", "sample", "scores", "kl", "response_length", "finished")
                 yield {**named, **{name: row.get(name) for name in kept}}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.calls import calling, whose, within
-from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
+from alignkit.engine.checks import Facts, asked_by, begun_with, checked_state, refuse_contradictions
 from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
@@ -23,7 +23,7 @@ from alignkit.engine.judging import Judging
 from alignkit.engine.known import Asked, Known, first_epoch, mismatch, weighed
 from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
 from alignkit.engine.objectives import weighted
-from alignkit.engine.prepare import Prepare, check_widths, checked_state
+from alignkit.engine.prepare import Prepare, check_widths
 from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
@@ -188,6 +188,7 @@ def improvement(
     prompts: Groups,
     setting: Setting,
     *,
+    state: Mapping[str, Any] | None = None,
     history: Groups | None = None,
     heldout: Groups | None = None,
     patience: int = 0,
@@ -205,6 +206,7 @@ def improvement(
         judging: what scores and ranks them.
         prompts: prompts, or groups with responses for a method that samples nothing.
         setting: where.
+        state: the method's, as the version before ended; None: as it begins.
         history: groups of earlier versions.
         heldout: prompts for early stopping, or None.
         patience: rounds without a better held-out reward before stopping.
@@ -244,22 +246,11 @@ def improvement(
             setting,
             value_model=models.value_model,
         ),
-        state=initial_state(method),
+        state=begun_with(method, state),
         last={},
         # Not strict: a test may leave the extra losses out.
         weighted=weighted(losses[0], zip(method.extra_losses(), losses[1:], strict=False), method.terms()),
     )
-
-
-def initial_state(method: PolicyOptimizer) -> dict[str, Any]:
-    """What a method begins with.
-
-    Raises:
-        PluginError: it raised, or gave what JSON cannot hold.
-    """
-    with calling(method, "initial_state"):
-        found = method.initial_state()
-    return checked_state(found, f"{whose(method)}.initial_state")
 
 
 def _refuse_unfit(

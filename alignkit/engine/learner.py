@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from alignkit import processes
 from alignkit.budget import Spending
 from alignkit.calls import whose, within
 from alignkit.engine.assemble import assemble
@@ -190,7 +192,7 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        with within(partial(self._where, step)):
+        with within(partial(self._where, step)), self._apart():
             shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()
@@ -227,18 +229,25 @@ class Learner(L.LightningModule):
                 batch = data.collate(busy).to(self.device)
                 self.step_metrics.idle = not numbers
                 total, part = micro(part_step, batch)
-                # A process with nothing to do still takes part in the backward pass, with weight 0.
-                self.manual_backward(total * (float(world) if numbers else 0.0))
-                optimizer.gather()
+                if numbers:
+                    self.manual_backward(total)
+                    optimizer.gather()
                 for name, value in part.items():  # an idle process has the names too: all sum the same ones
                     shares[name] = shares.get(name, 0.0) + (value if numbers else 0.0)
         if world > 1:
+            processes.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
             names = sorted(shares)
             summed = self.trainer.strategy.reduce(
                 torch.tensor([shares[n] for n in names], dtype=torch.float64, device=self.device), reduce_op="sum"
             )
             shares = dict(zip(names, summed.tolist(), strict=True))
         return shares
+
+    def _apart(self) -> AbstractContextManager[Any]:
+        """Within it DDP leaves gradients alone, and each process sums its own: DDP would wait in every backward pass
+        for each parameter, and a value head learns nothing from a stream, nor a value model's own vocabulary ever."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def _micro(self, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
         """One micro-batch of the round: (what to differentiate, shares by name); it is measured too."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -108,22 +107,6 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
             what = f"prepare made {name} of {list(tensor.shape)}, and it has one number per {VOCABULARY[name].level}"
             raise PluginError(what, where=where, remedy=f"return {VOCABULARY[name].shape}")
     return replace(batch, metrics=_numbers(batch.metrics, where))
-
-
-def checked_state(state: Any, where: str) -> dict[str, Any]:
-    """A method's state, which is kept as JSON.
-
-    Raises:
-        PluginError: no mapping, or something in it that JSON cannot hold.
-    """
-    if isinstance(state, Mapping):
-        try:
-            json.dumps(state := dict(state), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            what = f"the state cannot be kept ({error})"
-            raise PluginError(what, where=where, remedy="keep finite numbers, text, lists and mappings") from error
-        return state
-    raise PluginError(f"the state is a {type(state).__name__}", where=where, remedy="return a mapping of plain JSON")
 
 
 def check_widths(batch: Batch, width: int, where: str) -> None:

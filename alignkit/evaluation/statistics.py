@@ -232,7 +232,7 @@ def per_prompt_scores(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str,
     """One score of evaluation rows by prompt id, averaged over the samples of a prompt; missing ones are left out.
 
     Args:
-        rows: `{"prompt_id", "scores": {name: value}, "kl", "length", "finished", ...}`.
+        rows: `{"prompt_id", "scores": {name: value}, "kl", "response_length", "finished", ...}`.
         name: a score's name, or one of what a row holds besides (`ANSWERS`).
     """
     return {key: float(np.mean(values)) for key, values in samples_by_prompt(rows, name).items()}

@@ -25,7 +25,7 @@ def summarise_evaluation(
     """Means with intervals, the paired difference to the first version, and best-of-n where prompts have samples.
 
     Args:
-        rows: one per prompt and sample: `{"prompt_id", "scores", "kl", "length", "finished", ...}`.
+        rows: one per prompt and sample: `{"prompt_id", "scores", "kl", "response_length", "finished", ...}`.
         first: the rows of the first version (V0) on the same prompts; prompts of one side only are left out,
             and the interval's `n` shows how many remain.
         by_prompt: what metrics of single prompts say: name -> value by prompt id; None takes what the rows hold

@@ -30,7 +30,7 @@ class KL(Mean):
 class Length(Mean):
     """Tokens per answer."""
 
-    spec = ANSWERS["length"]
+    spec = ANSWERS["response_length"]
     per_prompt = True
 
     def update(self, lengths: Tensor) -> None:  # type: ignore[override]
@@ -49,7 +49,7 @@ class Finished(Mean):
 
 def always() -> dict[str, Metric]:
     """Those of every evaluation, by name."""
-    return {"kl": KL(), "length": Length(), "finished": Finished()}
+    return {"kl": KL(), "response_length": Length(), "finished": Finished()}
 
 
 class SelfBLEU(Metric, BLEUScore):

@@ -171,6 +171,7 @@ ROUNDS: dict[str, MetricSpec] = {
         title="Response length",
         unit="tokens",
         place="first",
+        head="tokens",
     ),
     "eos_rate": MetricSpec(
         "share of responses that ended by themselves",
@@ -238,10 +239,7 @@ ANSWERS: dict[str, MetricSpec] = {
         place="first",
         head="KL",
     ),
-    "length": MetricSpec(
-        "length of an answer, EOS included", "as above", title="Response length", unit="tokens", place="first",
-        head="tokens",
-    ),
+    "response_length": ROUNDS["response_length"],
     "finished": MetricSpec(
         "share of answers that ended by themselves", "as above", title="Share that ends by itself", unit="share",
         better="up", head="ended",

@@ -57,7 +57,9 @@ class Version:
     @property
     def kl_per_token(self) -> float | None:
         """Total KL over total length, where the rows have both."""
-        both = [(r["kl"], r["length"]) for r in self.rows if r.get("kl") is not None and r.get("length")]
+        both = [
+            (r["kl"], r["response_length"]) for r in self.rows if r.get("kl") is not None and r.get("response_length")
+        ]
         return sum(kl for kl, _ in both) / sum(length for _, length in both) if both else None
 
 

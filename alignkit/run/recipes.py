@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alignkit.calls import never_exits
+from alignkit.calls import calling, never_exits
 from alignkit.errors import ConfigError, PluginError, nearest, suggestion
 from alignkit.groups import Groups
 from alignkit.registry.host import default_host
@@ -80,7 +80,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
 
     Raises:
         ConfigError: there is no such file, or it defines no `main`.
-        PluginError: no recipe has the name, or it is faulty.
+        PluginError: no recipe has the name, or it is faulty: what the file raised is named with its line.
     """
     path = Path(recipe)
     if path.suffix == ".py" or path.is_file():
@@ -169,7 +169,7 @@ def _imported(path: Path) -> ModuleType:
     beside = str(path.resolve().parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)  # as `python FILE` would
-    with never_exits(str(path)):
+    with calling(path.resolve(), ""):
         spec.loader.exec_module(module)
     return module
 

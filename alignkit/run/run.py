@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from alignkit import processes, stages
 from alignkit.calls import never_exits
-from alignkit.errors import ConfigError
+from alignkit.errors import AlignkitError, ConfigError
 from alignkit.identity import (
     class_code,
     component_code,
@@ -45,12 +46,16 @@ HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_
 
 H = TypeVar("H")
 
+_OPEN: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()
+"""The runs of this process that may make stages, by folder."""
+
 
 class Run:
     """A pipeline in a folder.
 
     Running the same script again skips the stages that are there; a changed argument makes a new stage, says what
-    changed, and keeps the old one.
+    changed, and keeps the old one. A second `Run` of a process in the same folder (a notebook's cell that is run again)
+    takes the place of the first, which makes no further stage.
 
     Args:
         folder: of the run.
@@ -66,7 +71,8 @@ class Run:
 
     Raises:
         ConfigError: a trainer argument that is alignkit's own, a precision that is none or cannot train, no room for a
-            token.
+            token; in several processes a strategy that shards the model, or that deals nothing out.
+        AlignkitError: another process is at work in the folder, or a stage of another `Run` of this one.
     """
 
     def __init__(
@@ -97,12 +103,13 @@ class Run:
         self.host = host or default_host()
         self.rank, self.world = processes.here()
         self.console = Console(quiet or self.rank > 0)
-        self.store = Store(self.folder)
+        self.store, self._where = Store(self.folder), self.folder.resolve()
         self.made: list[StageRecord] = []
         self._names: set[str] = set()
         self._created = now()
         self._first_evaluation: EvaluationHandle | None = None
-        self._reported = False
+        self._reported = self._replaced = False
+        self._making: str | None = None
         if self.world == 1 and str(self.trainer.get("devices", 1)) not in ("1", "auto", "[0]"):
             raise ConfigError(
                 f"devices={self.trainer['devices']} in a run of one process",
@@ -110,8 +117,9 @@ class Run:
                 remedy="start the script with torchrun --nproc-per-node=N",
             )
         processes.refuse_alone(self.trainer, self.world)
-        if not plan and self.rank == 0:
-            self.store.lock()
+        processes.refuse_sharded(self.trainer, self.world)
+        if not plan:
+            self._take_the_place()
         processes.join_processes(self.world)
 
     # -- the verbs: the arguments of each are the fields of its stage --------------------------------------------------
@@ -157,6 +165,7 @@ class Run:
         """Write report.html; returns where."""
         if self.planning or self.rank:
             return None
+        self._refuse_replaced()
         from alignkit.report import version_table, write_report
 
         self._write_run("running")
@@ -172,8 +181,10 @@ class Run:
         return planning.table(self.planned, self.precision)
 
     def close(self, status: str = "complete") -> None:
-        """Record that the script came to its end."""
-        if self.planning or self.rank:
+        """Record that the script came to its end, and let others work in the folder."""
+        if _OPEN.get(self._where) is self:
+            del _OPEN[self._where]
+        if self.planning or self.rank or self._replaced:
             return
         self._write_run(status)
         self.store.unlock()
@@ -199,6 +210,39 @@ class Run:
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
+    # -- who may write -------------------------------------------------------------------------------------------------
+
+    def _take_the_place(self) -> None:
+        """Become the one Run of this process that makes stages in the folder, and this the one process.
+
+        Raises:
+            AlignkitError: another one is making a stage.
+        """
+        before = _OPEN.get(self._where)
+        if before is self:
+            return
+        if before is not None:
+            if before._making:
+                raise AlignkitError(
+                    f"another Run of this process is making the stage {before._making!r}",
+                    where=str(self.folder),
+                    remedy="wait for it, end it, or use another folder",
+                )
+            before._replaced = True
+            before.store.unlock()
+        if self.rank == 0:
+            self.store.lock()
+        _OPEN[self._where] = self
+
+    def _refuse_replaced(self) -> None:
+        if self._replaced or (not self.planning and _OPEN.get(self._where, self) is not self):
+            raise AlignkitError(
+                "a newer Run of this process has taken the place of this one",
+                where=str(self.folder),
+                effect="Two would write over each other's record.",
+                remedy="use the newer one; close() ends a Run before the next begins",
+            )
+
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def make(self, declared: Stage[H]) -> H:
@@ -209,8 +253,12 @@ class Run:
 
         Raises:
             ConfigError: a second stage of that name, or arguments that contradict each other.
+            AlignkitError: another Run has taken the place of this one.
             PluginError: something that it called called `sys.exit`.
         """
+        self._refuse_replaced()
+        if not self.planning:
+            self._take_the_place()  # again, where it was closed
         with never_exits(f"{getattr(declared, 'name', '')} ({getattr(declared, 'verb', '')})"):
             return self._found_or_made(declared)
 
@@ -220,7 +268,8 @@ class Run:
             raise ConfigError(what, where="Run.make", remedy="its __post_init__ must call super().__post_init__()")
         if declared.name in self._names:
             what = f"two stages are named {declared.name!r}"
-            raise ConfigError(what, where=declared.verb, remedy="give each call its own name=")
+            remedy = "give each call its own name=; to make one again in this process, make the Run again first"
+            raise ConfigError(what, where=declared.verb, remedy=remedy)
         check_component("stage", declared.verb or "stage", type(declared))
         context = Context(self.host, self._first_evaluation)
         stage = declared.resolved(context)
@@ -316,6 +365,7 @@ class Run:
         folder = self.store.begin(stage.name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
         folder.mkdir(parents=True, exist_ok=True)
         self._write_run("running")
+        self._making = stage.name
         try:
             place, peak = self._place(stage, folder), PeakMemory()
             result = small_results(stage.work(place), stage.name)
@@ -323,6 +373,8 @@ class Run:
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
+        finally:
+            self._making = None
         seconds, memory = time.monotonic() - clock, processes.highest(peak.read(), self.world)
         record = {
             "name": stage.name,

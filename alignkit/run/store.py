@@ -60,18 +60,18 @@ class Store:
             AlignkitError: another process is at work in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._index = None  # others may have been at work since it was read
         self._lock = (self.folder / ".lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            own = holder.startswith(f"process {os.getpid()},")
+            self.unlock()
             raise AlignkitError(
-                f"{'another Run of this process' if own else holder} is at work in this run",
+                f"{holder} is at work in this run",
                 where=str(self.folder),
-                remedy="call its close()" if own else "wait for it, end it, or use another folder",
+                remedy="wait for it, end it, or use another folder",
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, started {now()}")

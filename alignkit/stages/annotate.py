@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from alignkit.annotators import annotated
+from alignkit.calls import releasing
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.base import Made, Product, Stage, component, rows_of
@@ -33,10 +34,8 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
         """One folder per dimension."""
         if not place.writes:
             return {}
-        try:
+        with releasing(self.annotator):
             found = annotated(rows_of(self.groups), self.annotator, derived_seed(*place.path), place.meter)
-        finally:
-            self.annotator.release()
         result: dict[str, Any] = {}
         for dimension, part in found.items():
             with place.meter.phase("write"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
+from alignkit.calls import releasing
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.metrics.specs import ANSWERS
@@ -39,7 +40,7 @@ class Evaluate(Stage[EvaluationHandle]):
         label: of the version, such as "V1"; default the stage's name.
         baseline: the evaluation to pair with; default the first of this run.
         metrics: what else to measure on the answers: registered names, `use(…)`, or classes; by name where one is used
-            twice. KL, length and the share that ended are always there.
+            twice. `kl`, `response_length` and `finished` are always there.
         answers: "sampled" from the policy, or "given": those that the groups hold, such as turns of a dialogue.
     """
 
@@ -68,7 +69,8 @@ class Evaluate(Stage[EvaluationHandle]):
         if self.kl_prompts is not None:
             check_positive(self, "kl_prompts")
         if isinstance(self.scores, Mapping) and (taken := sorted(set(self.scores) & set(ANSWERS))):
-            raise ConfigError(f"a metric that is always there is called {taken[0]!r}", where=self.name)
+            what = f"a metric that is always there is called {taken[0]!r}"
+            raise ConfigError(what, where=self.name, remedy="give the score another name")
         if self.answers == "given" and self.reference is not None:
             raise ConfigError(
                 "answers='given' with a reference",
@@ -126,12 +128,12 @@ class Evaluate(Stage[EvaluationHandle]):
         kl = self._kl(place, policy, groups) if self.reference is not None else None
         logprobs = self._logprobs(place, policy, groups)
         for label, reward in self.scores.items():
-            found = metered_scores(groups, reward, place.meter)
+            with releasing(reward):
+                found = metered_scores(groups, reward, place.meter)
             groups = groups.with_rewards(label, found.values, found.reasons)
             if gone := found.missing():
                 why = next((reason for row in found.reasons for reason in row if reason), "no reason given")
                 place.say(f"{gone} of {groups.num_responses} answers have no {label}: {why}")
-            reward.release()
         rows = _evaluation_rows(groups, kl, list(self.scores))
         with place.meter.phase("write"), (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:
@@ -235,7 +237,7 @@ def _evaluation_rows(groups: Groups, kl: list[list[float]] | None, names: Sequen
                     "response": response,
                     "finished": row["finished"][k] if row["finished"] else None,
                     "scores": scores,
-                    "length": len(row["response_ids"][k]) if row["response_ids"] else None,
+                    "response_length": len(row["response_ids"][k]) if row["response_ids"] else None,
                     "kl": kl[number][k] if kl and number < len(kl) else None,
                 }
             )

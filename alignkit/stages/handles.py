@@ -153,7 +153,8 @@ class Improved:
     Args:
         policy: the new version.
         rollouts: what was sampled for it, scored.
-        state: the optimizer's state at the end.
+        state: the optimizer's state at the end (of the best round, where that was put back): `improve(…, state=…)` goes
+            on with it.
         result: small results.
     """
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
+from alignkit.calls import releasing
+from alignkit.engine.checks import Facts, asked_by, begun_with, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.optimizers import check_not_negative, check_positive
@@ -43,6 +44,8 @@ class Improve(Stage[Improved]):
             micro-batch, in less memory and more time.
         streams: groups of the second data streams that the optimizer declares, by name.
         init: whose weights are trained; default the policy's own.
+        state: what the optimizer's state begins with, such as an adaptive coefficient: `Improved.state` of the version
+            before, of the same optimizer; default its own beginning.
         history: samples of earlier versions, oldest first, scored again by the current reward.
         heldout: prompts on which the reward is measured after every round.
         patience: rounds without a better held-out reward before stopping; 0 never stops.
@@ -73,6 +76,7 @@ class Improve(Stage[Improved]):
     reference_logprobs: Literal["kept", "online"] = "kept"
     streams: Mapping[str, Groups | GroupsHandle] | None = None
     init: PolicyHandle | None = None
+    state: Mapping[str, Any] | None = None
     history: Sequence[GroupsHandle | Groups] = ()
     heldout: Groups | GroupsHandle | None = None
     patience: int = 0
@@ -138,6 +142,7 @@ class Improve(Stage[Improved]):
             greedy=sampler.greedy,
         )
         refuse_contradictions(method, asked_by(losses, referenced), facts)
+        begun_with(method, self.state, self.name)
 
     def derived(self) -> Mapping[str, Any]:
         return {"lora": self._start.lora, "declared_streams": self.optimizer.streams()}
@@ -195,11 +200,9 @@ class Improve(Stage[Improved]):
             "reference": rounds.online_reference,
             "metrics": by_name(self.metrics),
         }
-        fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
+        with releasing(self.reward, self.annotator):  # one that failed may be tried again in this process
+            fit_learner(place, arguments, self.checkpointing, rounds.setting.spending)
         best = rounds.restore_best()
-        for part in (self.reward, self.annotator):
-            if part is not None:
-                part.release()
         with place.meter.phase("write"):
             return self._kept(place, rounds, best)
 
@@ -243,6 +246,7 @@ class Improve(Stage[Improved]):
             Judging(setting, self.reward, self.annotator, self.max_missing),
             rows,
             setting,
+            state=self.state,
             history=_in_order([rows_of(part) for part in self.history]),
             heldout=None if self.heldout is None else rows_of(self.heldout),
             patience=self.patience,
@@ -320,7 +324,9 @@ class Improve(Stage[Improved]):
         policy = PolicyHandle(**common, lora=start.lora, parameters=start.parameters)
         expected, responses = self._draws()[0], self.optimizer.samples_per_prompt or 1
         rollouts = GroupsHandle(**common, expected=expected, responses=responses)
-        return Improved(policy, rollouts, made.result.get("state", {}), made.result)
+        # Of a planned stage as it begins: what goes on from it can be planned too.
+        state = made.result.get("state", {}) if made.folder else begun_with(self.optimizer, self.state, self.name)
+        return Improved(policy, rollouts, state, made.result)
 
 
 def _in_order(history: Sequence[Groups]) -> Groups:

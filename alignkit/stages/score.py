@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from alignkit.calls import releasing
 from alignkit.groups import Groups
 from alignkit.stages.base import Cost, Made, Product, Stage, component, rows_of
 from alignkit.stages.groups import keep
@@ -39,10 +40,8 @@ class Score(Stage[GroupsHandle]):
 
         if not place.writes:
             return {}
-        try:
+        with releasing(self.reward):
             scored = score_groups(rows_of(self.groups), self.reward, place.meter)
-        finally:
-            self.reward.release()
         values, present = scored.rewards(self.reward.name)
         flat = [v for row, there in zip(values, present, strict=True) for v, t in zip(row, there, strict=True) if t]
         means = {"mean": sum(flat) / len(flat)} if flat else {}

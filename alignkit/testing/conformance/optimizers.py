@@ -123,8 +123,9 @@ def batches_differ(one: Batch, other: Batch) -> str:
 
 @check("optimizer")
 def state_is_json(subject: Subject) -> str:
-    """The state is plain JSON that reads back as it was, and `update` returns a new one: what cannot be written down
-    starts over after a crash. trl#2657, NeMo RL#3171 (resumed with a fresh optimizer, in silence)."""
+    """The state is plain JSON that reads back as it was, `initial_state` names all of it, and `update` returns a new
+    one: what cannot be written down starts over after a crash, and the next version goes on with what is named.
+    trl#2657, NeMo RL#3171 (resumed with a fresh optimizer, in silence)."""
     call = first_call(subject)
     method = call.method
     states = {"initial_state()": method.initial_state(), "Batch.state": call.batch.state or {}}
@@ -133,6 +134,8 @@ def state_is_json(subject: Subject) -> str:
     if before != method.initial_state():
         refuse("update changes the state that it was given, instead of returning a new one")
     for name, state in states.items():
+        if more := sorted(set(state) - set(before)):
+            refuse(f"it holds {more}, which initial_state does not name", name)
         try:
             back = json.loads(json.dumps(state, allow_nan=False))
         except (TypeError, ValueError) as error:

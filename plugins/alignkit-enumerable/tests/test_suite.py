@@ -65,7 +65,9 @@ def test_a_suite_is_started_and_measured(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (found.path / "evaluation.jsonl").read_text().splitlines()]
     expected = (logprobs.exp() * PROBLEM.rewards()).sum(-1).tolist()
     assert [row["scores"]["reward"] for row in rows] == pytest.approx(expected)
-    assert [row["length"] for row in rows] == pytest.approx((2 - logprobs[:, 0].exp()).tolist())  # END alone is 1 long
+    assert [row["response_length"] for row in rows] == pytest.approx(
+        (2 - logprobs[:, 0].exp()).tolist()
+    )  # END alone is 1 long
     assert metrics["reward"] == pytest.approx(sum(expected) / 2)
 
 

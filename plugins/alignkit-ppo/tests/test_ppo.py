@@ -347,6 +347,33 @@ def test_a_fixed_coefficient_ignores_what_an_earlier_run_left() -> None:
     assert optimizer.update({"kl_coef": 0.9}, {}) == {"kl_coef": 0.9}
 
 
+def test_the_coefficient_goes_on_in_the_next_version_where_the_state_is_handed_on(tmp_path: Path) -> None:
+    steered = PPO(rounds=2, prompts_per_round=4, batch_size=4, epochs=1, kl_coef=0.15, kl_target=6.0, kl_horizon=20.0)
+    prompts = Groups.from_prompts([f"p{i}" for i in range(4)])
+    begun, given = [], None
+    with Run(tmp_path, quiet=True) as run:
+        v0 = policy = run.policy("tiny", lora=None)
+        for name in ("v1", "v2"):
+            made = run.improve(
+                policy,
+                prompts,
+                optimizer=steered,
+                reward=length,
+                reference=v0,
+                max_new_tokens=3,
+                state=given,
+                name=name,
+            )
+            policy, given = made.policy, made.state
+            begun.append(json.loads((policy.path / "metrics.jsonl").read_text().splitlines()[0])["kl_coef"])
+            begun.append(made.state["kl_coef"])
+        with pytest.raises(ConfigError, match="has none as it is set"):
+            run.improve(policy, prompts, optimizer=PPO(), reward=length, reference=v0, state=given, name="v3")
+    assert begun[0] == 0.15
+    assert begun[2] == begun[1] < 0.15
+    assert begun[3] < begun[2]
+
+
 def test_a_round_ends_early_on_its_kl() -> None:
     assert not PPO().stop_epochs({"approx_kl": 99.0})
     assert PPO(target_kl=0.02).stop_epochs({"approx_kl": 0.021})

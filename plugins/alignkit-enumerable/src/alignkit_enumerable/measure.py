@@ -108,7 +108,7 @@ class Enumerate(Stage[EvaluationHandle]):
                     "response": chat.decode(likeliest),
                     "finished": None,
                     "scores": {name: float(values[p]) for name, values in columns.items()},
-                    "length": float((said[p].exp() * lengths).sum()),
+                    "response_length": float((said[p].exp() * lengths).sum()),
                     "kl": float(spent[p]),
                 }
             )
