@@ -35,6 +35,7 @@ from alignkit._lazy import face
 
 _HOMES = {
     "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
+    "alignkit.fields": "check_values",
     "alignkit.files": "write_json",
     "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.errors import PluginError as PluginError
     from alignkit.errors import did_you_mean as did_you_mean
     from alignkit.evaluation import bootstrap_mean as bootstrap_mean
+    from alignkit.fields import check_values as check_values
     from alignkit.files import write_json as write_json
     from alignkit.functional import ScoreAt as ScoreAt
     from alignkit.functional import check_range as check_range

@@ -91,7 +91,7 @@ class Improve(Stage[Improved]):
         super().__post_init__()
         check_fraction("max_missing", self.max_missing, self.name)
         check_positive(self, "max_length")
-        check_not_negative(self, "patience")
+        check_not_negative(self, "patience", *(["iteration"] if self.iteration is not None else []))
         if self.patience and self.heldout is None:
             what = f"patience={self.patience} without held-out prompts"
             raise ConfigError(what, where=self.name, effect="Nothing would ever stop it.", remedy="pass heldout=…")
