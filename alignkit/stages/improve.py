@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
+from alignkit.calls import calling
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
@@ -127,7 +128,8 @@ class Improve(Stage[Improved]):
 
     def _refuse_contradictions(self, context: Context, method: Any, sampler: Any) -> None:
         losses = [context.host.build("loss", loss) for loss in (method.loss, *method.extra_losses().values())]
-        method.check_use(max_new_tokens=sampler.max_new_tokens, losses=losses)
+        with calling(method, "check_use"):
+            method.check_use(max_new_tokens=sampler.max_new_tokens, losses=losses)
         referenced = self.reference is not None
         facts = Facts(
             rewarded=self.reward is not None,
