@@ -54,6 +54,19 @@ def calling(owner: Any, hook: str, place: str = "") -> Iterator[None]:
         raise PluginError(f"{said} at {_line(owner, error.__traceback__)}", where=where, remedy=REMEDY) from error
 
 
+def give_back(owner: Any) -> None:
+    """Have a component give back what it holds.
+
+    Args:
+        owner: a reward or an annotator.
+
+    Raises:
+        PluginError: see `calling`.
+    """
+    with calling(owner, "release"):
+        owner.release()
+
+
 @contextmanager
 def never_exits(where: str) -> Iterator[None]:
     """Around work in which code of others runs: `sys.exit` in it is an error, whatever status it names.

@@ -11,7 +11,7 @@ import torch
 
 from alignkit import Annotator, Batch, FunctionReward, PolicyOptimizer, Reward, Run, Sampler, Term
 from alignkit.annotators import FunctionAnnotator, annotated
-from alignkit.calls import calling, never_exits, whose, within
+from alignkit.calls import calling, give_back, never_exits, whose, within
 from alignkit.cli import main
 from alignkit.errors import AlignkitError, ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
@@ -368,6 +368,16 @@ def test_an_annotators_answer_is_looked_at(answer, said):
 
 def by_length(groups, seed):
     return ranked(groups)
+
+
+@pytest.mark.parametrize("wrong", [fail, leave])
+def test_what_gives_nothing_back_is_named(wrong):
+    class Holds(Ranks):
+        def release(self):
+            wrong()
+
+    with pytest.raises(PluginError, match=r"Holds\.release: (raised KeyError|called sys.exit)"):
+        give_back(Holds(ranked))
 
 
 def test_a_plain_function_is_an_annotator(tmp_path):

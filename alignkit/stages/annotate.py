@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from alignkit.annotators import annotated
+from alignkit.calls import give_back
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.base import Made, Product, Stage, component, rows_of
@@ -36,7 +37,7 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
         try:
             found = annotated(rows_of(self.groups), self.annotator, derived_seed(*place.path), place.meter)
         finally:
-            self.annotator.release()
+            give_back(self.annotator)
         result: dict[str, Any] = {}
         for dimension, part in found.items():
             with place.meter.phase("write"):

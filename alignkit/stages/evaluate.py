@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
+from alignkit.calls import give_back
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.metrics.specs import ANSWERS
@@ -131,7 +132,7 @@ class Evaluate(Stage[EvaluationHandle]):
             if gone := found.missing():
                 why = next((reason for row in found.reasons for reason in row if reason), "no reason given")
                 place.say(f"{gone} of {groups.num_responses} answers have no {label}: {why}")
-            reward.release()
+            give_back(reward)
         rows = _evaluation_rows(groups, kl, list(self.scores))
         with place.meter.phase("write"), (place.folder / EVALUATION).open("w", encoding="utf-8") as out:
             for row in rows:

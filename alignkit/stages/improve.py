@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.calls import calling
+from alignkit.calls import calling, give_back
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
@@ -201,7 +201,7 @@ class Improve(Stage[Improved]):
         best = rounds.restore_best()
         for part in (self.reward, self.annotator):
             if part is not None:
-                part.release()
+                give_back(part)
         with place.meter.phase("write"):
             return self._kept(place, rounds, best)
 

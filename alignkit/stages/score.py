@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from alignkit.calls import give_back
 from alignkit.groups import Groups
 from alignkit.stages.base import Cost, Made, Product, Stage, component, rows_of
 from alignkit.stages.groups import keep
@@ -42,7 +43,7 @@ class Score(Stage[GroupsHandle]):
         try:
             scored = score_groups(rows_of(self.groups), self.reward, place.meter)
         finally:
-            self.reward.release()
+            give_back(self.reward)
         values, present = scored.rewards(self.reward.name)
         flat = [v for row, there in zip(values, present, strict=True) for v, t in zip(row, there, strict=True) if t]
         means = {"mean": sum(flat) / len(flat)} if flat else {}
