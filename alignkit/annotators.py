@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -101,23 +102,28 @@ def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | No
     if set(found) != set(declared):
         what = f"gave {sorted(found)}, it declares {sorted(declared)}"
         raise PluginError(what, where=where, remedy="set its `dimensions`")
-    responses: dict[str, list[list[str]]] = {}
-    for prompt, given in groups.each("prompt_id", "responses"):
-        responses.setdefault(prompt, []).append(sorted(given))
+    asked = Counter((prompt, *sorted(given)) for prompt, given in groups.each("prompt_id", "responses"))
     for part in found.values():
-        _check_ranks(part, responses, where)
+        _check_ranks(part, asked, where)
     return found
 
 
-def _check_ranks(part: Groups, responses: Mapping[str, list[list[str]]], where: str) -> None:
-    """Refuse rows without ranks from 1, and answers that nobody asked about."""
+def _check_ranks(part: Groups, asked: Mapping[tuple[str, ...], int], where: str) -> None:
+    """Refuse rows without a rank from 1 for each response, answers that nobody asked about, and those given twice."""
+    left = Counter(asked)
     for prompt, given, ranks in part.each("prompt_id", "responses", "ranks"):
-        if sorted(given) not in responses.get(prompt, []):
+        row = (prompt, *sorted(given))
+        left[row] -= 1
+        if row in asked and left[row] < 0:
+            what = f"judged prompt {prompt} {asked[row] - left[row]} times, and was asked {asked[row]}"
+            effect = "It would weigh more than the others."
+            raise PluginError(what, where=where, effect=effect, remedy="return each group once")
+        if row not in asked:
             raise PluginError(
                 f"judged prompt {prompt} with responses that it was not given",
                 where=where,
                 remedy="return the groups that were given, with ranks filled in",
             )
-        if given and (not ranks or min(ranks) != 1):
+        if given and (not ranks or len(ranks) != len(given) or None in ranks or min(ranks) != 1):
             what = f"prompt {prompt} has the ranks {ranks}"
             raise PluginError(what, where=where, remedy="rank from 1, the best, or leave the group out")

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -13,14 +14,16 @@ from typing import Any, Literal, get_args, get_origin
 from alignkit.errors import ConfigError, suggestion
 
 NUMBERS = ("int", "float", "bool")
+TEXTS: dict[str, tuple[type, ...]] = {"str": (str,), "Path": (str, os.PathLike)}
+"""What is text: a path may be written as one."""
 
 
 def check_values(declared: Any) -> None:
     """Refuse words and numbers that annotations do not allow; whole numbers for `float` become floats, so that 1 and
     1.0 are one key.
 
-    Words are those of a `Literal`, by its name too; numbers are finite, those of a tuple too; a flag is a truth value.
-    Other annotations say nothing here.
+    Words are those of a `Literal`, by its name too; numbers are finite, those of a tuple too, which has as many as are
+    declared; a flag is a truth value, a text is text. Other annotations say nothing here.
 
     Args:
         declared: an instance of a dataclass.
@@ -30,12 +33,33 @@ def check_values(declared: Any) -> None:
     """
     where = name_of(declared)
     for name, value, node in annotated(declared):
-        words = _words(node, type(declared))
-        if words and value not in words:
-            raise ConfigError(f"{name}={value!r}", where=where, remedy=suggestion(value, map(str, words)))
-        number = _number(name, value, node, where)
-        if type(number) is not type(value):
-            object.__setattr__(declared, name, number)
+        settled = _settled(name, value, node, where, type(declared))
+        if type(settled) is not type(value):
+            object.__setattr__(declared, name, settled)
+
+
+def check_value(name: str, value: Any, annotation: Any, where: str) -> None:
+    """The same of one value that is declared by a parameter of a function.
+
+    Args:
+        name: of the parameter.
+        value: what it is to be.
+        annotation: of the parameter, as text or as a type.
+        where: whose it is.
+
+    Raises:
+        ConfigError: what it holds, and what it may hold.
+    """
+    node = _annotation(annotation)
+    if node is not None and not (value is None and _allows_none(node)):
+        _settled(name, value, node, where, None)
+
+
+def _settled(name: str, value: Any, node: ast.expr, where: str, kind: type | None) -> Any:
+    words = _words(node, kind)
+    if words and not any(isinstance(value, type(word)) and value == word for word in words):
+        raise ConfigError(f"{name}={value!r}", where=where, remedy=suggestion(value, map(str, words)))
+    return _plain_value(name, value, node, where)
 
 
 def name_of(declared: Any) -> str:
@@ -81,7 +105,7 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _words(node: ast.expr, kind: type) -> list[Any]:
+def _words(node: ast.expr, kind: type | None) -> list[Any]:
     """The words that a field may hold; none where it may hold something else too."""
     found = list[Any]()
     for one in choices(node):
@@ -97,37 +121,56 @@ def _words(node: ast.expr, kind: type) -> list[Any]:
     return found
 
 
-def _named_words(name: str, kind: type) -> list[Any]:
+def _named_words(name: str, kind: type | None) -> list[Any]:
     """The words of a `Literal` that has a name in the module of the class, or of one that it is made from."""
-    for base in kind.__mro__:
+    for base in kind.__mro__ if kind else ():
         known = getattr(sys.modules.get(base.__module__), name, None) if name else None
         if get_origin(known) is Literal:
             return list(get_args(known))
     return []
 
 
-def _number(name: str, value: Any, node: ast.expr, where: str) -> Any:
+def _plain_value(name: str, value: Any, node: ast.expr, where: str) -> Any:
     """The value, as a float where that is what the annotation says.
 
     Raises:
-        ConfigError: no finite number, no whole number, or no truth value, where one is declared.
+        ConfigError: no finite number, no whole number, no truth value, no text, or not as many, where one is declared.
     """
-    kinds = {name_in(one) or _inside(one) for one in choices(node) if not _is_none(one)}
-    if kinds in ({"tuple of int"}, {"tuple of float"}) and isinstance(value, (list, tuple)):
-        plain = {kind.removeprefix("tuple of ") for kind in kinds}
-        settled = [_one_number(f"{name}[{place}]", each, plain, where) for place, each in enumerate(value)]
-        alike = all(type(a) is type(b) for a, b in zip(settled, value, strict=True))
-        return value if alike and isinstance(value, tuple) else tuple(settled)
-    return _one_number(name, value, kinds, where) if kinds and kinds <= set(NUMBERS) else value
+    inside = [_inside(one) for one in choices(node) if not _is_none(one)]
+    if len(inside) == 1 and inside[0] is not None:
+        return _several(name, value, *inside[0], where)
+    return _one(name, value, {name_in(one) for one in choices(node) if not _is_none(one)}, where)
 
 
-def _inside(node: ast.expr) -> str:
-    """ "tuple of float" for `tuple[float, float]` and `tuple[float, ...]`; empty for anything else."""
+def _one(name: str, value: Any, kinds: set[str], where: str) -> Any:
+    if kinds and kinds <= set(NUMBERS):
+        return _one_number(name, value, kinds, where)
+    if kinds and kinds <= set(TEXTS) and not isinstance(value, tuple(t for kind in kinds for t in TEXTS[kind])):
+        raise ConfigError(f"{name}={value!r} is no text", where=where)
+    return value
+
+
+def _several(name: str, value: Any, kind: str, count: int | None, where: str) -> Any:
+    """The value of a tuple of `kind`, with `count` of them; None: however many."""
+    if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+        wanted = f"{count} of them" if count is not None else "a list of them"
+        raise ConfigError(f"{name}={value!r}, which is declared as {kind}s", where=where, remedy=f"give {wanted}")
+    settled = [_one(f"{name}[{place}]", each, {kind}, where) for place, each in enumerate(value)]
+    alike = all(type(a) is type(b) for a, b in zip(settled, value, strict=True))
+    return value if alike and isinstance(value, tuple) else tuple(settled)
+
+
+def _inside(node: ast.expr) -> tuple[str, int | None] | None:
+    """(what it holds, how many; None: any number) of `tuple[float, float]` and `tuple[float, ...]`; None for anything
+    else."""
     if not (isinstance(node, ast.Subscript) and name_in(node.value) == "tuple"):
-        return ""
+        return None
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    inside = {name_in(part) for part in parts if not (isinstance(part, ast.Constant) and part.value is Ellipsis)}
-    return f"tuple of {inside.pop()}" if len(inside) == 1 else ""
+    own = [part for part in parts if not (isinstance(part, ast.Constant) and part.value is Ellipsis)]
+    kinds = {name_in(part) for part in own}
+    if len(kinds) != 1 or not kinds <= {*NUMBERS, *TEXTS}:
+        return None
+    return kinds.pop(), len(own) if len(own) == len(parts) else None
 
 
 def _one_number(name: str, value: Any, kinds: set[str], where: str) -> Any:

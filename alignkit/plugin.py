@@ -14,7 +14,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`, of clipped ratios `RATIOS`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
-  `preference_cross_entropy`; `is_constant`, `check_range`, `check_shapes`.
+  `preference_cross_entropy`; `is_constant`, `check_range`, `check_shapes`; `check_values`, of a dataclass's fields.
 - Which responses stay and how they rank: `take_responses`, `take_present`, `eligible`, `best_responses`,
   `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`; `RankBy`, `labelled`, which make
   comparisons of samples.
@@ -35,6 +35,7 @@ from alignkit._lazy import face
 
 _HOMES = {
     "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
+    "alignkit.fields": "check_values",
     "alignkit.files": "write_json",
     "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.errors import PluginError as PluginError
     from alignkit.errors import did_you_mean as did_you_mean
     from alignkit.evaluation import bootstrap_mean as bootstrap_mean
+    from alignkit.fields import check_values as check_values
     from alignkit.files import write_json as write_json
     from alignkit.functional import ScoreAt as ScoreAt
     from alignkit.functional import check_range as check_range

@@ -16,6 +16,7 @@ from typing import Any
 
 from alignkit.calls import calling, release, whose
 from alignkit.errors import ConfigError, PluginError
+from alignkit.fields import check_values
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
@@ -164,6 +165,7 @@ class WeightedSum(Reward):
     name: str = "weighted_sum"
 
     def __post_init__(self) -> None:
+        check_values(self)
         if len(self.rewards) != len(self.weights) or not self.rewards:
             raise ConfigError(f"{len(self.rewards)} rewards and {len(self.weights)} weights", where="WeightedSum")
 
@@ -208,6 +210,7 @@ class Piecewise(Reward):
     name: str = "piecewise"
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold={self.threshold} must be in (0, 1)", where="Piecewise")
 

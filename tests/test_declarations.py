@@ -80,7 +80,7 @@ WRONG = [
     (lambda run: run.sample([], PROMPTS), "policy names none"),
     (lambda run: run.sft(V0, PAIRS, batch_size=2.5), "batch_size=2.5 is no whole number"),
     (lambda run: run.sft(V0, PAIRS, drop_bad="no"), "drop_bad='no' is no truth value"),
-    (lambda run: run.sft(V0, PAIRS, betas=(0.9,)), "two numbers"),
+    (lambda run: run.sft(V0, PAIRS, betas=(0.9,)), "give 2 of them"),
     (lambda run: run.sft(V0, PAIRS, max_grad_norm=None), "max_grad_norm=None is no finite number"),
     (lambda run: run.sft(V0, PAIRS, learning_rat=1.0), r"there is no argument 'learning_rat'.*learning_rate"),
     (lambda run: run.train_reward(V0, PAIRS), "missing a required argument: 'loss'"),

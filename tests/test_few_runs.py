@@ -136,3 +136,37 @@ def test_other_prompts_and_other_shapes_are_refused() -> None:
         few.estimate(few.probability_of_improvement, [[1.0, 2.0]], [[1.0]])
     with pytest.raises(ConfigError, match="shapes"):
         few.paired([[1.0], [2.0]], [[1.0]])
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_scores_that_are_all_zero_do_not_make_a_rare_event_impossible(seeds: int) -> None:
+    """None of 16: Wilson's interval ends at z^2 / (16 + z^2) = 0.194; of scores that are no shares nothing is known."""
+    none = np.zeros((seeds, 16))
+    found = few.estimate(few.mean, none, resamples=50).interval()
+    assert (found.low, found.high) == (0.0, pytest.approx(0.1936, abs=1e-3))
+    found = few.estimate(few.mean, none + 1, resamples=50).interval()
+    assert (found.low, found.high) == (pytest.approx(0.8064, abs=1e-3), 1.0)
+    whole = few.estimate(few.mean, np.zeros((3, 16)), draw_prompts=False, resamples=50).interval()
+    assert (whole.low, whole.high) == (0.0, pytest.approx(0.5615, abs=1e-3))
+    assert few.estimate(few.mean, none + 0.5, resamples=50).error == 0.0
+
+
+def test_equal_scores_are_no_certain_tie() -> None:
+    none = np.zeros((3, 16))
+    found = few.paired(none, none)
+    assert found.p_value == 1.0
+    assert found.interval().low == pytest.approx(-0.1936, abs=1e-3)
+    assert found.interval().high == pytest.approx(0.1936, abs=1e-3)
+    assert few.paired(none + 0.5, none + 0.5).error == 0.0
+
+
+def test_an_interval_of_rare_events_over_seeds_holds_the_truth() -> None:
+    """Of one event in forty and 30 prompts, nearly half of all matrices hold none."""
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(200):
+        scores = np.repeat(rng.random((1, 30)) < 0.025, 2, axis=0).astype(
+            float
+        )  # two seeds that solve the same prompts
+        found = few.estimate(few.mean, scores, resamples=100).interval()
+        held += found.low <= 0.025 <= found.high
+    assert held >= 180

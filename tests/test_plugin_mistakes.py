@@ -12,7 +12,7 @@ import torch
 
 from alignkit import Annotator, Batch, FunctionReward, PolicyOptimizer, Reward, Run, Sampler, Term
 from alignkit.annotators import FunctionAnnotator, annotated
-from alignkit.calls import calling, never_exits, releasing, whose, within
+from alignkit.calls import calling, never_exits, release, releasing, whose, within
 from alignkit.cli import main
 from alignkit.errors import AlignkitError, ConfigError, NumericError, PluginError
 from alignkit.metrics import Metric
@@ -179,6 +179,19 @@ def tensors(values):
         (lambda groups: Batch(groups, state=[1]), "the state is a list"),
         (lambda groups: Batch(groups, state={"seen": {1}}), "the state cannot be kept"),
         (lambda groups: Batch(groups, metrics={"seen": "many"}), "a metric that is no number"),
+        (lambda groups: Batch(groups, metrics=None), "metrics that are a NoneType"),
+        (lambda groups: Batch(groups, tensors=None), "tensors that are a NoneType"),
+        (lambda groups: Batch(groups, tensors=[1]), "tensors that are a list"),
+        (lambda groups: Batch(groups, pairs=[(0, 0)]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[(0, 99)]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[(0, -1)]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[(0,)]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[(0.0, 1.5)]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[None]), "made the pair"),
+        (lambda groups: Batch(groups, pairs=[("a", "b")]), "made the pair"),
+        (tensors(lambda r: torch.ones(r, 64, device="meta")), "without values"),
+        (tensors(lambda r: torch.ones(r, 64, dtype=torch.complex64)), "complex"),
+        (tensors(lambda r: torch.ones(r, 64, requires_grad=True)), "not detached"),
     ],
 )
 def test_prepare_is_named_with_its_round(make, said):
@@ -235,6 +248,18 @@ def test_declarations_are_looked_at_before_a_model_is_loaded(tmp_path, hook, wro
         setattr(Theirs, hook, wrong)
         with pytest.raises(AlignkitError, match=said):
             run.improve(v0, PROMPTS, optimizer=method, reward=lambda response: 1.0)
+
+
+def test_a_check_of_the_stage_is_named_before_a_model_is_loaded(tmp_path):
+    @dataclass(frozen=True)
+    class Theirs(Mine):
+        def check_use(self, *, max_new_tokens, losses):
+            raise KeyError("oh")
+
+    with Run(tmp_path / "r", quiet=True, plan=True) as run:
+        v0 = run.policy("tiny")
+        with pytest.raises(PluginError, match=r"check_use: raised KeyError"):
+            run.improve(v0, PROMPTS, optimizer=Theirs(), reward=lambda response: 1.0)
 
 
 # -- what judges -------------------------------------------------------------------------------------------------------
@@ -380,6 +405,8 @@ def ranked(groups, first=1):
         (lambda groups: {"preference": groups.with_columns({"ranks": [None] * len(groups)})}, "has the ranks None"),
         (lambda groups: {"preference": ranked(groups, first=0)}, "has the ranks"),
         (lambda groups: {"preference": ranked(DEMOS)}, "that it was not given"),
+        (lambda groups: {"preference": ranked(groups.select([0, 0]))}, "2 times, and was asked 1"),
+        (lambda groups: {"preference": groups.with_columns({"ranks": [[1, None]] * len(groups)})}, "has the ranks"),
     ],
 )
 def test_an_annotators_answer_is_looked_at(answer, said):
@@ -390,6 +417,16 @@ def test_an_annotators_answer_is_looked_at(answer, said):
 
 def by_length(groups, seed):
     return ranked(groups)
+
+
+@pytest.mark.parametrize("wrong", [fail, leave])
+def test_what_gives_nothing_back_is_named(wrong):
+    class Holds(Ranks):
+        def release(self):
+            wrong()
+
+    with pytest.raises(PluginError, match=r"Holds\.release: (raised KeyError|called sys.exit)"):
+        release(Holds(ranked))
 
 
 def test_a_plain_function_is_an_annotator(tmp_path):

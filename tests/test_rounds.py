@@ -255,6 +255,25 @@ def test_early_stopping_puts_the_best_round_back():
     assert torch.equal(parameter, weights[1])
 
 
+def test_rounds_are_compared_on_the_prompts_that_both_have_a_reward_of():
+    """The hard prompt has no reward in the second round, whose mean is higher for it and whose scores are worse."""
+    source = rollouts(tiny_policy(), Plain(rounds=5), heldout=PROMPTS.select(range(3)), patience=3)
+    rounds = iter([[0.9, 0.1, 0.9], [0.8, None, 0.8], [0.9, 0.2, None], [None, 0.3, 0.9]])
+
+    class Told(FunctionReward):
+        def score(self, groups):
+            from alignkit.rewards import Scores
+
+            told = next(rounds)
+            return Scores([[value] for value in told], [[None if v is not None else "lost"] for v in told])
+
+    source.early_stop.reward, best = Told(letters), []
+    for index in range(4):
+        source.early_stop.over(index)
+        best.append(source.early_stop.best_round)
+    assert best == [0, 0, 2, 3]
+
+
 def test_prompts_of_rounds_go_around_all():
     source = rollouts(tiny_policy(), Plain(prompts_per_round=2, rounds=5))
     taken = [row["prompt_id"] for index in range(5) for row in source.collect.round_prompts(index)]

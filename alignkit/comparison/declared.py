@@ -11,6 +11,7 @@ from typing import Any
 from alignkit.budget import Budget
 from alignkit.calls import calling
 from alignkit.errors import ConfigError, PluginError, did_you_mean
+from alignkit.fields import check_values
 from alignkit.identity import digest, plain
 from alignkit.optimizers import check_not_negative, check_positive
 from alignkit.registry.grammar import Component, parse, parse_list
@@ -59,6 +60,7 @@ class Conditions:
     tuning: bool = False
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_positive(self, "temperature", "samples", "answers", "max_tokens")
         check_not_negative(self, "lora")
         if self.max_new_tokens is not None:
@@ -218,7 +220,7 @@ def budget_of(given: Any) -> dict[str, int]:
         ConfigError: what is counted is not known, or an amount is not above zero.
     """
     if isinstance(given, (list, tuple)):
-        given = ",".join(given) or None
+        given = ",".join(map(str, given)) or None
     return Budget.of(given).to_json()
 
 

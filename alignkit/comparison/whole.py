@@ -25,6 +25,7 @@ from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, s
 from alignkit.comparison.workers import run_all
 from alignkit.comparison.writing import write
 from alignkit.errors import ConfigError
+from alignkit.fields import check_value
 from alignkit.registry.grammar import Component, parse
 from alignkit.registry.host import default_host
 from alignkit.report.text import brief, number
@@ -88,6 +89,11 @@ def compare(
         ConfigError: no method, two of one label, no policy, a budget that is not counted.
         PluginError: a name that is not registered, or a hyper-parameter that is refused.
     """
+    every = _seeds(seeds)
+    numbers = {"processes": processes, "threads": threads, "tune": tune}
+    if tune_on is not None and not tune:
+        raise ConfigError(f"tune_on={tune_on} without tune", where="compare", remedy="say how many trials: tune=8")
+    _check_arguments(methods, numbers, {"quiet": quiet, "policy": policy, "run_dir": run_dir})
     spec, host = str(suite), default_host()
     task = open_suite(host, spec)
     start, limits = _policy(task, policy, spec), budget_of(task.budget if budget is None else budget)
@@ -95,14 +101,11 @@ def compare(
     conditions = Conditions(spec, start, limits, *same)
     root = Path(run_dir or f"runs/compare-{slug(spec)}")
     chosen = [read_method(host, text, task, temperature) for text in methods]
-    _check(chosen, processes, tune)
+    _check(chosen)
     _check_samples(chosen, task, samples)
     host.build("sampler", parse(str(sampler)))  # a misspelled one is refused before any work
     check_folder(root)
     progress = Progress(quiet, processes)
-    every = range(seeds) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not every:
-        raise ConfigError("no seeds", where="compare", remedy="use 5")
     tuned: dict[str, Tuned] = {}
     if tune:
         tuned = _tuning(
@@ -180,15 +183,43 @@ def _policy(suite: Suite, given: str | None, spec: str) -> str:
     )
 
 
-def _check(methods: Sequence[Method], processes: int, tune: int) -> None:
+def _seeds(given: Any) -> list[int]:
+    """The seeds: so many, or those that are named, each once.
+
+    Raises:
+        ConfigError: none, or something that is no whole number.
+    """
+    counted = isinstance(given, int) and not isinstance(given, bool)
+    if isinstance(given, str) or not (counted or isinstance(given, Iterable)):
+        raise ConfigError(f"seeds={given!r}", where="compare", remedy="give how many, such as 5, or a list of them")
+    every = list(range(given)) if counted else list(dict.fromkeys(given))
+    for seed in every:
+        check_value("a seed", seed, int, "compare")
+    if not every:
+        raise ConfigError("no seeds", where="compare", remedy="use 5")
+    return every
+
+
+def _check_arguments(methods: Any, numbers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Refuse what is of another kind than it is declared as, before any work."""
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise ConfigError(f"methods={methods!r}", where="compare", remedy='give a list of them, such as ["dpo"]')
+    for name, value in numbers.items():
+        check_value(name, value, int, "compare")
+        least = 0 if name == "tune" else 1
+        if value < least:
+            raise ConfigError(f"{name}={value}", where="compare", remedy=f"use {least} or more")
+    for name, kind in (("quiet", "bool"), ("policy", "str | None"), ("run_dir", "str | Path | None")):
+        check_value(name, others[name], kind, "compare")
+
+
+def _check(methods: Sequence[Method]) -> None:
     labels: list[Any] = [method.label for method in methods]
     double = sorted({label for label in labels if labels.count(label) > 1})
     if not labels or double or START in labels:
         what = "no method" if not labels else f"two methods are called {(double or [START])[0]!r}"
         remedy = "name each method once" if labels else "name one or several, each an optimizer, a chain or a recipe"
         raise ConfigError(what, where="compare", remedy=remedy)
-    if processes < 1 or tune < 0:
-        raise ConfigError(f"processes={processes}, tune={tune}", where="compare", remedy="use 1 and 0, or more")
 
 
 def _check_samples(methods: Sequence[Method], suite: Suite, samples: int) -> None:

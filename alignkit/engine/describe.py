@@ -47,7 +47,7 @@ class Describe:
         for name in groups.reward_names():
             values, present = groups.rewards(name)
             flat = [v for vs, ps in zip(values, present, strict=True) for v, p in zip(vs, ps, strict=True) if p]
-            kept = torch.tensor(flat, dtype=torch.float32)
+            kept = torch.tensor(flat, dtype=torch.float64)  # of 1e8 and 1e8 + 1, float32 makes one number
             label = "reward" if name == self.reward else f"reward_{name}"
             if len(kept):
                 out |= {f"{label}_mean": float(kept.mean()), f"{label}_std": float(kept.std(unbiased=False))}

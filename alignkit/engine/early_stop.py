@@ -28,7 +28,9 @@ class EarlyStop:
         heldout: prompts, or None: nothing is watched.
         patience: rounds without a better held-out reward before stopping; 0 never stops.
         setting: where.
-        best_reward: the best mean so far.
+        best_reward: the best round's mean.
+        best_scores: its rewards by prompt, None where one is missing: a later round is compared on the prompts that
+            have a reward in both, or a prompt that fails now and then would decide which is best.
         best_round: when it was.
         best_weights: trained parameters of the policy and of a separate value model, as they were then.
         best_state: of the method, as it was then.
@@ -41,6 +43,7 @@ class EarlyStop:
     patience: int
     setting: Setting
     best_reward: float = -float("inf")
+    best_scores: list[float | None] = field(default_factory=list)
     best_round: int | None = None
     best_weights: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     best_state: Mapping[str, Any] = field(default_factory=dict)
@@ -67,15 +70,22 @@ class EarlyStop:
             self.heldout, 1, seed=(*self.setting.seed, "heldout"), what=f"{label} held-out prompts"
         )
         values, present = scored_once(groups, self.reward, self.setting).rewards(self.reward.name)
-        kept = [v[0] for v, p in zip(values, present, strict=True) if p[0]]
+        scores = [v[0] if p[0] else None for v, p in zip(values, present, strict=True)]
+        kept = [score for score in scores if score is not None]
         if not kept:
             raise DataError("every held-out reward is missing", where=f"round {index}", remedy="mend the reward")
         mean = sum(kept) / len(kept)
         self.setting.say(f"{label}: held-out reward {mean:.3f}")
-        if self.best_round is None or mean > self.best_reward:
+        if self.best_round is None or self._better(scores):
             self.best_reward, self.best_round, self.best_state = mean, index, dict(state or {})
+            self.best_scores = scores
             self.best_weights = [(p, p.detach().clone()) for p in self._trained()] if self.patience else []
         return bool(self.patience) and index - self.best_round >= self.patience
+
+    def _better(self, scores: list[float | None]) -> bool:
+        """Whether they are above the best round's, on the prompts that both have a reward of."""
+        both = zip(scores, self.best_scores, strict=True)
+        return sum(now - best for now, best in both if now is not None and best is not None) > 0
 
     def _trained(self) -> Iterator[Tensor]:
         """The parameters that the rounds change: what one round leaves behind belongs together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,11 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
         raise PluginError(f"prepare returned a {kind}", where=where, remedy="return a Batch of Groups")
     if not len(batch.groups):
         raise NothingToLearnError("prepare kept nothing to learn from", where=where)
+    for name, given in (("tensors", batch.tensors), ("metrics", batch.metrics)):
+        if not isinstance(given, Mapping):
+            what = f"prepare returned {name} that are a {type(given).__name__}"
+            raise PluginError(what, where=where, remedy="return them by name")
+    _check_pairs(batch, where)
     known = {*VOCABULARY, *provides}
     for name, tensor in batch.tensors.items():
         if name not in known:
@@ -102,11 +107,29 @@ def checked(batch: Any, provides: Mapping[str, str], where: str) -> Batch:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             what = f"prepare made {name} of {shape} for {batch.groups.num_responses} responses"
             raise PluginError(what, where=where, remedy="return [responses] or [responses, tokens], in their order")
+        if tensor.is_meta or tensor.is_complex() or tensor.requires_grad:
+            how = "without values" if tensor.is_meta else "complex" if tensor.is_complex() else "not detached"
+            raise PluginError(f"prepare made {name}, which is {how}", where=where, remedy="return plain numbers")
         level = {"token": 2, "response": 1}.get(VOCABULARY[name].level) if name in VOCABULARY else None
         if level not in (None, tensor.ndim):
             what = f"prepare made {name} of {list(tensor.shape)}, and it has one number per {VOCABULARY[name].level}"
             raise PluginError(what, where=where, remedy=f"return {VOCABULARY[name].shape}")
     return replace(batch, metrics=_numbers(batch.metrics, where))
+
+
+def _check_pairs(batch: Batch, where: str) -> None:
+    """Refuse pairs that are not two numbers of responses."""
+    for pair in () if batch.pairs is None else batch.pairs:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(_is_number(one) for one in pair)):
+            remedy = "name (chosen, rejected) by number over all responses"
+            raise PluginError(f"prepare made the pair {pair!r}", where=where, remedy=remedy)
+        if pair[0] == pair[1] or not all(0 <= int(one) < batch.groups.num_responses for one in pair):
+            what = f"prepare made the pair {tuple(pair)} of {batch.groups.num_responses} responses"
+            raise PluginError(what, where=where, remedy="number them from 0, two others in each pair")
+
+
+def _is_number(one: Any) -> bool:
+    return hasattr(one, "__index__") and not isinstance(one, bool)
 
 
 def check_widths(batch: Batch, width: int, where: str) -> None:

@@ -12,13 +12,17 @@ bootstrap does not:
    standard error, with Satterthwaite's degrees of freedom: a few seeds say little of the seeds' spread.
 
 One seed says nothing of other seeds: its interval is that of other prompts alone.
+
+Where nothing varies the three are 0, and would call a rare event impossible: of scores that are all 0 or 1, the error
+is then what puts the end of the interval where Wilson's is, of as many events as there are prompts (seeds, where the
+prompts are the whole problem).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,16 +78,20 @@ class Estimate:
         error: its standard error.
         freedom: degrees of freedom of the error.
         seeds: the smallest number of seeds that went in.
+        least, most: the range that an interval cannot leave.
     """
 
     value: float
     error: float
     freedom: float
     seeds: int
+    least: float = -math.inf
+    most: float = math.inf
 
     def interval(self, confidence: float = 0.95, low: float = -math.inf, high: float = math.inf) -> Interval:
         """The interval, cut to the range that the statistic can take."""
         reach = self.error * float(stats.t.ppf(0.5 + confidence / 2, self.freedom)) if self.error else 0.0
+        low, high = max(low, self.least), min(high, self.most)
         return Interval(self.value, max(low, self.value - reach), min(high, self.value + reach), self.seeds)
 
     @property
@@ -100,6 +108,7 @@ def estimate(
     draw_prompts: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    share: bool | None = None,
 ) -> Estimate:
     """A statistic of one method or two, with its error under other seeds and other prompts.
 
@@ -109,6 +118,7 @@ def estimate(
         draw_prompts: whether the prompts stand for others. False: they are the whole problem.
         resamples: how often each part is drawn again.
         seed: of the resampling.
+        share: whether scores are of events that happen or do not; default: whether all are 0 or 1.
 
     Raises:
         ConfigError: no scores, or matrices of different prompts.
@@ -119,10 +129,15 @@ def estimate(
         raise ConfigError("needs matrices [seeds, prompts] over the same prompts", where="estimate")
     value = float(statistic(*given))
     seeds, prompts = min(len(part) for part in given), given[0].shape[1]
+    shares = _are_shares(given) if share is None else share
     a = _variance(statistic, given, "seeds", resamples, seed) * _unbiased(seeds)
     if not draw_prompts or prompts == 1:
+        if not a and shares and seeds > 1:
+            return _unvaried(value, seeds, seeds, len(given))
         return Estimate(value, math.sqrt(a), max(seeds - 1, 1), seeds)
     b = _variance(statistic, given, "prompts", resamples, seed) * _unbiased(prompts)
+    if not a and not b and shares:
+        return _unvaried(value, prompts, seeds, len(given))
     if seeds == 1:
         return Estimate(value, math.sqrt(b), prompts - 1, seeds)
     c = _variance(statistic, given, "scores", resamples, seed) * _unbiased(seeds * prompts)
@@ -147,7 +162,9 @@ def paired(a: ArrayLike, b: ArrayLike, *, draw_prompts: bool = True, seed: int =
     left, right = _matrix(a), _matrix(b)
     if left.shape != right.shape:
         raise ConfigError(f"shapes {left.shape} and {right.shape}", where="paired", remedy="give the same seeds")
-    return estimate(mean, left - right, draw_prompts=draw_prompts, seed=seed)
+    shares = _are_shares([left, right])
+    found = estimate(mean, left - right, draw_prompts=draw_prompts, seed=seed, share=shares)
+    return replace(found, least=-1.0, most=1.0) if shares else found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -199,6 +216,19 @@ def _drawn(given: Sequence[Array], what: str, count: int, rng: np.random.Generat
         return [part[rng.integers(0, len(part), size=(count, len(part)))] for part in given]
     flat = [part.ravel()[rng.integers(0, part.size, size=(count, part.size))] for part in given]
     return [drawn.reshape(count, *part.shape) for drawn, part in zip(flat, given, strict=True)]
+
+
+def _are_shares(given: Sequence[Array]) -> bool:
+    return all(bool(np.isin(part, (0.0, 1.0)).all()) for part in given)
+
+
+def _unvaried(value: float, events: int, seeds: int, sides: int) -> Estimate:
+    """Of events of which all happened, or none: the interval of 95% ends where Wilson's does. A statistic of one matrix
+    lies in [0, 1], of two perhaps below."""
+    z2 = float(stats.norm.ppf(0.975)) ** 2
+    freedom = max(events - 1, 1)
+    error = z2 / (events + z2) / float(stats.t.ppf(0.975, freedom))
+    return Estimate(value, error, freedom, seeds, 0.0 if sides == 1 else -1.0, 1.0)
 
 
 def _unbiased(count: int) -> float:

@@ -13,6 +13,7 @@ from torchmetrics.text import BLEUScore
 from torchmetrics.utilities import dim_zero_cat
 
 from alignkit.errors import ConfigError
+from alignkit.fields import check_value
 from alignkit.metrics.base import Mean, Metric
 from alignkit.metrics.specs import ANSWERS, ASKED
 
@@ -65,6 +66,8 @@ class SelfBLEU(Metric, BLEUScore):
     answers_needed = 2
 
     def __init__(self, n_gram: int = 4, smooth: bool = False) -> None:
+        check_value("n_gram", n_gram, int, "self_bleu")
+        check_value("smooth", smooth, bool, "self_bleu")
         if not 1 <= n_gram <= 4:
             raise ConfigError(f"n_gram={n_gram} must be in [1, 4]", where="self_bleu")
         super().__init__(n_gram=n_gram, smooth=smooth)
@@ -97,6 +100,7 @@ class Distinct(Metric):
 
     def __init__(self, n: int = 2) -> None:
         super().__init__()
+        check_value("n", n, int, "distinct")
         if n < 1:
             raise ConfigError(f"n={n} must be positive", where="distinct")
         self.n = n

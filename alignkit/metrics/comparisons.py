@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError
 
+from alignkit.errors import ConfigError
+from alignkit.fields import check_value
 from alignkit.groups import RATINGS
 from alignkit.metrics.base import Metric
 from alignkit.metrics.specs import COMPARISONS
@@ -48,6 +50,9 @@ class CalibrationError(Metric, BinaryCalibrationError):
     spec = COMPARISONS["calibration_error"]
 
     def __init__(self, n_bins: int = 15) -> None:
+        check_value("n_bins", n_bins, int, "calibration_error")
+        if n_bins < 1:
+            raise ConfigError(f"n_bins={n_bins} must be positive", where="calibration_error")
         super().__init__(n_bins=n_bins)
 
     def update(self, chosen_rewards: Tensor, rejected_rewards: Tensor) -> None:  # type: ignore[override]

@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.errors import AlignkitError, ConfigError, PluginError, did_you_mean
+from alignkit.fields import check_value
 from alignkit.registry.grammar import Component, parse
 from alignkit.registry.records import BoundLoss, ComponentRecord
 
@@ -60,7 +61,14 @@ def _check_type(where: str, key: str, annotation: str, value: Any) -> None:
     """A value of the wrong simple type; a bare word, which reads as a component, where text is meant."""
     wanted = annotation.removesuffix(" | None")
     types = _TYPES.get(wanted)
-    if types is None or (value is None and wanted != annotation):
+    if value is None and wanted != annotation:
+        return
+    if types is None or isinstance(value, float):
+        try:
+            check_value(key, value, annotation, where)
+        except ConfigError as error:
+            raise PluginError(error.what, where=where, remedy=error.remedy) from error
+    if types is None:
         return
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         shown = str(value) if isinstance(value, Component) else repr(value)

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from alignkit import processes, stages
 from alignkit.calls import never_exits
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.fields import check_value
 from alignkit.identity import (
     class_code,
     component_code,
@@ -89,7 +90,8 @@ class Run:
     ) -> None:
         from alignkit.engine.fit import check_trainer, precision_named
 
-        self.folder, self.seed, self.precision = Path(folder), int(seed), precision_named(precision)
+        _check_arguments(folder=folder, seed=seed, plan=plan, quiet=quiet, trainer=trainer, host=host)
+        self.folder, self.seed, self.precision = Path(folder), seed, precision_named(precision)
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
         remember_sources()
@@ -428,6 +430,20 @@ class Run:
                 "status": status,
             },
         )
+
+
+def _check_arguments(**given: Any) -> None:
+    """Refuse what is of another kind than it is declared as: a seed of 2.5 would be another run's, cut to 2.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name, kind in (("folder", "str | Path"), ("seed", "int"), ("plan", "bool"), ("quiet", "bool")):
+        check_value(name, given[name], kind, "Run")
+    for name, wanted in (("trainer", Mapping), ("host", PluginHost)):
+        if given[name] is not None and not isinstance(given[name], wanted):
+            what = f"{name} is a {type(given[name]).__name__}, and not a {wanted.__name__}"
+            raise ConfigError(what, where="Run")
 
 
 def _command() -> str:

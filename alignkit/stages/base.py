@@ -177,7 +177,7 @@ class Stage(Generic[H]):
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name:
+        if self.name == "":
             object.__setattr__(self, "name", self.verb)
         settle(self)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit.annotators import check_dimensions
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.calls import releasing
+from alignkit.calls import calling, releasing
 from alignkit.engine.checks import Facts, asked_by, begun_with, refuse_contradictions
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
@@ -95,7 +95,7 @@ class Improve(Stage[Improved]):
         super().__post_init__()
         check_fraction("max_missing", self.max_missing, self.name)
         check_positive(self, "max_length")
-        check_not_negative(self, "patience")
+        check_not_negative(self, "patience", *(["iteration"] if self.iteration is not None else []))
         if self.patience and self.heldout is None:
             what = f"patience={self.patience} without held-out prompts"
             raise ConfigError(what, where=self.name, effect="Nothing would ever stop it.", remedy="pass heldout=…")
@@ -131,7 +131,8 @@ class Improve(Stage[Improved]):
 
     def _refuse_contradictions(self, context: Context, method: Any, sampler: Any) -> None:
         losses = [context.host.build("loss", loss) for loss in (method.loss, *method.extra_losses().values())]
-        method.check_use(max_new_tokens=sampler.max_new_tokens, losses=losses)
+        with calling(method, "check_use"):
+            method.check_use(max_new_tokens=sampler.max_new_tokens, losses=losses)
         referenced = self.reference is not None
         facts = Facts(
             rewarded=self.reward is not None,

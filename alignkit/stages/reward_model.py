@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit.errors import DataError
+from alignkit.errors import ConfigError, DataError
 from alignkit.stages.base import DERIVED, NO_EFFECT, Made, Product, Stage
 from alignkit.stages.handles import Handle, RewardHandle
 from alignkit.stages.place import Place
@@ -29,6 +29,11 @@ class ImportRewardModel(Stage[RewardHandle]):
     spec: str | Path = field(metadata=DERIVED)
     _: KW_ONLY
     column: str = field(default="reward", metadata=NO_EFFECT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not str(self.spec):
+            raise ConfigError("spec names no model", where=self.name, remedy="give a folder or a hub name")
 
     def derived(self) -> Mapping[str, Any]:
         from alignkit.models.loading import folder_digest, resolve_source

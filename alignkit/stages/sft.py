@@ -13,7 +13,7 @@ from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import Context, Cost, Made, Product, component, rows_of
 from alignkit.stages.handles import GroupsHandle, PolicyHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, adapter_bytes, check_fraction, check_loss, split, trainable
+from alignkit.stages.training import TrainingStage, adapter_bytes, check_heldout, check_loss, split, trainable
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class SFT(TrainingStage[PolicyHandle]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction("heldout_fraction", self.heldout_fraction, self.name)
+        check_heldout(self.heldout_fraction, self.name)
 
     def resolved(self, context: Context) -> Self:
         built = super().resolved(context)

@@ -8,13 +8,22 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from alignkit.budget import Budget, stopped
+from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.asked_metrics import by_name, specs_kept
 from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
-from alignkit.stages.training import TrainingStage, check_fraction, check_loss, count_parameters, drawn, split
+from alignkit.stages.training import (
+    TrainingStage,
+    check_fraction,
+    check_heldout,
+    check_loss,
+    count_parameters,
+    drawn,
+    split,
+)
 
 COMPARISON_TOKENS = 150
 """Tokens of a comparison that a plan reckons with."""
@@ -51,7 +60,9 @@ class TrainReward(TrainingStage[RewardHandle]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("replay_fraction", self.replay_fraction, self.name)
-        check_fraction("heldout_fraction", self.heldout_fraction, self.name)
+        check_heldout(self.heldout_fraction, self.name)
+        if not isinstance(self.comparisons, (Groups, Handle)) and not len(self.comparisons):
+            raise ConfigError("comparisons names none", where=self.name)
 
     def resolved(self, context: Context) -> Self:
         built = super().resolved(context)

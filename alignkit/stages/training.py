@@ -144,6 +144,16 @@ def check_fraction(name: str, value: float, where: str) -> None:
         raise ConfigError(f"{name}={value} must be in [0, 1]", where=where)
 
 
+def check_heldout(fraction: float, where: str) -> None:
+    """Refuse a share kept back that is none, or leaves nothing to learn from.
+
+    Raises:
+        ConfigError: it is not in [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"heldout_fraction={fraction} must be in [0, 1): 1 leaves nothing to learn from", where=where)
+
+
 def _recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
     """Append each step to the stage's metrics."""
 

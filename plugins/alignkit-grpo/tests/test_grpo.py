@@ -460,3 +460,9 @@ def test_reward_rises_on_the_tiny_model_and_the_first_ratio_is_one(method: str, 
     assert ("kl" in steps[0]) == (method == METHODS[0])
     if "kl" in steps[0]:
         assert steps[0]["kl"] == 0.0 < steps[-1]["kl"]
+
+
+@pytest.mark.parametrize("method", [GRPO, DAPO, RLOO, ReinforcePP])
+def test_every_method_samples_for_itself(method):
+    with pytest.raises(ConfigError, match="sample"):
+        method(samples_per_prompt=0)

@@ -521,3 +521,8 @@ def long(response: str) -> float:
 def test_a_clip_range_is_a_share(clip_range: float) -> None:
     with pytest.raises(ConfigError, match="clip_range"):
         PPO(clip_range=clip_range)
+
+
+def test_it_learns_from_its_own_samples_alone():
+    with pytest.raises(ConfigError, match="of its own samples"):
+        PPO(samples_per_prompt=0)

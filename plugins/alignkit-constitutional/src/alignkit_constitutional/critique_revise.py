@@ -17,7 +17,16 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.plugin import ConfigError, DataError, Groups, check_range, class_code, occurrences, stream_key
+from alignkit.plugin import (
+    ConfigError,
+    DataError,
+    Groups,
+    check_range,
+    check_values,
+    class_code,
+    occurrences,
+    stream_key,
+)
 from alignkit_constitutional.constitution import Constitution, Entry, read_constitution
 
 logger = logging.getLogger("alignkit.constitutional")
@@ -150,9 +159,11 @@ class CritiqueRevise:
     require_finished: bool = True
 
     def __post_init__(self) -> None:
+        check_values(self)
         lengths = ("max_new_tokens", "max_critique_tokens", "max_prompt_tokens")
         check_range("critique_revise", low=1, **{name: getattr(self, name) for name in lengths})
-        check_range("critique_revise", temperature=self.temperature)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be positive", where="critique_revise")
         if self.learn not in LEARN:
             raise ConfigError(f"learn={self.learn!r}", where="critique_revise", remedy=f"use one of {', '.join(LEARN)}")
         if self.rounds < 1 or not 0 <= self.shots <= len(self.read.examples):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignkit.plugin import ConfigError, Groups, stream_key, uniforms
+from alignkit.plugin import ConfigError, Groups, check_values, stream_key, uniforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,7 @@ class Problem:
     seed: int = 7
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.beta > 0 or self.length not in (1, 2, 3):
             raise ConfigError(
                 f"beta={self.beta}, length={self.length}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import ConfigError, DataError, EvaluationHandle, Groups, PolicyHandle, Run, use
-from alignkit.plugin import Component, check_range, prompt_id
+from alignkit.plugin import Component, check_range, check_values, prompt_id
 from alignkit_gatt.constraints import check_constraints, obeys
 from alignkit_gatt.gatt import Answer, check_dialogues, play, sampling_view, training_view
 
@@ -39,11 +39,13 @@ class InstructionConsistency:
     max_prompt_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.every < 1 or self.told not in ("once", "always"):
             raise ConfigError(f"every={self.every}, told={self.told!r}", where="instruction_consistency")
         lengths = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
         check_range("instruction_consistency", low=1, **lengths)
-        check_range("instruction_consistency", temperature=self.temperature)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be positive", where="instruction_consistency")
 
     def __call__(self, groups: Groups, ctx: Any) -> Groups:
         """Rows with one response, tagged with the turn.

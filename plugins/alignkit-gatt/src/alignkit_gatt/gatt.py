@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.plugin import ConfigError, DataError, Groups, check_range, class_code, take_responses
+from alignkit.plugin import ConfigError, DataError, Groups, check_range, check_values, class_code, take_responses
 from alignkit_gatt.constraints import SHIPPED, check_constraints, obeys, of_kinds, read_constraints, with_instructions
 
 Turns = list[dict[str, Any]]
@@ -230,6 +230,7 @@ class GhostAttention:
     max_prompt_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        check_values(self)
         options = {"answers": ANSWERS, "targets": TARGETS, "place": PLACES}
         for name, known in options.items():
             if getattr(self, name) not in known:
@@ -237,7 +238,8 @@ class GhostAttention:
         if self.most < 1 or self.samples_per_turn < 1 or not 0 <= self.shortened <= 1:
             raise ConfigError("most and samples_per_turn start at 1, shortened is in [0, 1]", where="gatt")
         check_range("gatt", low=1, max_new_tokens=self.max_new_tokens, max_prompt_tokens=self.max_prompt_tokens)
-        check_range("gatt", temperature=self.temperature)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be positive", where="gatt")
 
     def key(self) -> Any:
         """The fields, and the content of the file of constraints."""

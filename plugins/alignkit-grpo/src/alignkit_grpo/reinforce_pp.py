@@ -66,8 +66,9 @@ class ReinforcePP(PolicyOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kl_coef < 0:
-            raise ConfigError("kl_coef must not be negative", where="reinforce_pp")
+        if self.samples_per_prompt < 1 or self.kl_coef < 0:
+            what = "needs 1 sample of a prompt or more, and no negative kl_coef"
+            raise ConfigError(what, where="reinforce_pp")
 
     def terms(self) -> Mapping[str, Term]:
         return {"policy_loss": Term(reduction="token"), **DIAGNOSTICS}

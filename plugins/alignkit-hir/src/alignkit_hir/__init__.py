@@ -27,6 +27,7 @@ from alignkit.plugin import (
     Register,
     Term,
     check_range,
+    check_values,
     hookimpl,
     preference_cross_entropy,
     use,
@@ -296,6 +297,10 @@ class Hindsight:
     relabel: Any = "verifiable"
     threshold: float = 0.5
     reward: str | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        relabelling(self.relabel, self.threshold)
 
     def __call__(self, groups: Groups, _ctx: Any = None) -> Groups:
         """The samples of which a program can tell, each a group of one response under its instruction."""

@@ -291,6 +291,8 @@ class PPO(PolicyOptimizer):
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "ptx_coef"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 self._refuse(f"{name}={getattr(self, name)} must not be negative")
+        if not self.samples_per_prompt:
+            self._refuse("samples_per_prompt=0, and ratios and KL are of its own samples", "use 1 or more")
         if self.whiten_advantages not in ("round", "none"):
             remedy = 'use "round" or "none"; with batch_size=0 whitening by round is whitening by minibatch'
             self._refuse(f"whiten_advantages={self.whiten_advantages!r}", remedy)

@@ -24,6 +24,7 @@ from alignkit.plugin import (
     NothingToLearnError,
     PolicyOptimizer,
     Term,
+    check_values,
     eligible,
     take_responses,
     with_ranks,
@@ -97,6 +98,7 @@ class ReST(PolicyOptimizer):
     }
 
     def __post_init__(self) -> None:
+        check_values(self)
         levels = self.levels
         if not levels or any(a >= b for a, b in itertools.pairwise(levels)):
             raise ConfigError(

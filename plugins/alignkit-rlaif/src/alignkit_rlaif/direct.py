@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from alignkit.plugin import ConfigError, Groups, Reward, Scores, check_range, class_code
+from alignkit.plugin import ConfigError, Groups, Reward, Scores, check_range, check_values, class_code
 from alignkit_rlaif.answers import Answer
 from alignkit_rlaif.backends import identity_of, open_backend
 from alignkit_rlaif.endpoint import check_key_env
@@ -52,6 +52,7 @@ class Direct(Reward):
     }
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_key_env(self.key_env)
         check_range("direct", low=1, draws=self.draws)
         if self.scale < 3 or not 0 <= self.min_mass <= 1:

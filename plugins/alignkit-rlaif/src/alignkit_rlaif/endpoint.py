@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from alignkit.plugin import ConfigError
+from alignkit.plugin import ConfigError, check_values
 
 
 def is_url(model: Any) -> bool:
@@ -86,6 +86,7 @@ class Endpoint:
     insecure_http: bool = False
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_key_env(self.key_env)
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not _well_formed(self.url):

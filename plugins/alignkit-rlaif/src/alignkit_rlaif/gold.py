@@ -22,6 +22,7 @@ from alignkit.plugin import (
     Groups,
     Reward,
     build,
+    check_values,
     class_code,
     plain,
     rank_by_reward,
@@ -54,6 +55,7 @@ class Gold(Annotator):
     dimension: str = "preference"
 
     def __post_init__(self) -> None:
+        check_values(self)
         object.__setattr__(self, "dimensions", (self.dimension,))
         if not 0 <= self.noise < 0.5 or self.temperature < 0:
             raise ConfigError(

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar
 
-from alignkit.plugin import Annotator, ConfigError, DataError, Groups, check_range, class_code, permutation
+from alignkit.plugin import (
+    Annotator,
+    ConfigError,
+    DataError,
+    Groups,
+    check_range,
+    check_values,
+    class_code,
+    permutation,
+)
 from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.backends import Backend, identity_of, open_backend
 from alignkit_rlaif.comparison import Comparison, Vote
@@ -82,6 +91,7 @@ class Judge(Annotator):
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_key_env(self.key_env)
         self._check_ranges()
         object.__setattr__(self, "dimensions", (self.dimension,))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from alignkit.plugin import Annotator, ConfigError, DataError, Groups, class_code, stream_key, uniforms
+from alignkit.plugin import Annotator, ConfigError, DataError, Groups, check_values, class_code, stream_key, uniforms
 from alignkit_tasks import embedded as task
 
 SAFE_FROM = 0.5
@@ -38,6 +38,7 @@ class VerifiableAnnotator(Annotator):
     dimensions: ClassVar[tuple[str, ...]] = ("helpfulness", "safety")
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not 0 <= self.noise < 0.5:
             raise ConfigError(f"noise={self.noise} must be in [0, 0.5)", where="verifiable")
 

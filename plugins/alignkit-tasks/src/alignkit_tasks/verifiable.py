@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from alignkit.plugin import Groups, Reward, Scores, class_code
+from alignkit.plugin import Groups, Reward, Scores, check_values, class_code
 
 
 class Missing(ValueError):
@@ -30,6 +30,9 @@ class Verified(Reward):
     """
 
     name: str = "verified"
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def judge(self, meta: Mapping[str, Any], response: str) -> float:
         """The score.
