@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from alignkit import Groups, LoRA, PolicyOptimizer, Run, Sampler, Term
-from alignkit.engine.fit import precision_named
+from alignkit.trainer import precision_named
 from alignkit.errors import ConfigError
 from alignkit.fields import check_values
 from alignkit.identity import digest, plain

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignkit import ConfigError, Term
-from alignkit.engine.fit import check_trainer
+from alignkit.trainer import check_trainer
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll

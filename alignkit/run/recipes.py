@@ -17,6 +17,7 @@ from alignkit.groups import Groups
 from alignkit.registry.host import default_host
 from alignkit.run.run import Run
 from alignkit.stages.handles import EvaluationHandle, PolicyHandle
+from alignkit.trainer import AUTO
 
 RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
 """Arguments of every recipe, which its own cannot be called."""
@@ -47,7 +48,7 @@ def run_recipe(
     run_dir: str | Path | None = None,
     seed: int = 0,
     plan: bool = False,
-    precision: str = "32-true",
+    precision: str | int = AUTO,
     trainer: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Run:
@@ -110,7 +111,9 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--run-dir", type=str, default=f"runs/{recipe.name}", help="where the run is kept")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
     parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
-    parser.add_argument("--precision", type=str, default="32-true", help="as Lightning names it")
+    parser.add_argument(
+        "--precision", type=str, default=AUTO, help="as Lightning names it; auto: bf16-mixed where it is native, else 32-true"
+    )
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
     run, *parameters = inspect.signature(recipe.main).parameters
     parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)
