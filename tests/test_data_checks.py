@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from alignkit.data import ChatFormat, Problem, check_groups, refuse_or_drop
 from alignkit.errors import DataError
+from alignkit.columns import features
 from alignkit.groups import FEATURES, RATINGS, Groups
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
@@ -26,7 +27,7 @@ def groups(*rows: dict[str, Any]) -> Groups:
 def unchecked(**columns: Any) -> Groups:
     """A row that `Groups.from_rows` would refuse, as a foreign folder may hold it."""
     row = groups(PAIR)[0] | columns
-    return Groups(Dataset.from_dict({name: [row[name]] for name in FEATURES}, features=FEATURES))
+    return Groups(Dataset.from_dict({name: [row[name]] for name in FEATURES}, features=features()))
 
 
 def codes(found: list[Problem], notes: bool = False) -> list[str]:
