@@ -11,9 +11,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.columns import features
 from alignkit.data import ChatFormat, Problem, check_groups, refuse_or_drop
 from alignkit.errors import DataError
-from alignkit.columns import features
 from alignkit.groups import FEATURES, RATINGS, Groups
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
 

@@ -30,7 +30,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def processor(patch: pytest.MonkeyPatch, kernels: bool, avx512: bool = False, amx: bool = False, arm: bool = False) -> None:
+def processor(
+    patch: pytest.MonkeyPatch, kernels: bool, avx512: bool = False, amx: bool = False, arm: bool = False
+) -> None:
     """A machine without GPUs whose processor has these."""
     patch.setattr(torch.cuda, "is_available", lambda: False)
     patch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -17,6 +17,7 @@ from alignkit.errors import PluginError, Terminated
 from alignkit.models.forward import checkpoint_layers
 from alignkit.trainer import check_trainer
 
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's notices about devices and workers out of the progress the user reads."""
