@@ -289,19 +289,16 @@ def _begin(arguments: Sequence[str]) -> None:
     """Say what is about to be done, before the seconds that importing PyTorch and the plugins take."""
     if os.environ.get("RANK", "0") != "0":
         return
+    name = Path(arguments[0]).stem if arguments[0].endswith(".py") else arguments[0]
     told = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    told.add_argument(
-        "--run-dir", default=f"runs/{Path(arguments[0]).stem if arguments[0].endswith('.py') else arguments[0]}"
-    )
+    told.add_argument("--run-dir", default=f"runs/{name}")
     try:
         folder = told.parse_known_args(arguments[1:])[0].run_dir
     except argparse.ArgumentError:  # the recipe's own parser says what is wrong with the flag
         return
     what = "plans" if "--plan" in arguments else "runs"
-    print(
-        f"alignkit {alignkit.__version__} {what} {arguments[0]} in {printable(folder)}; loading PyTorch and plugins …",
-        flush=True,
-    )
+    begun = f"alignkit {alignkit.__version__} {what} {arguments[0]} in {folder}; loading PyTorch and plugins …"
+    print(printable(begun), flush=True)
 
 
 # compare

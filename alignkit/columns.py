@@ -49,9 +49,9 @@ FEATURES: dict[str, Any] = {
     "iteration": "int32",
     "meta": "string",
 }
-"""Columns of a `Groups` on disk, and of what they are, in the words of `datasets` (`features` has them as its objects: it
-takes half a second to import, and whoever only lists or plans needs none of it). `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
-object with whatever else is known of the prompt (checks, source …)."""
+"""Columns of a `Groups` on disk, and of what they are, in the words of `datasets` (`features` has them as its objects:
+it takes half a second to import, and whoever only lists or plans needs none of it). `finished` says whether a sampled
+response ended by itself (EOS). `meta` is a JSON object with whatever else is known of the prompt (checks, source …)."""
 
 OF_SAMPLING = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
 """Columns that hold only for the very tokens that were sampled."""

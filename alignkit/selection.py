@@ -1,4 +1,4 @@
-"""Which responses of groups stay, how they rank, and which prompts recur. Tables in, tables out; nothing here needs torch."""
+"""Which responses of groups stay, how they rank, which prompts recur. Tables in, tables out; nothing needs torch."""
 
 from __future__ import annotations
 

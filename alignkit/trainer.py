@@ -1,5 +1,5 @@
-"""Arguments of Lightning's trainer, read without importing it: which of them are alignkit's own; precisions by Lightning's
-names, and which of them "auto" stands for on the machine at work."""
+"""Arguments of Lightning's trainer, read without importing it: which of them are alignkit's own; precisions by
+Lightning's names, and which of them "auto" stands for on the machine at work."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ OTHER_NAMES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16
 """What else Lightning calls them."""
 
 AUTO = "auto"
-"""What the machine computes fastest without another result than rounding's; a word in the place of a name, as Lightning's
-accelerator="auto" is."""
+"""What the machine computes fastest with float32's range: in the place of a name, as Lightning's accelerator="auto"."""
 
 VARIABLE = "ALIGNKIT_PRECISION"
 """The environment's word on what "auto" stands for: one for machines that differ."""
@@ -83,8 +82,8 @@ def precision_named(given: str | int) -> str:
 def chosen_precision(given: str | int, trainer: Mapping[str, Any]) -> tuple[str, str]:
     """(The precision that is computed in, why it was chosen); no reason for one that was asked for by name.
 
-    "auto" is "bf16-mixed" where what computes has a unit for bfloat16, and "32-true" elsewhere: bfloat16 that is emulated
-    is slower than float32 and no better.
+    "auto" is "bf16-mixed" where what computes has a unit for bfloat16, and "32-true" elsewhere: bfloat16 that is
+    emulated is slower than float32 and no better.
 
     Args:
         given: a name that `precision_named` takes, or "auto".
@@ -123,9 +122,9 @@ def device_kind(trainer: Mapping[str, Any]) -> str:
 def bfloat16_unit(kind: str) -> str:
     """What multiplies bfloat16 matrices there without emulation; "" where nothing does.
 
-    That a type works says little: PyTorch computes in bfloat16 everywhere. Asked is, on a GPU, what PyTorch knows of its
-    generation (CUDA capability 8 or higher); on a processor, whether oneDNN has kernels for it and, since oneDNN emulates
-    them on any AVX-512 processor, whether the processor has the instructions.
+    That a type works says little: PyTorch computes in bfloat16 everywhere. Asked is, on a GPU, what PyTorch knows of
+    its generation (CUDA capability 8 or higher); on a processor, whether oneDNN has kernels for it and, since oneDNN
+    emulates them on any AVX-512 processor, whether the processor has the instructions.
 
     Args:
         kind: as `device_kind` gives it.

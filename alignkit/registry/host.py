@@ -118,10 +118,10 @@ class PluginHost:
         return record
 
     def named_recipe(self, name: str) -> ComponentRecord | None:
-        """A recipe that the metadata of one plugin names, with that plugin alone imported, for what shows and runs nothing.
+        """A recipe that the metadata of one plugin names, with that plugin alone imported: to be shown, not run.
 
-        None where no metadata names it, or that of several does: `resolve` then says what there is. It also sees what is
-        registered and named nowhere, and so a run asks it.
+        None where no metadata names it, or that of several does: `resolve` then says what there is. It also sees what
+        is registered and named nowhere, and so a run asks it.
 
         Args:
             name: of the recipe, without its distribution's.

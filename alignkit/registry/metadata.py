@@ -17,7 +17,7 @@ from alignkit._version import __version__
 
 GROUP = "alignkit"
 RECIPES = "alignkit.recipes"
-"""The group in which a distribution may name its recipes, each with its function: that its help needs no other plugin."""
+"""The group in which a distribution may name its recipes, each with its function: their help needs no other plugin."""
 CORE = "alignkit"
 
 State = Literal["enabled", "disabled", "blocked", "failed", "not loaded"]

@@ -117,12 +117,8 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--run-dir", type=str, default=f"runs/{recipe.name}", help="where the run is kept")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
     parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
-    parser.add_argument(
-        "--precision",
-        type=str,
-        default=AUTO,
-        help="as Lightning names it; auto: bf16-mixed where it is native, else 32-true",
-    )
+    precision = "as Lightning names it; auto: bf16-mixed where it is native, else 32-true"
+    parser.add_argument("--precision", type=str, default=AUTO, help=precision)
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
     run, *parameters = inspect.signature(recipe.main).parameters
     parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)

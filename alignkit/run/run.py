@@ -189,7 +189,7 @@ class Run:
             write_report(self.folder)
 
     def _say_precision(self, why: str) -> None:
-        """What "auto" came to; and where the run was elsewhere before, what that means for the stages that are there."""
+        """What "auto" came to; and, where the run was elsewhere before, what that means for its stages."""
         self.console.say(f"precision {self.precision}: {why}")
         latest = self.store.latest()
         before = latest.identity.get("precision") if latest else None
