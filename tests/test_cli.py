@@ -141,6 +141,29 @@ def test_options_of_a_run_are_passed(recipe: str, tmp_path: Path, capsys: pytest
     assert "the plan" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "runs {} in runs/toy;"),
+        (["--run-dir", "else\x1b[2Jwhere", "--plan"], "plans {} in elsewhere;"),
+        (["--run-dir=there", "--k", "4"], "runs {} in there;"),
+    ],
+)
+def test_a_run_says_first_what_it_begins_and_where(
+    recipe: str, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert cli.main(["run", recipe, *flags]) == 0
+    assert said.format(recipe) in capsys.readouterr().out.splitlines()[0]
+
+
+def test_only_the_first_process_says_it(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["run", recipe]) == 0
+    assert "loading" not in capsys.readouterr().out
+
+
 def test_help_shows_the_arguments_of_main(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["run", recipe, "--help"])

@@ -13,6 +13,7 @@ import pytest
 
 from alignkit import PluginError, cli
 from alignkit.registry.host import PluginHost, default_host
+from alignkit.run import recipes
 
 PLUGINS = PluginHost().plugins()
 VERBS = ("plugins", "new-plugin", "run", "runs", "compare", "report", "sample")
@@ -96,6 +97,15 @@ def test_the_help_of_a_recipe_imports_its_plugin_and_no_other() -> None:
     loaded = modules_after("from alignkit.cli import main; main(['run', 'llama2', '--help'])")
     assert "alignkit_recipes.llama2" in loaded
     assert not loaded & {*LATER, "alignkit_ppo", "alignkit_dpo", "alignkit_grpo", "alignkit_rlaif"}
+
+
+def test_to_be_shown_a_recipe_needs_its_own_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = PluginHost()
+    monkeypatch.setattr(recipes, "default_host", lambda: host)
+    shown = recipes.load_recipe("llama2", to_show=True)
+    assert {info.distribution for info in host.plugins() if info.loaded} == {"alignkit-recipes"}
+    assert recipes.load_recipe("llama2") == shown
+    assert {info.distribution for info in host.plugins() if info.loaded} > {"alignkit", "alignkit-recipes"}
 
 
 @pytest.mark.parametrize("recipe", sorted({name for info in PLUGINS for name in info.recipes} - {"llama2"}))
