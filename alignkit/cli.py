@@ -272,14 +272,33 @@ def _run(arguments: list[str]) -> int:
     if arguments[0].startswith("-"):
         raise ConfigError(f"the recipe comes before {arguments[0]}", where="alignkit run", remedy=usage)
 
+    to_show = bool({"-h", "--help"} & set(arguments))
+    if not to_show:
+        _begin(arguments)
     from alignkit.run.recipes import load_recipe, parse_arguments, run_recipe
 
-    recipe = load_recipe(arguments[0])
+    recipe = load_recipe(arguments[0], to_show=to_show)
     options = parse_arguments(recipe, arguments[1:])
     run = run_recipe(recipe, **options)
     if options["plan"]:
         print(run.plan_table())
     return 0
+
+
+def _begin(arguments: Sequence[str]) -> None:
+    """Say what is about to be done, before the seconds that importing PyTorch and the plugins take."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    name = Path(arguments[0]).stem if arguments[0].endswith(".py") else arguments[0]
+    told = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    told.add_argument("--run-dir", default=f"runs/{name}")
+    try:
+        folder = told.parse_known_args(arguments[1:])[0].run_dir
+    except argparse.ArgumentError:  # the recipe's own parser says what is wrong with the flag
+        return
+    what = "plans" if "--plan" in arguments else "runs"
+    begun = f"alignkit {alignkit.__version__} {what} {arguments[0]} in {folder}; loading PyTorch and plugins …"
+    print(printable(begun), flush=True)
 
 
 # compare

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetInfo, Features, Value
-from datasets.table import InMemoryTable
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 LARGE = 50_000
 """Rows and responses together beyond which a table is kept in Arrow."""
@@ -29,33 +26,32 @@ LARGE_BYTES = 64 * 2**20
 
 _AT_ONCE = 1000
 
-_MESSAGE = {"role": Value("string"), "content": Value("string"), "trained": Value("bool")}
-_REWARD = {"name": Value("string"), "values": [Value("float64")], "reasons": [Value("string")]}
+_MESSAGE = {"role": "string", "content": "string", "trained": "bool"}
+_REWARD = {"name": "string", "values": ["float64"], "reasons": ["string"]}
 
-_FORMS: dict[str, Any] = {
-    "prompt_id": Value("string"),
+FEATURES: dict[str, Any] = {
+    "prompt_id": "string",
     "prompt": [_MESSAGE],
-    "responses": [Value("string")],
-    "response_ids": [[Value("int32")]],
-    "finished": [Value("bool")],
-    "logprobs": [[Value("float32")]],
-    "sampled_logprobs": [[Value("float32")]],
-    "ranks": [Value("int32")],
-    "rating": Value("string"),
-    "preference_prob": Value("float64"),
-    "labels": [Value("bool")],
+    "responses": ["string"],
+    "response_ids": [["int32"]],
+    "finished": ["bool"],
+    "logprobs": [["float32"]],
+    "sampled_logprobs": [["float32"]],
+    "ranks": ["int32"],
+    "rating": "string",
+    "preference_prob": "float64",
+    "labels": ["bool"],
     "rewards": [_REWARD],
-    "dimension": Value("string"),
-    "tags": [Value("string")],
-    "sampled_by": [{"policy": Value("string"), "temperature": Value("float64")}],
-    "tokenizer": Value("string"),
-    "iteration": Value("int32"),
-    "meta": Value("string"),
+    "dimension": "string",
+    "tags": ["string"],
+    "sampled_by": [{"policy": "string", "temperature": "float64"}],
+    "tokenizer": "string",
+    "iteration": "int32",
+    "meta": "string",
 }
-
-FEATURES = Features(_FORMS)
-"""Columns of a `Groups` on disk. `finished` says whether a sampled response ended by itself (EOS). `meta` is a JSON
-object with whatever else is known of the prompt (checks, source …)."""
+"""Columns of a `Groups` on disk, and of what they are, in the words of `datasets` (`features` has them as its objects:
+it takes half a second to import, and whoever only lists or plans needs none of it). `finished` says whether a sampled
+response ended by itself (EOS). `meta` is a JSON object with whatever else is known of the prompt (checks, source …)."""
 
 OF_SAMPLING = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
 """Columns that hold only for the very tokens that were sampled."""
@@ -66,6 +62,22 @@ META_PER_RESPONSE = ("responses", "safe", "scores")
 PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
 
 Change = Callable[[Any], Any]
+
+
+def features(names: Iterable[str] = FEATURES) -> Features:
+    """Columns of `FEATURES` as `datasets` declares them.
+
+    Args:
+        names: which.
+    """
+    from datasets import Features, Value
+
+    def declared(form: Any) -> Any:
+        if isinstance(form, Mapping):
+            return {name: declared(inner) for name, inner in form.items()}
+        return [declared(form[0])] if isinstance(form, list) else Value(form)
+
+    return Features({name: declared(FEATURES[name]) for name in names})
 
 
 def _text(value: Any) -> Any:
@@ -118,9 +130,9 @@ def _keeping(form: Any) -> Change:
 
         return struct
     if not isinstance(form, list):
-        return _SCALARS[form.dtype]
+        return _SCALARS[form]
     inner = form[0]
-    packed = _PACKED.get(inner.dtype) if isinstance(inner, Value) else None
+    packed = _PACKED.get(inner) if isinstance(inner, str) else None
     each = None if packed else _keeping(inner)
 
     def items(value: Any) -> Any:
@@ -157,8 +169,8 @@ def _handing(form: Any) -> Change | None:
     return items
 
 
-_KEEP = {name: _keeping(form) for name, form in _FORMS.items()}
-_HAND = {name: _handing(form) for name, form in _FORMS.items()}
+_KEEP = {name: _keeping(form) for name, form in FEATURES.items()}
+_HAND = {name: _handing(form) for name, form in FEATURES.items()}
 
 
 def kept(name: str, values: Sequence[Any]) -> list[Any]:
@@ -167,7 +179,9 @@ def kept(name: str, values: Sequence[Any]) -> list[Any]:
     try:
         return [keep(value) for value in values]
     except (TypeError, ValueError, OverflowError):
-        return list(Dataset.from_dict({name: list(values)}, features=Features({name: FEATURES[name]}))[:][name])
+        from datasets import Dataset
+
+        return list(Dataset.from_dict({name: list(values)}, features=features([name]))[:][name])
 
 
 def _handed(name: str, values: list[Any]) -> list[Any]:
@@ -275,6 +289,8 @@ class Table:
         return list(chain.from_iterable(sizes.to_pylist() for sizes in self._sizes()))
 
     def _sizes(self) -> Iterator[Any]:
+        import pyarrow.compute as pc
+
         chosen = self.dataset.select_columns(["responses"]).with_format("arrow")
         for start in range(0, self.rows, _AT_ONCE):
             yield pc.list_value_length(chosen[start : start + _AT_ONCE]["responses"])
@@ -282,16 +298,18 @@ class Table:
     @property
     def small(self) -> bool:
         """Whether lists will do."""
-        if self.rows > LARGE or self.dataset.data.nbytes > LARGE_BYTES or self.dataset.features != FEATURES:
+        import pyarrow.compute as pc
+
+        if self.rows > LARGE or self.dataset.data.nbytes > LARGE_BYTES or self.dataset.features != features():
             return False
         return self.rows + sum(pc.sum(sizes).as_py() or 0 for sizes in self._sizes()) <= LARGE
 
     @cached_property
     def typed(self) -> Dataset:
         """The rows with the types of `FEATURES`."""
-        ours = self.dataset.select_columns(list(FEATURES))
+        ours, typed = self.dataset.select_columns(list(FEATURES)), features()
         with quiet():
-            return ours if ours.features == FEATURES else ours.cast(FEATURES)
+            return ours if ours.features == typed else ours.cast(typed)
 
     def take(self, places: Sequence[int]) -> Memory | Table:
         there = range(self.rows)
@@ -302,7 +320,7 @@ class Table:
             others = self.typed.remove_columns(list(columns)).flatten_indices()
         for name, values in columns.items():
             made = arrow({name: _handed(name, kept(name, values))}).data.column(name)
-            others = others.add_column(name, made.combine_chunks(), feature=FEATURES[name])
+            others = others.add_column(name, made.combine_chunks(), feature=features([name])[name])
         return opened(others.select_columns(list(FEATURES)))
 
 
@@ -312,6 +330,8 @@ Columns = Memory | Table
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bars of `datasets`, which would stand between the lines of a run."""
+    import datasets
+
     was_on = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -339,9 +359,9 @@ def joined(parts: Sequence[Columns]) -> Columns:
     if len(small) == len(parts) and sum(part.rows + sum(part.sizes()) for part in small) <= LARGE:
         whole = {name: list(chain.from_iterable(part.kept(name) for part in small)) for name in FEATURES}
         return Memory(whole, sum(part.rows for part in small))
-    return opened(
-        datasets.concatenate_datasets([part.typed if isinstance(part, Table) else part.dataset for part in parts])
-    )
+    from datasets import concatenate_datasets
+
+    return opened(concatenate_datasets([part.typed if isinstance(part, Table) else part.dataset for part in parts]))
 
 
 def arrow(columns: Mapping[str, list[Any]]) -> Dataset:
@@ -349,11 +369,15 @@ def arrow(columns: Mapping[str, list[Any]]) -> Dataset:
 
     Its fingerprint is a digest of the Arrow buffers: `datasets` would make one by pickling every row.
     """
-    features = Features({name: FEATURES[name] for name in columns})
-    schema = features.arrow_schema
+    import pyarrow as pa
+    from datasets import Dataset, DatasetInfo
+    from datasets.table import InMemoryTable
+
+    declared = features(columns)
+    schema = declared.arrow_schema
     table = pa.table([pa.array(columns[name], type=schema.field(name).type) for name in columns], schema=schema)
-    state = hashlib.blake2b(str(features).encode(), digest_size=8)
+    state = hashlib.blake2b(str(declared).encode(), digest_size=8)
     for column in table.columns:
         for buffer in chain.from_iterable(chunk.buffers() for chunk in column.chunks):
             state.update(b"-" if buffer is None else memoryview(buffer))
-    return Dataset(InMemoryTable(table), info=DatasetInfo(features=features), fingerprint=state.hexdigest())
+    return Dataset(InMemoryTable(table), info=DatasetInfo(features=declared), fingerprint=state.hexdigest())

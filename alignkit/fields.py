@@ -1,4 +1,4 @@
-"""What the fields of a declaration may hold: words and numbers, read from their annotations."""
+"""What the fields of a declaration may hold: words and numbers, read from their annotations, and ranges of numbers."""
 
 from __future__ import annotations
 
@@ -185,3 +185,21 @@ def _one_number(name: str, value: Any, kinds: set[str], where: str) -> Any:
     if kinds == {"int"} and not isinstance(value, int):
         raise ConfigError(f"{name}={value!r} is no whole number", where=where)
     return float(value) if kinds == {"float"} else value
+
+
+def check_range(where: str, low: float = 0.0, high: float = math.inf, **values: float) -> None:
+    """Refuse numbers outside [low, high]; NaN and infinity always.
+
+    Args:
+        where: whose they are.
+        low: the smallest that is allowed.
+        high: the largest.
+        values: by name.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name, value in values.items():
+        if not low <= value <= high or math.isinf(value):
+            limits = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+            raise ConfigError(f"{name}={value} must be finite and {limits}", where=where)

@@ -32,24 +32,6 @@ def check_shapes(**tensors: Tensor) -> None:
 # -- masked statistics -------------------------------------------------------------------------------------------------
 
 
-def check_range(where: str, low: float = 0.0, high: float = math.inf, **values: float) -> None:
-    """Refuse numbers outside [low, high]; NaN and infinity always.
-
-    Args:
-        where: whose they are.
-        low: the smallest that is allowed.
-        high: the largest.
-        values: by name.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    for name, value in values.items():
-        if not low <= value <= high or math.isinf(value):
-            limits = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-            raise ConfigError(f"{name}={value} must be finite and {limits}", where=where)
-
-
 def masked_sum(x: Tensor, mask: Tensor | None, dim: int | None = None) -> Tensor:
     """Sum of the elements that the mask shows.
 

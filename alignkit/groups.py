@@ -2,7 +2,7 @@
 
 `Groups` is the one record of preference learning: each row is a prompt (a conversation) with K >= 1 responses and
 what is known of them, in the fixed columns of `FEATURES`; every row has every column, and what is not known is None.
-Nothing in this module needs torch, so that listing and reading stay light.
+Nothing in this module needs torch, nor `datasets` before rows are read or written: listing and planning stay light.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from alignkit.columns import (
     FEATURES,
@@ -39,6 +37,9 @@ from alignkit.rows import (
     prompt_id,
     refuse_unknown,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["FEATURES", "PER_RESPONSE", "RATINGS", "ROLES", "Groups", "Message", "normal_row", "prompt_id"]
 
@@ -88,6 +89,8 @@ class Groups:
     @classmethod
     def load(cls, folder: str | Path) -> Groups:
         """Read what `save` wrote."""
+        from datasets import Dataset
+
         return cls(Dataset.load_from_disk(str(folder)))
 
     def save(self, folder: str | Path) -> None:

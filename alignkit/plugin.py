@@ -35,17 +35,17 @@ from alignkit._lazy import face
 
 _HOMES = {
     "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
-    "alignkit.fields": "check_values",
+    "alignkit.fields": "check_range check_values",
     "alignkit.files": "write_json",
     "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
     "alignkit.groups": "RATINGS Groups Message prompt_id",
     "alignkit.selection": (
-        "best_responses eligible labels_from_ranks rank_by_reward take_present take_responses with_ranks"
+        "best_responses eligible labels_from_ranks occurrences rank_by_reward take_present take_responses with_ranks"
     ),
     "alignkit.functional": (
-        "ScoreAt check_range check_shapes clipped_surrogate explained_variance gae is_constant k1 k2 k3 "
+        "ScoreAt check_shapes clipped_surrogate explained_variance gae is_constant k1 k2 k3 "
         "last_token_index logistic_ranking masked_mean masked_sum masked_var preference_cross_entropy score_at_last "
         "score_index whiten"
     ),
@@ -56,7 +56,7 @@ _HOMES = {
     "alignkit.registry.host": "build",
     "alignkit.data": "ChatFormat Located bad_text check_groups read_groups read_rows refuse_or_drop strict_json",
     "alignkit.models": "Policy RewardModel is_tiny model_digest response_logprobs",
-    "alignkit.sampling": "Sampled Sampler occurrences",
+    "alignkit.sampling": "Sampled Sampler",
     "alignkit.rewards": "FunctionReward Reward Scores score_groups",
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
@@ -87,10 +87,10 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.errors import PluginError as PluginError
     from alignkit.errors import did_you_mean as did_you_mean
     from alignkit.evaluation import bootstrap_mean as bootstrap_mean
+    from alignkit.fields import check_range as check_range
     from alignkit.fields import check_values as check_values
     from alignkit.files import write_json as write_json
     from alignkit.functional import ScoreAt as ScoreAt
-    from alignkit.functional import check_range as check_range
     from alignkit.functional import check_shapes as check_shapes
     from alignkit.functional import clipped_surrogate as clipped_surrogate
     from alignkit.functional import explained_variance as explained_variance
@@ -149,10 +149,10 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.run_folder import EVALUATION as EVALUATION
     from alignkit.sampling import Sampled as Sampled
     from alignkit.sampling import Sampler as Sampler
-    from alignkit.sampling import occurrences as occurrences
     from alignkit.selection import best_responses as best_responses
     from alignkit.selection import eligible as eligible
     from alignkit.selection import labels_from_ranks as labels_from_ranks
+    from alignkit.selection import occurrences as occurrences
     from alignkit.selection import rank_by_reward as rank_by_reward
     from alignkit.selection import take_present as take_present
     from alignkit.selection import take_responses as take_responses

@@ -1,8 +1,9 @@
-"""Which responses of groups stay, and how they rank. Tables in, tables out; nothing here needs torch."""
+"""Which responses of groups stay, how they rank, which prompts recur. Tables in, tables out; nothing needs torch."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -167,3 +168,13 @@ def labels_from_ranks(ranks: Sequence[int]) -> list[bool | None]:
     if len(set(ranks)) < 2:
         return [None] * len(ranks)
     return [True if rank == min(ranks) else False if rank == max(ranks) else None for rank in ranks]
+
+
+def occurrences(prompts: Groups) -> list[int]:
+    """How often the prompt of each row stood in an earlier row."""
+    seen: Counter[str] = Counter()
+    times = []
+    for prompt in prompts.column("prompt_id"):
+        times.append(seen[prompt])
+        seen[prompt] += 1
+    return times

@@ -124,7 +124,7 @@ def test_options_of_a_run_have_defaults(recipe: str) -> None:
     assert cli.main(["run", recipe]) == 0
     run = run_made()
     assert run.folder == Path("runs/toy")
-    assert run.options == {"seed": 0, "plan": False, "precision": "32-true", "trainer": None}
+    assert run.options == {"seed": 0, "plan": False, "precision": "auto", "trainer": None}
     assert run.seen["k"] == 8
 
 
@@ -139,6 +139,29 @@ def test_options_of_a_run_are_passed(recipe: str, tmp_path: Path, capsys: pytest
         "trainer": {"accelerator": "cpu", "devices": 2, "deterministic": True},
     }  # fmt: skip
     assert "the plan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "runs {} in runs/toy;"),
+        (["--run-dir", "else\x1b[2Jwhere", "--plan"], "plans {} in elsewhere;"),
+        (["--run-dir=there", "--k", "4"], "runs {} in there;"),
+    ],
+)
+def test_a_run_says_first_what_it_begins_and_where(
+    recipe: str, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert cli.main(["run", recipe, *flags]) == 0
+    assert said.format(recipe) in capsys.readouterr().out.splitlines()[0]
+
+
+def test_only_the_first_process_says_it(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["run", recipe]) == 0
+    assert "loading" not in capsys.readouterr().out
 
 
 def test_help_shows_the_arguments_of_main(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.columns import features
 from alignkit.data import ChatFormat, Problem, check_groups, refuse_or_drop
 from alignkit.errors import DataError
 from alignkit.groups import FEATURES, RATINGS, Groups
@@ -26,7 +27,7 @@ def groups(*rows: dict[str, Any]) -> Groups:
 def unchecked(**columns: Any) -> Groups:
     """A row that `Groups.from_rows` would refuse, as a foreign folder may hold it."""
     row = groups(PAIR)[0] | columns
-    return Groups(Dataset.from_dict({name: [row[name]] for name in FEATURES}, features=FEATURES))
+    return Groups(Dataset.from_dict({name: [row[name]] for name in FEATURES}, features=features()))
 
 
 def codes(found: list[Problem], notes: bool = False) -> list[str]:

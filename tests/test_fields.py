@@ -11,12 +11,12 @@ from typing import Any, Literal
 import pytest
 
 from alignkit import Groups, LoRA, PolicyOptimizer, Run, Sampler, Term
-from alignkit.engine.fit import precision_named
 from alignkit.errors import ConfigError
 from alignkit.fields import check_values
 from alignkit.identity import digest, plain
 from alignkit.optimizers import Stream
 from alignkit.registry.host import PluginHost
+from alignkit.trainer import precision_named
 
 Sweet = Literal["honey", "sugar"]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alignkit import functional as F
 from alignkit.errors import ConfigError, DataError
+from alignkit.fields import check_range
 from alignkit.functional import logistic_ranking, preference_cross_entropy
 
 DTYPES = [torch.float64, torch.float32]
@@ -311,17 +312,17 @@ def test_soft_preference_golden_and_limits():
 
 
 def test_a_number_out_of_its_range_is_refused_by_name() -> None:
-    F.check_range("method", beta=0.0, gamma=2.5)
-    F.check_range("method", 1, 4, n=4)
+    check_range("method", beta=0.0, gamma=2.5)
+    check_range("method", 1, 4, n=4)
     for values, text in (
         ({"beta": -0.1}, "beta=-0.1 must be finite and at least 0"),
         ({"beta": math.inf}, "beta=inf must be finite and at least 0"),
         ({"gamma": 1.0, "beta": math.nan}, "beta=nan must be finite and at least 0"),
     ):
         with pytest.raises(ConfigError, match=text):
-            F.check_range("method", **values)
+            check_range("method", **values)
     with pytest.raises(ConfigError, match=r"share=1.5 must be finite and in \[0, 1\]"):
-        F.check_range("method", high=1.0, share=1.5)
+        check_range("method", high=1.0, share=1.5)
 
 
 @pytest.mark.parametrize("limits", [(-0.1, 0.2), (0.2, -0.1), (math.nan, 0.2)])

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Features, Value
 
 from alignkit import DataError, Groups, columns
-from alignkit.columns import FEATURES, Memory, Table
+from alignkit.columns import FEATURES, Memory, Table, features
 from alignkit.selection import take_responses, with_ranks
 
 ROWS: list[dict[str, Any]] = [
@@ -158,9 +158,9 @@ def test_saved_folders_are_those_of_datasets_both_ways(tmp_path):
     groups = Groups.from_rows(ROWS)
     groups.save(tmp_path / "ours")
     found = Dataset.load_from_disk(str(tmp_path / "ours"))
-    assert found.features == FEATURES
+    assert found.features == features()
     assert found.to_list() == groups.rows
-    theirs = Dataset.from_dict({name: groups.column(name) for name in FEATURES}, features=FEATURES)
+    theirs = Dataset.from_dict({name: groups.column(name) for name in FEATURES}, features=features())
     theirs.save_to_disk(str(tmp_path / "theirs"))
     assert Groups.load(tmp_path / "theirs").rows == groups.rows
     Groups.from_rows([]).save(tmp_path / "none")
@@ -195,7 +195,7 @@ def test_odd_values_are_converted_as_datasets_would():
 
 def test_a_data_set_of_other_types_is_read_as_it_is_and_typed_by_the_first_change(monkeypatch):
     groups = Groups.from_rows(ROWS)
-    wide = {**FEATURES, "logprobs": [[Value("float64")]], "response_ids": [[Value("int64")]]}
+    wide = {**features(), "logprobs": [[Value("float64")]], "response_ids": [[Value("int64")]]}
     values = {name: groups.column(name) for name in FEATURES} | {"logprobs": [[[-0.1, -2.5], [0.0]], None, None]}
     read = Groups(Dataset.from_dict(values, features=Features(wide)))
     assert read[0]["logprobs"][0][0] == -0.1

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from alignkit import ConfigError, Term
-from alignkit.engine.fit import check_trainer
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll
 from alignkit.errors import NumericError
 from alignkit.optimizers import Training
 from alignkit.testing import DEMOS, bound, one_step, tiny_policy, training_data
+from alignkit.trainer import check_trainer
 
 
 def test_nan_stops_before_the_step():

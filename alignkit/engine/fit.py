@@ -13,70 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.engine.learner import Learner
-from alignkit.errors import ConfigError, PluginError, Terminated, suggestion
+from alignkit.errors import PluginError, Terminated
 from alignkit.models.forward import checkpoint_layers
-
-OURS = {
-    "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
-    "max_steps": "rounds or epochs",
-    "accumulate_grad_batches": "batch_size, with max_tokens for the memory of one micro-batch",
-    "gradient_clip_val": "max_grad_norm",
-    "gradient_clip_algorithm": "max_grad_norm",
-    "precision": "Run(precision=…)",
-    "enable_checkpointing": "nothing: a run keeps its stages",
-    "reload_dataloaders_every_n_epochs": "nothing: each round makes its own data",
-    "limit_train_batches": "limit the data",
-    "default_root_dir": "Run(folder)",
-    "deterministic": "seed",
-    "fast_dev_run": "fewer rows, rounds or epochs",
-    "overfit_batches": "fewer rows",
-    "max_time": "rounds or epochs",
-    "min_epochs": "rounds or epochs",
-    "min_steps": "rounds or epochs",
-    "barebones": "nothing: it would drop the metrics",
-}
-"""Lightning's arguments that would divide by the wrong count or resume inexactly, and what to use instead."""
-
-
-def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse what is alignkit's own.
-
-    Raises:
-        ConfigError: naming the right argument.
-    """
-    for name in options:
-        if name in OURS:
-            raise ConfigError(
-                f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}"
-            )
-
-
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
-"""Lightning's precisions that train here."""
-
-OTHER_NAMES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""What else Lightning calls them."""
-
-
-def precision_named(given: str | int) -> str:
-    """A precision by the one name that Lightning has for it.
-
-    Args:
-        given: that name, or another of Lightning's: "bf16", 32.
-
-    Raises:
-        ConfigError: none that trains here.
-    """
-    name = OTHER_NAMES.get(str(given), str(given))
-    if name == "16-mixed":
-        raise ConfigError(
-            f"precision={given!r} scales the loss, and gradients would be clipped before they are scaled back",
-            where="Run",
-            remedy='use precision="bf16-mixed"',
-        )
-    if name not in PRECISIONS:
-        raise ConfigError(f"precision={given!r}", where="Run", remedy=suggestion(name, PRECISIONS))
-    return name
+from alignkit.trainer import check_trainer
 
 
 @contextlib.contextmanager

@@ -117,6 +117,23 @@ class PluginHost:
             raise PluginError(reason)  # a function that was passed, since registered ones were checked
         return record
 
+    def named_recipe(self, name: str) -> ComponentRecord | None:
+        """A recipe that the metadata of one plugin names, with that plugin alone imported: to be shown, not run.
+
+        None where no metadata names it, or that of several does: `resolve` then says what there is. It also sees what
+        is registered and named nowhere, and so a run asks it.
+
+        Args:
+            name: of the recipe, without its distribution's.
+        """
+        owners = [info for info in self._infos.values() if name in info.recipes and info.state == "enabled"]
+        if len({info.distribution for info in owners}) == 1 and self._open is None:
+            for info in owners:
+                if info.import_seconds is None:
+                    self._load_one(info)
+        found = [record for record in self._all() if (record.kind, record.name) == ("recipe", name)]
+        return found[0] if len(found) == 1 else None
+
     def build(self, kind: str, spec: Any) -> Any:
         """The component ready for use, with its hyper-parameters set.
 

@@ -16,6 +16,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from alignkit._version import __version__
 
 GROUP = "alignkit"
+RECIPES = "alignkit.recipes"
+"""The group in which a distribution may name its recipes, each with its function: their help needs no other plugin."""
 CORE = "alignkit"
 
 State = Literal["enabled", "disabled", "blocked", "failed", "not loaded"]
@@ -37,6 +39,7 @@ class PluginInfo:
         components: what it registered, as "kind name", once loaded.
         import_seconds: how long loading took; None while nothing was imported.
         path: the folder it comes from: the source tree of an editable install, else where it was installed.
+        recipes: those that the distribution's metadata names, whichever of its entry points registers them.
     """
 
     distribution: str
@@ -49,6 +52,7 @@ class PluginInfo:
     components: tuple[str, ...] = ()
     import_seconds: float | None = None
     path: str = ""
+    recipes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -62,7 +66,12 @@ class PluginInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, one key per field."""
-        return {**asdict(self), "components": list(self.components), "loaded": self.loaded}
+        return {
+            **asdict(self),
+            "components": list(self.components),
+            "recipes": list(self.recipes),
+            "loaded": self.loaded,
+        }
 
 
 def normalized(name: str) -> str:
@@ -151,6 +160,7 @@ def _info(distribution: Distribution, entry_point: EntryPoint) -> PluginInfo:
         entry_point=entry_point.name,
         module=entry_point.value,
         path=_origin(distribution),
+        recipes=tuple(sorted(distribution.entry_points.select(group=RECIPES).names)),
     )
     try:
         requirement = _core_requirement(distribution)

@@ -14,9 +14,11 @@ from typing import Any
 from alignkit.calls import calling, never_exits
 from alignkit.errors import ConfigError, PluginError, nearest, suggestion
 from alignkit.groups import Groups
+from alignkit.registry.checks import check_component
 from alignkit.registry.host import default_host
 from alignkit.run.run import Run
 from alignkit.stages.handles import EvaluationHandle, PolicyHandle
+from alignkit.trainer import AUTO
 
 RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
 """Arguments of every recipe, which its own cannot be called."""
@@ -47,7 +49,7 @@ def run_recipe(
     run_dir: str | Path | None = None,
     seed: int = 0,
     plan: bool = False,
-    precision: str = "32-true",
+    precision: str | int = AUTO,
     trainer: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Run:
@@ -75,8 +77,12 @@ def run_recipe(
     return run
 
 
-def load_recipe(recipe: str | Path) -> Recipe:
+def load_recipe(recipe: str | Path, *, to_show: bool = False) -> Recipe:
     """A recipe by its registered name, or from a Python file with a `main(run, …)`.
+
+    Args:
+        recipe: which.
+        to_show: only its arguments are asked for: no plugin is imported that has no part in them.
 
     Raises:
         ConfigError: there is no such file, or it defines no `main`.
@@ -84,9 +90,10 @@ def load_recipe(recipe: str | Path) -> Recipe:
     """
     path = Path(recipe)
     if path.suffix == ".py" or path.is_file():
-        found = _from_file(path)
+        found = _from_file(path, to_show)
     else:
-        record = default_host().resolve("recipe", str(recipe))
+        host = default_host()
+        record = (host.named_recipe(str(recipe)) if to_show else None) or host.resolve("recipe", str(recipe))
         found = Recipe(record.name, record.object)
     if taken := set(found.parameters) & set(RUN_OPTIONS):
         raise PluginError(
@@ -110,7 +117,8 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--run-dir", type=str, default=f"runs/{recipe.name}", help="where the run is kept")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
     parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
-    parser.add_argument("--precision", type=str, default="32-true", help="as Lightning names it")
+    precision = "as Lightning names it; auto: bf16-mixed where it is native, else 32-true"
+    parser.add_argument("--precision", type=str, default=AUTO, help=precision)
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
     run, *parameters = inspect.signature(recipe.main).parameters
     parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)
@@ -147,12 +155,14 @@ def evaluate_versions(
     ]
 
 
-def _from_file(path: Path) -> Recipe:
+def _from_file(path: Path, to_show: bool) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", where="recipe")
     module = _imported(path)
     if not callable(getattr(module, "main", None)):
         raise ConfigError("it defines no main(run, …)", where=str(path))
+    if to_show:
+        return Recipe(path.stem, check_component("recipe", "main", module.main).object)
     host = default_host()
     host.register(module, path.stem)  # a file may carry hooks of its own: a method tried before it is packaged
     return Recipe(path.stem, host.resolve("recipe", module.main).object)

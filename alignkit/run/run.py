@@ -40,6 +40,7 @@ from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
 from alignkit.stages.results import small_results
 from alignkit.stages.verbs import verb
+from alignkit.trainer import check_trainer, chosen_precision
 from alignkit.versions import versions
 
 HARMLESS = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
@@ -62,9 +63,12 @@ class Run:
         folder: of the run.
         seed: from which every random number is derived.
         plan: only say what would be done.
-        precision: as Lightning names it. "bf16-true" and "64-true" are also the dtype that models load in; adapters,
-            score and value heads, and the optimizer's copy of the weights, are float32 at least. "16-true" samples,
-            scores and evaluates, and does not train.
+        precision: as Lightning names it, or "auto": "bf16-mixed" where the processor or GPU computes bfloat16 natively,
+            "32-true" elsewhere (the variable ALIGNKIT_PRECISION decides for it); keys and records have the word that it
+            came to. The default of recipes is "auto", of a `Run` in a script float32, so that its numbers are the same
+            on any machine. "bf16-true" and "64-true" are also the dtype that models load in; adapters, score and value
+            heads, and the optimizer's copy of the weights, are float32 at least. "16-true" samples, scores and
+            evaluates, and does not train.
         trainer: further arguments of `lightning.Trainer` (accelerator, devices, strategy, logger, callbacks …).
         max_tokens: padded cells of one micro-batch: the memory of a step.
         host: the plugins; default all that are installed.
@@ -88,12 +92,11 @@ class Run:
         host: PluginHost | None = None,
         quiet: bool = False,
     ) -> None:
-        from alignkit.engine.fit import check_trainer, precision_named
-
         _check_arguments(folder=folder, seed=seed, plan=plan, quiet=quiet, trainer=trainer, host=host)
-        self.folder, self.seed, self.precision = Path(folder), seed, precision_named(precision)
+        self.folder, self.seed = Path(folder), seed
         self.trainer = dict(trainer or {})
         check_trainer(self.trainer)
+        self.precision, why = chosen_precision(precision, self.trainer)
         remember_sources()
         # As they are set up: a callback that counts is another one after the first stage.
         self._devices = {k: object_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
@@ -123,6 +126,9 @@ class Run:
         if not plan:
             self._take_the_place()
         processes.join_processes(self.world)
+        if why:  # on machines that differ the first one's word holds
+            self.precision = processes.first(self.precision, self.world)
+            self._say_precision(why)
 
     # -- the verbs: the arguments of each are the fields of its stage --------------------------------------------------
 
@@ -194,6 +200,17 @@ class Run:
             from alignkit.report import write_report
 
             write_report(self.folder)
+
+    def _say_precision(self, why: str) -> None:
+        """What "auto" came to; and, where the run was elsewhere before, what that means for its stages."""
+        self.console.say(f"precision {self.precision}: {why}")
+        latest = self.store.latest()
+        before = latest.identity.get("precision") if latest else None
+        if before and before != self.precision:
+            self.console.say(
+                f"the stages in {self.folder} were made in {before}, and are made anew; to go on with them: "
+                f"--precision {before}, or Run(precision={before!r})"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -104,6 +104,10 @@ class Store:
         same = [stage for stage in self._by_key().values() if (stage.name, stage.verb) == (name, verb)]
         return max(same, key=lambda stage: stage.folder.name, default=None)
 
+    def latest(self) -> StageRecord | None:
+        """The newest finished stage."""
+        return max(self._by_key().values(), key=lambda stage: stage.folder.name, default=None)
+
     def _verify(self, folder: Path) -> None:
         """Sizes always, digests of all but large weights (whose base digest the adapters on them check)."""
         for name, entry in read_manifest(folder).items():

@@ -14,7 +14,8 @@ from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.models.arithmetic import Reading
 from alignkit.processes import gather_dealt, summed
-from alignkit.sampling.sampler import Progress, Sampler, occurrences
+from alignkit.sampling.sampler import Progress, Sampler
+from alignkit.selection import occurrences
 
 log = logging.getLogger("alignkit")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from alignkit.models import Policy
 from alignkit.models.arithmetic import Reading
 from alignkit.randomness import stream_key
 from alignkit.sampling.decode import Rule, Sampled, decode
+from alignkit.selection import occurrences
 
 Progress = Callable[[int, int, int, float], None]
 """Called with (responses done, responses in all, tokens so far, seconds so far)."""
@@ -245,16 +245,6 @@ class Sampler:
 
         if complete(len(response.ids)):
             response.cut(bisect.bisect_left(range(1, len(response.ids)), True, key=complete) + 1)
-
-
-def occurrences(prompts: Groups) -> list[int]:
-    """How often the prompt of each row stood in an earlier row."""
-    seen: Counter[str] = Counter()
-    times = []
-    for prompt in prompts.column("prompt_id"):
-        times.append(seen[prompt])
-        seen[prompt] += 1
-    return times
 
 
 def sample_side_by_side(parts: Sequence[Groups]) -> Groups:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from alignkit import DataError, Groups, GroupsHandle, LoRA, PolicyHandle, Run, read_groups, use
+from alignkit import DataError, Groups, GroupsHandle, PolicyHandle, Run, read_groups, use
 from alignkit.plugin import Component, write_json
 from alignkit_gatt.consistency import consistency_table, instruction_consistency
 from alignkit_gatt.constraints import of_kinds, read_constraints, with_instructions
@@ -135,6 +133,8 @@ def main(
     """
     kind = "tiny" if policy == "tiny" else "small"
     if kind == "tiny":
+        import torch  # a recipe is listed and explained without it
+
         torch.set_num_threads(1)  # two threads on so small a model mostly wait for each other
     sizes = SIZES[kind]
     tokens = _given(max_new_tokens, sizes.max_new_tokens)
@@ -150,6 +150,8 @@ def main(
     train, asked = _dialogues(kind, dialogues, counts, turns, run.seed)
     judged = [c for c in of_kinds(read_constraints(source), wanted) if c.check is not None]
     heldout = with_instructions(asked, judged, most, shortened=0.0, seed=run.seed)
+    from alignkit import LoRA
+
     v0 = run.policy(policy, lora=LoRA(r=sizes.lora) if sizes.lora else None)
     trained = gatt_stage(
         run,

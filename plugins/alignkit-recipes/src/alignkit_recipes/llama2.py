@@ -24,7 +24,6 @@ from alignkit import (
     PolicyHandle,
     RewardHandle,
     Run,
-    Sampler,
     evaluate_versions,
     read_groups,
 )
@@ -204,6 +203,8 @@ def _fitting(run: Run, v0: PolicyHandle, prompts: Groups) -> Groups:
 
 def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
     """A transform: prompts that the policy's chat template and length limit accept."""
+    from alignkit import Sampler
+
     problems = check_groups(groups, "prompts", ctx.policy.chat, max_prompt_tokens=Sampler().max_prompt_tokens)
     return refuse_or_drop(groups, problems, True, "prompts")
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from alignkit import LoRA, PolicyHandle, Run
+from alignkit import PolicyHandle, Run
 from alignkit.plugin import Component
 
 
@@ -132,12 +130,16 @@ def kind_of(policy: str) -> str:
     """Which kind a policy's name stands for; a single thread for the tiny model, on which two mostly wait."""
     if policy != "tiny":
         return "small"
+    import torch  # a recipe is listed and explained without it
+
     torch.set_num_threads(1)
     return "tiny"
 
 
 def open_policy(run: Run, policy: str, kind: str, rank: int | None = None) -> PolicyHandle:
     """The policy, trained through an adapter of this rank; None takes the kind's."""
+    from alignkit import LoRA
+
     lora = MODELS[kind].lora if rank is None else rank
     return run.policy(policy, lora=LoRA(r=lora) if lora else None)
 

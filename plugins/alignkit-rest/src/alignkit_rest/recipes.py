@@ -20,13 +20,12 @@ from alignkit import (
     EvaluationHandle,
     Groups,
     GroupsHandle,
-    LoRA,
     PolicyHandle,
     Reward,
     Run,
     evaluate_versions,
 )
-from alignkit.plugin import Component, Suite, model_digest, parse, score_groups
+from alignkit.plugin import Component, Suite, parse, score_groups
 
 RATES = {"small": 1e-3, "tiny": 1e-2}
 """Learning rate of the first Improve, by kind of model; found by short runs on the embedded task."""
@@ -134,6 +133,8 @@ def distill(
     large = open_policy(run, teacher, kind)
     if student is None:  # a plan writes nothing, and takes the teacher for its size
         student = teacher if run.planning else str(shallower(teacher, run.folder / "student"))
+    from alignkit import LoRA  # a recipe is listed and explained without PyTorch
+
     small = run.policy(student, lora=LoRA(r=student_lora) if student_lora else None, name="student")
     if teach:
         large = run.improve(
@@ -234,6 +235,7 @@ def shallower(spec: str, folder: Path) -> Path:
     from torch import nn
 
     from alignkit import Policy
+    from alignkit.plugin import model_digest
 
     final = folder / model_digest(spec)[:16]
     if final.is_dir():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from alignkit.plugin import check_shapes, preference_cross_entropy
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def soft_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, preference_prob: Tensor) -> Tensor:
@@ -18,5 +19,7 @@ def soft_ranking(chosen_rewards: Tensor, rejected_rewards: Tensor, preference_pr
         rejected_rewards: [pairs], raw scores.
         preference_prob: [pairs], probability that the chosen response is better; 1 where the data gives none.
     """
+    from alignkit.plugin import check_shapes, preference_cross_entropy  # a recipe is explained without PyTorch
+
     check_shapes(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, preference_prob=preference_prob)
     return preference_cross_entropy(chosen_rewards - rejected_rewards, preference_prob)
