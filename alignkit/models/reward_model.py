@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
-from alignkit.models import forward
+from alignkit.models import forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import one_number
@@ -96,6 +96,7 @@ class RewardModel(nn.Module):
             if lora is not None:
                 reward_model._adapt(lora)
         reward_model._freeze(True)
+        products.route(reward_model.body)
         return reward_model
 
     @classmethod
@@ -122,6 +123,7 @@ class RewardModel(nn.Module):
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
+        products.route(reward_model.body)
         if (folder / LIMITS).is_file():
             reward_model.max_length = int(read_json(folder / LIMITS)["max_length"])
         return reward_model
