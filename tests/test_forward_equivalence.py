@@ -222,7 +222,7 @@ def test_the_fused_head_is_the_plain_one(kind, trainable, bias):
     for mine, theirs, right in zip(fused, plain, exact, strict=True):
         assert mine.dtype == theirs.dtype
         off, allowed = ((each.double() - right).abs().max() for each in (mine, theirs))
-        assert off <= 1.5 * allowed + 3e-6, (float(off), float(allowed))
+        assert off <= 2 * allowed + 3e-6, (float(off), float(allowed))
     assert torch.equal(fused[0], token_logprobs(head, hidden.detach(), targets, temperature=0.8, entropy=False)[0]) or (
         kind == "autocast"
     )
