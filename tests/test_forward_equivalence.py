@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -188,6 +190,42 @@ def test_token_logprobs_equal_full_log_softmax(temperature, trainable, tokens):
         theirs = torch.autograd.grad((wanted * upstream).sum(), parameters)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["float32", "autocast", "bfloat16", "float64"])
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_fused_head_is_the_plain_one(kind, trainable, bias):
+    """Values and gradients of the linear head, which takes shortcuts, are as near to float64's as those that autograd
+    works out from a head of which nothing is known."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(kind, torch.float32)
+    head = torch.nn.Linear(16, 60, bias=bias, dtype=dtype).requires_grad_(trainable)
+    hidden = torch.randn(CHUNK + 7, 16, generator=generator).to(dtype).requires_grad_(True)
+    targets = torch.randint(60, (len(hidden),), generator=generator)
+    upstream = torch.randn(len(hidden), generator=generator)
+    learned = [hidden, *(head.parameters() if trainable else ())]
+
+    def found(which):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            out = token_logprobs(which, hidden, targets, temperature=0.8)
+        gradients = torch.autograd.grad((out.logprobs * upstream).sum(), learned)
+        return [out.logprobs.detach(), out.entropy, *gradients]
+
+    fused, plain = found(head), found(lambda states: head(states))
+    exact_head, exact_hidden = copy.deepcopy(head).double(), hidden.detach().double().requires_grad_(True)
+    weights = [exact_head.weight, *([exact_head.bias] if bias else [])]
+    log = (exact_head(exact_hidden) / 0.8).log_softmax(-1)
+    value = log.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    exact = [value, -(log.exp() * log).sum(-1)]
+    exact += torch.autograd.grad((value * upstream).sum(), [exact_hidden, *(weights if trainable else ())])
+    for mine, theirs, right in zip(fused, plain, exact, strict=True):
+        assert mine.dtype == theirs.dtype
+        off, allowed = ((each.double() - right).abs().max() for each in (mine, theirs))
+        assert off <= 2 * allowed + 3e-6, (float(off), float(allowed))
+    assert torch.equal(fused[0], token_logprobs(head, hidden.detach(), targets, temperature=0.8, entropy=False)[0]) or (
+        kind == "autocast"
+    )
 
 
 def test_entropy_gradient_is_there_when_asked_for():

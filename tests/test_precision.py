@@ -188,3 +188,27 @@ def test_after_training_the_model_is_put_back_where_it_was_trained(monkeypatch):
     monkeypatch.setattr(Learner, "to", lambda self, *args: (events.append(str(args[0])), to(self, *args))[1])
     one_step(tiny_policy(), DEMOS, nll, Term())
     assert events[-2:] == ["taken away", "cpu"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_fused_step_is_the_plain_one(decay):
+    torch.manual_seed(0)
+    weights = [torch.randn(40, 30), torch.randn(7), torch.randn(30, 3).bfloat16()]
+    results = []
+    for fused in (None, False):
+        parameters = [nn.Parameter(each.clone()) for each in weights]
+        options = {} if fused is None else {"fused": fused}
+        groups = [{"params": parameters, "weight_decay": decay}]
+        optimizer = FloatAdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-5, **options)
+        assert optimizer.defaults["fused"] is (fused is None)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            optimizer.gather()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        results.append([parameter.detach() for parameter in parameters])
+    for mine, theirs, start in zip(*results, weights, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+        assert not torch.equal(mine, start)

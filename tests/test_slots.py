@@ -12,7 +12,7 @@ from alignkit import Groups, LoRA, Policy
 from alignkit.data.encode import encode_groups
 from alignkit.models import slots, ways
 from alignkit.models.batch import collate
-from alignkit.models.products import SMALL, Product, packs
+from alignkit.models.packed import SMALL, Product, packs
 from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew
 from alignkit.randomness import uniforms

@@ -12,6 +12,7 @@ from alignkit import Batch, Groups, PolicyOptimizer, Term
 from alignkit.engine import training_data as training_data_module
 from alignkit.engine.checks import unread
 from alignkit.engine.fit import fit
+from alignkit.engine.known import Asked, Known
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound
 from alignkit.engine.setting import Setting
@@ -146,6 +147,70 @@ def test_the_pass_before_a_step_and_the_step_share_their_batches(monkeypatch):
     assert twice - once == learned
     some, _, _ = counted(monkeypatch, 130)  # room for one batch of about 120 cells in each of the two rounds
     assert twice - some == 2
+
+
+@dataclass(frozen=True)
+class Alone(PolicyOptimizer):
+    """Compares with the log-probs from before the first step, which `prepare` has no use for."""
+
+    loss: object = field(default=ratio)
+    samples_per_prompt: int = 3
+    rounds: int = 2
+    batch_size: int = 0
+    learning_rate: float = 1e-2
+
+    def prepare(self, groups, state, *, rewards, response_mask):
+        return Batch(groups, {"advantages": rewards.unsqueeze(1) * response_mask})
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_no_pass_is_taken_before_the_only_step_of_a_round_and_nothing_else_changes(monkeypatch, precision):
+    """What it compares with is what its own forward pass gives: bit for bit what the pass before would have given."""
+
+    def improve_by(optimizer):
+        passes, rows, policy, watched = [], [], tiny_policy(), []
+        known, real = [], Known.work_out
+
+        def counting(self, data, micro, names):
+            passes.append(set(names))
+            return real(self, data, micro, names)
+
+        class Watching(Learner):
+            def _reduce(self, data, step, batch, objectives, tensors, pair_group):
+                watched.append(float((tensors["logprobs"].detach() - tensors["old_logprobs"]).abs().max()))
+                known.append(tensors["old_logprobs"].requires_grad)
+                return super()._reduce(data, step, batch, objectives, tensors, pair_group)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Known, "work_out", counting)
+            learn(rollouts(policy, optimizer), optimizer, rows, Watching, precision)
+        assert not any(known)
+        return [each for each in passes if "logprobs" in each and "ref_logprobs" not in each], rows, policy, watched
+
+    passes, rows, policy, watched = improve_by(Alone())
+    assert not passes
+    assert set(watched) == {0.0}
+    monkeypatch.setattr(Asked, "left_to_the_step", lambda self, steps: set())
+    before, plain_rows, plain, plain_watched = improve_by(Alone())
+    assert len(before) == 2
+    assert set(plain_watched) == {0.0}
+    assert rows == plain_rows
+    for one, other in zip(policy.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"epochs": 2}])
+def test_a_round_of_several_steps_compares_with_before_the_first(changes):
+    moved = []
+
+    class Watching(Learner):
+        def _reduce(self, data, step, batch, objectives, tensors, pair_group):
+            moved.append(float((tensors["logprobs"].detach() - tensors["old_logprobs"]).abs().max()))
+            return super()._reduce(data, step, batch, objectives, tensors, pair_group)
+
+    optimizer = Alone(rounds=1, **changes)
+    learn(rollouts(tiny_policy(), optimizer), optimizer, [], Watching)
+    assert max(moved) > 1e-3
 
 
 # -- soft labels -----------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def assemble(
         scores = model.scores(batch)
     else:
         tensors |= _policy_tensors(model, batch, wanted, temperature, value_model)
+        old = {name: VOCABULARY[name].of for name in select(wanted, source="old")}
+        tensors |= {name: tensors[of].detach() for name, of in old.items() if of in data.left_to_the_step}
     pair_group = None
     if select(wanted, level="pair"):
         tensors, pair_group = _with_pairs(tensors, scores, data, batch)

@@ -144,7 +144,9 @@ class Improvement:
             steps = self._steps(data, index)
         data.tensors = dict(batch.tensors)
         refuse_nothing(data, self.weighted, f"{type(self.method).__name__}, round {index}")
-        known |= self.known.work_out(data, first_epoch(steps), self.asked.before_steps - set(known))
+        data.left_to_the_step = self.asked.left_to_the_step(len(steps)) - set(known)
+        missing = self.asked.before_steps - data.left_to_the_step - set(known)
+        known |= self.known.work_out(data, first_epoch(steps), missing)
         check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         if self.method.samples_per_prompt and "old_logprobs" in self.asked.by_losses:

@@ -176,6 +176,17 @@ class Asked:
         """What must be known before the first step."""
         return {VOCABULARY[name].of for name in select(self.by_losses, source="old")} | self._kept_reference
 
+    def left_to_the_step(self, steps: int) -> set[str]:
+        """What of this is not worked out before a round's only step: its forward pass gives it, under the weights of
+        before.
+
+        Args:
+            steps: of the round.
+        """
+        given = {"logprobs"} | self.by_losses
+        old = {VOCABULARY[name].of for name in select(self.by_losses, source="old")}
+        return old & given if steps == 1 else set()
+
     @property
     def _kept_reference(self) -> set[str]:
         return {"ref_logprobs"} if self.keeps_reference and self.by_losses_of_reference else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -65,6 +65,7 @@ class TrainingData:
         pad_id: for padding.
         named_pairs: (chosen, rejected) response numbers; None takes the pairs that the ranks make.
         parts: (group, first response, end) of what is learned in parts; they are numbered on after the groups.
+        left_to_the_step: tensors from before the round's only step that its own forward pass gives, see `Asked`.
     """
 
     groups: Groups
@@ -74,6 +75,7 @@ class TrainingData:
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
     parts: list[tuple[int, int, int]] = field(default_factory=list)
+    left_to_the_step: Collection[str] = ()
     _numbered: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False, compare=False)
     _laid_out: dict[tuple[int, ...], MicroBatch] = field(default_factory=dict, repr=False, compare=False)
 

@@ -3,12 +3,15 @@ chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from alignkit.models.products import Linear, linear
 
 CHUNK = 256
 """Tokens whose logits are held at once: 256 x 49k float32 logits are 50 MB."""
@@ -21,12 +24,12 @@ class TokenTensors(NamedTuple):
 
     Args:
         logprobs: of the token taken.
-        entropy: of the whole distribution.
+        entropy: of the whole distribution; None unless asked for.
         mean_logprobs: mean log-prob over the vocabulary; None unless asked for.
     """
 
     logprobs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None = None
     mean_logprobs: Tensor | None = None
 
 
@@ -71,38 +74,178 @@ def one_number(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
         return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
 
 
-class _FrozenHead(torch.autograd.Function):
-    """Log-probs through a linear head whose weight gets no gradient.
+class _Logits:
+    """Logits of a linear head in float32, chunk by chunk, each in the memory of the one before.
 
-    d logp_t / d h_t = (onehot(y_t) - softmax(z_t)) W / T is a vector of the hidden size, so it is worked out while the
-    logits are there and kept in place of them: one pass over the vocabulary fewer than recomputing, and no logits
-    stored.
+    A fresh matrix of [tokens, vocabulary] costs more than what is worked out in it: its pages must be found and
+    cleared.
+
+    Args:
+        hidden: [tokens, H], in the type of the product.
+        weight: [vocabulary, H], in the same.
+        bias: [vocabulary], or None.
+        temperature: T.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> None:
+        self.hidden, self.weight, self.bias, self.temperature = hidden, weight, bias, temperature
+        self.kept: dict[str, Tensor] = {}
+
+    def of(self, chunk: slice) -> Tensor:
+        """[chunk, vocabulary] float32, to be written into."""
+        logits = linear(self.hidden[chunk], self.weight, self.bias)
+        if logits.dtype is not torch.float32:
+            logits = self.room("logits", logits).copy_(logits)
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
+
+    def room(self, name: str, like: Tensor) -> Tensor:
+        """Memory of the same shape, float32, that holds anything; the same for the same name."""
+        if name not in self.kept or len(self.kept[name]) < len(like):
+            self.kept[name] = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+        return self.kept[name][: len(like)]
+
+
+def _other_than(exps: Tensor, targets: Tensor) -> Tensor:
+    """exp(z) with minus the sum of the others at the target's place: -(sum of exp(z)) d logp / dz; in place.
+
+    1 - p of a likely token is the sum of the others: as a difference, of numbers or of W[y] and softmax(z) W, it would
+    be lost in their rounding.
+    """
+    place = targets.unsqueeze(-1)
+    return exps.scatter_(-1, place, 0.0).scatter_(-1, place, -exps.sum(-1, keepdim=True))
+
+
+def _low(weight: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What enters a product, as autocast would have it."""
+    kind, device = weight.dtype, weight.device.type
+    if torch.is_autocast_enabled(device) and kind is not torch.float64:
+        kind = torch.get_autocast_dtype(device)
+    return tuple(None if each is None else each.to(kind) for each in (weight, *others))
+
+
+def _chunks(tokens: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, tokens, CHUNK)]
+
+
+def _read(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    *,
+    entropy: bool,
+    slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(log-probs, log of the sum of exp(z), entropy, d logp / d hidden), the last two where they are wanted."""
+    logits, count = _Logits(hidden, weight, bias, temperature), hidden.shape[0]
+    logprobs, sums = hidden.new_empty(count, dtype=torch.float32), hidden.new_empty(count, dtype=torch.float32)
+    spread = torch.empty_like(sums) if entropy else None
+    slope = torch.empty_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if slopes else None
+    for chunk in _chunks(count):
+        z, wanted = logits.of(chunk), targets[chunk]
+        top = z.amax(-1, keepdim=True)
+        z.sub_(top)
+        taken = z.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+        exps = torch.exp(z, out=logits.room("exps", z)) if entropy else z.exp_()
+        total = exps.sum(-1)
+        logsum = total.log()
+        logprobs[chunk], sums[chunk] = taken - logsum, logsum + top.squeeze(-1)
+        if spread is not None:
+            mean = torch.bmm(exps.unsqueeze(1), z.unsqueeze(2)).reshape(-1) / total  # no third matrix
+            spread[chunk] = logsum - mean
+        if slope is not None:
+            low = _other_than(exps, wanted).to(weight.dtype)
+            slope[chunk] = linear(low, weight.t()) / (-temperature * total).unsqueeze(-1)
+    return logprobs, sums, spread, slope
+
+
+class _LinearHead(torch.autograd.Function):
+    """Log-probs through a linear head, in fewer passes over [tokens, vocabulary] than autograd takes.
+
+    d logp_t / d h_t = (onehot(y_t) - softmax(z_t)) W / T is a vector of the hidden size. Where the weight gets no
+    gradient it is worked out while the logits are there and kept in place of them; where it gets one, the logits are
+    computed again, once for both gradients, and the weight's is summed over the chunks in float32.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float):  # type: ignore[override]
-        logprobs, entropy, slopes = [], [], []
-        for start in range(0, hidden.shape[0], CHUNK):
-            part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-            logits = torch.nn.functional.linear(part, weight, bias).float() / temperature
-            logsumexp = logits.logsumexp(-1, keepdim=True)
-            logprobs.append((logits.gather(-1, wanted.unsqueeze(-1)) - logsumexp).squeeze(-1))
-            probs = (logits - logsumexp).exp_()
-            entropy.append(logsumexp.squeeze(-1) - (probs * logits).sum(-1))
-            # 1 - p of a likely token is the sum of the others: as a difference, of numbers or of W[y] and softmax(z) W,
-            # it would be lost in their rounding.
-            place = wanted.unsqueeze(-1)
-            probs.scatter_(-1, place, 0.0).scatter_(-1, place, -probs.sum(-1, keepdim=True))
-            slopes.append((probs.to(weight.dtype) @ weight) / -temperature)
-        ctx.save_for_backward(torch.cat(slopes))
-        result = torch.cat(logprobs), torch.cat(entropy)
-        ctx.mark_non_differentiable(result[1])
-        return result
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.trained = any(ctx.needs_input_grad[1:3])
+        ctx.temperature = temperature
+        ctx.kinds = tuple(None if each is None else each.dtype for each in (hidden, weight, bias))
+        w, h, b = _low(weight, hidden, bias)
+        assert w is not None
+        assert h is not None
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = _read(h, w, b, targets, temperature, entropy=entropy, slopes=not ctx.trained)
+        logprobs, sums, spread, slopes = found
+        ctx.save_for_backward(*((h, w, b, targets, sums) if ctx.trained else (slopes,)))
+        if spread is not None:
+            ctx.mark_non_differentiable(spread)
+        return logprobs, spread
 
     @staticmethod
-    def backward(ctx, grad_logprobs: Tensor, _grad_entropy: Tensor | None):  # type: ignore[override]
-        (slopes,) = ctx.saved_tensors
-        return (grad_logprobs.unsqueeze(-1).to(slopes.dtype) * slopes), None, None, None, None
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with torch.autocast(grad.device.type, enabled=False):
+            if ctx.trained:
+                found = _gradients(ctx.saved_tensors, grad, ctx.temperature, ctx.needs_input_grad)
+            else:
+                (slopes,) = ctx.saved_tensors
+                found = grad.unsqueeze(-1) * slopes, None, None
+        cast = (None if each is None else each.to(kind) for each, kind in zip(found, ctx.kinds, strict=True))
+        return *cast, None, None, None
+
+
+def _gradients(
+    saved: Sequence[Any], grad: Tensor, temperature: float, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Of hidden states, weight and bias, as far as they are wanted, from logits that are computed once more."""
+    hidden, weight, bias, targets, sums = saved
+    logits = _Logits(hidden, weight, bias, temperature)
+    states = torch.empty_like(hidden) if wanted[0] else None
+    summed = torch.promote_types(weight.dtype, torch.float32)
+    matrix = torch.zeros_like(weight, dtype=summed) if wanted[1] else None
+    offset = torch.zeros_like(bias, dtype=summed) if bias is not None and wanted[2] else None
+    for chunk in _chunks(hidden.shape[0]):
+        z = logits.of(chunk).sub_(sums[chunk].unsqueeze(-1)).exp_()
+        slopes = _other_than(z, targets[chunk]).mul_(grad[chunk].unsqueeze(-1) / -temperature)
+        offset = None if offset is None else offset + slopes.sum(0)
+        low = slopes.to(weight.dtype)
+        if states is not None:
+            states[chunk] = linear(low, weight.t())
+        if matrix is not None:
+            matrix += linear(low.t(), hidden[chunk].t())
+    return states, matrix, offset
+
+
+def _plain(head: nn.Linear) -> bool:
+    """Whether a head is a product with its weight and no more: no class of its own, no hooks, no sharded weight."""
+    hooked = head._forward_hooks or head._forward_pre_hooks
+    return type(head) in (nn.Linear, Linear) and type(head.weight) is nn.Parameter and not hooked
+
+
+def _through_linear(
+    head: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    weight, bias = head.weight, head.bias
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (hidden, weight, bias)):
+        found: tuple[Tensor, Tensor | None] = _LinearHead.apply(hidden, weight, bias, targets, temperature, entropy)
+        return found
+    w, h, b = _low(weight, hidden, bias)
+    assert w is not None
+    assert h is not None
+    with torch.autocast(hidden.device.type, enabled=False):
+        logprobs, _, spread, _ = _read(h, w, b, targets, temperature, entropy=entropy, slopes=False)
+    return logprobs, spread
 
 
 def token_logprobs(
@@ -111,6 +254,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
+    entropy: bool = True,
     entropy_gradient: bool = False,
     mean: bool = False,
 ) -> TokenTensors:
@@ -121,19 +265,16 @@ def token_logprobs(
         hidden: [tokens, hidden] final hidden states at the positions that predict the targets.
         targets: [tokens] ids.
         temperature: T of the sampler, > 0.
-        entropy_gradient: whether the entropy is differentiated (an entropy bonus); otherwise it comes detached.
+        entropy: whether the entropy is wanted.
+        entropy_gradient: whether it is differentiated (an entropy bonus); otherwise it comes detached.
         mean: work out `mean_logprobs` too, with gradient.
     """
     if hidden.shape[0] == 0:
         nothing = hidden.new_zeros(0, dtype=torch.float32)
-        return TokenTensors(nothing, nothing, nothing if mean else None)
-    needs_grad = torch.is_grad_enabled() and hidden.requires_grad
-    plain_linear = type(head) is torch.nn.Linear and not head.weight.requires_grad
-    fused = plain_linear and not entropy_gradient and not mean
-    if needs_grad and fused and not torch.is_autocast_enabled(hidden.device.type):
-        assert isinstance(head, torch.nn.Linear)
-        return TokenTensors(*_FrozenHead.apply(hidden, head.weight, head.bias, targets, temperature))
-    logprobs, entropy, means = [], [], []
+        return TokenTensors(nothing, nothing if entropy else None, nothing if mean else None)
+    if isinstance(head, nn.Linear) and _plain(head) and not entropy_gradient and not mean:
+        return TokenTensors(*_through_linear(head, hidden, targets, temperature, entropy))
+    logprobs, spread, means = [], [], []
     for start in range(0, hidden.shape[0], CHUNK):
         part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
         if torch.is_grad_enabled():
@@ -141,6 +282,6 @@ def token_logprobs(
         else:
             values = _chunk(head, part, wanted, temperature, mean)
         logprobs.append(values[0])
-        entropy.append(values[1] if entropy_gradient else values[1].detach())
+        spread.append(values[1] if entropy_gradient else values[1].detach())
         means += values[2:]
-    return TokenTensors(torch.cat(logprobs), torch.cat(entropy), torch.cat(means) if mean else None)
+    return TokenTensors(torch.cat(logprobs), torch.cat(spread) if entropy else None, torch.cat(means) if mean else None)

@@ -215,7 +215,7 @@ def _outside(trunk: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return type(module) in (nn.Linear, Conv1D)
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:

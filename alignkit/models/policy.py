@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
-from alignkit.models import forward
+from alignkit.models import forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
@@ -157,6 +157,7 @@ class Policy(nn.Module):
         if base is not None and trainable and lora is None:
             policy.fold()
             policy._freeze(True)
+        products.route(policy.model)
         return policy
 
     @staticmethod
@@ -249,7 +250,7 @@ class Policy(nn.Module):
         adapter = "state_" + file_digest(Path(folder) / "adapter_model.safetensors")[:12]
         if adapter not in self.model.peft_config:
             self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False)
-            self.model.eval()
+            products.route(self.model.eval())
             self._freeze_all_but_trained()
         self._states[name] = adapter
         return True
@@ -376,6 +377,7 @@ class Policy(nn.Module):
                 states[mask],
                 batch.targets[mask],
                 temperature=temperature,
+                entropy="entropy" in wanted or torch.is_grad_enabled(),  # every step logs it
                 entropy_gradient=entropy_gradient,
                 mean="mean_logprobs" in wanted,
             )

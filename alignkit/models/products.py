@@ -1,80 +1,129 @@
-"""Matrix products by the fastest kernels that the processor has, for weights that stay as they are for a while."""
+"""Products of activations with weight matrices in float32, by whichever of torch's two libraries is the fast one here.
+
+torch gives float32 products to MKL, which takes its slow code on processors that are not Intel's; oneDNN, which torch
+has too, looks at what the processor can do. On an AMD processor with AVX-512 it was measured at two to three times the
+rate (benchmarks/results/speed.md). Values differ by float32 rounding. Other types, devices and processors are left to
+torch, and so are small products, whose cost is the call.
+"""
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-SMALL = 2**15
-"""Weights fewer than these are multiplied no faster when packed, and the call costs more."""
+LEAST = 1 << 21
+"""Multiplications and additions from which the other library wins, in a model's forward and backward passes."""
+
+_forced: list[bool] = []
 
 
-class Product(nn.Module):
-    """A linear layer of weights that do not change any more, cast and laid out once.
-
-    On a processor the weights are packed for oneDNN: in float32 its kernels take a half to a third of the time of the
-    default ones for a few rows, and on processors that are not Intel's for many, too (`benchmarks/sampling.py`).
+@functools.cache
+def mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether torch has both libraries, and the processor's maker is known and not Intel.
 
     Args:
-        weight: [out, in].
-        bias: [out], or None.
-        dtype: of the product and of what it gives.
+        cpuinfo: the file in which Linux says so; elsewhere nothing is known.
     """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.in_dtype, self.out_features = dtype, weight.shape[0]
-        cast = weight.detach().to(dtype).contiguous()
-        self.bias = None if bias is None else bias.detach().to(dtype)
-        self.packs = packs(cast)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(cast, None) if self.packs else cast
-
-    def forward(self, states: Tensor) -> Tensor:
-        """[…, in] -> […, out]."""
-        states = states.to(self.in_dtype)
-        if not self.packs:
-            return nn.functional.linear(states, self.packed, self.bias)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
-        return found
-
-
-def packs(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by such weights here."""
-    if weight.device.type != "cpu" or weight.numel() < SMALL or not torch.backends.mkldnn.is_available():
+    file = Path(cpuinfo)
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and file.is_file()):
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    makers = {line.rpartition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("vendor_id")}
+    return bool(makers) and "GenuineIntel" not in makers
 
 
-def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
-    """A model to sample from: its linear layers are `Product`s, all other weights are shared with the original.
+@contextlib.contextmanager
+def by_onednn(wanted: bool) -> Iterator[None]:
+    """Take oneDNN for all float32 products of routed layers, however small, or for none, whatever the processor."""
+    _forced.append(wanted)
+    try:
+        yield
+    finally:
+        _forced.pop()
 
-    Args:
-        model: a transformers model, as it is now: adapters that are folded in stay so in the copy.
-        dtype: of the products, as under autocast: what lies between them is as the weights are. None: theirs.
-    """
-    from peft.tuners.lora import LoraLayer
-    from transformers.pytorch_utils import Conv1D
 
-    found = detached(model)
-    for parent in list(found.modules()):
-        for name, child in list(parent.named_children()):
-            layer: Any = child.get_base_layer() if isinstance(child, LoraLayer) else child
-            if type(layer) is nn.Linear:
-                setattr(parent, name, Product(layer.weight, layer.bias, dtype or layer.weight.dtype))
-            elif type(layer) is Conv1D:
-                setattr(parent, name, Product(layer.weight.t(), layer.bias, dtype or layer.weight.dtype))
+def _goes(x: Tensor, weight: Tensor) -> bool:
+    """Whether x [..., in] times weight [out, in] goes through oneDNN."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or x.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    if _forced:
+        return _forced[-1] and x.numel() > 0
+    return x.numel() * weight.shape[0] >= LEAST and mkl_is_slow()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x [..., in] times weight [out, in] transposed, [..., out]."""
+    if not _goes(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
+        return _Product.apply(x, weight, bias)  # type: ignore[no-any-return]
+    return _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 
 
-def detached(model: Any) -> Any:
-    """A model of its own modules on the same weights, as they are now and without gradients."""
-    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
-    return copy.deepcopy(model, {**weights, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
+class _Product(torch.autograd.Function):
+    """The product with both of its gradients by oneDNN, which reads matrices as they lie or transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _onednn(flat, weight.t()).view(x.shape) if wants_x else None,
+            _onednn(flat.t(), x.reshape(-1, x.shape[-1]).t()) if wants_weight else None,
+            flat.sum(0) if wants_bias else None,
+        )
 
 
-__all__ = ["Product", "decoding_copy", "detached", "packs"]
+class Linear(nn.Linear):
+    """A linear layer whose product is `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+@functools.cache
+def _conv1d() -> tuple[type[nn.Module], type[nn.Module]]:
+    """(GPT-2's linear layer, whose weight lies transposed; the same by `linear`)."""
+    from transformers.pytorch_utils import Conv1D
+
+    class Transposed(Conv1D):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(x, self.weight.t(), self.bias)
+
+    return Conv1D, Transposed
+
+
+def route(model: nn.Module) -> None:
+    """Have the linear layers of a model take `linear`, those of its adapters too.
+
+    A layer gets another class and stays what it is: its parameters, their names, and what may be done with it.
+
+    Args:
+        model: any; layers that are something else than torch's own linear layer or GPT-2's are left alone.
+    """
+    plain, transposed = _conv1d()
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+        elif type(module) is plain:
+            module.__class__ = transposed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
-from alignkit.models import forward
+from alignkit.models import forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import one_number
@@ -106,6 +106,7 @@ class RewardModel(nn.Module):
             if lora is not None:
                 reward_model._adapt(lora)
         reward_model._freeze(True)
+        products.route(reward_model.body)
         return reward_model
 
     @classmethod
@@ -132,6 +133,7 @@ class RewardModel(nn.Module):
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
+        products.route(reward_model.body)
         limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
         reward_model.max_length = limits.get("max_length")
         if limits.get("whole"):

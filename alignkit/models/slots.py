@@ -1,7 +1,7 @@
 """The fast way to read sequences while they are written: a copy of the model with its products packed, and keys and
 values in place.
 
-The modelling code stays the family's own. What is replaced is the linear layers (`products`), the cache (`slot_cache`),
+The modelling code stays the family's own. What is replaced is the linear layers (`packed`), the cache (`slot_cache`),
 and attention. Sequences stand in slots, of which those in use come first, so that one that ends is replaced by the last
 one, and others may join at any time. `alignkit.models.ways` compares what comes of it with the model's own logits.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import forward
-from alignkit.models.products import decoding_copy, detached
+from alignkit.models.packed import decoding_copy, detached
 
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""

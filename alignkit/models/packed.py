@@ -1,0 +1,82 @@
+"""A copy of a model to sample from: weights that stay as they are for a while are cast and laid out once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.models import products
+
+SMALL = 2**15
+"""Weights fewer than these are multiplied no faster when packed, and the call costs more."""
+
+
+class Product(nn.Module):
+    """A linear layer of weights that do not change any more, cast and laid out once.
+
+    On a processor the weights are packed for oneDNN: in float32 its kernels take a half to a third of the time of the
+    default ones for a few rows, and on processors that are not Intel's for many, too (`benchmarks/sampling.py`).
+
+    Args:
+        weight: [out, in].
+        bias: [out], or None.
+        dtype: of the product and of what it gives.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_dtype, self.out_features = dtype, weight.shape[0]
+        cast = weight.detach().to(dtype).contiguous()
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.packs = packs(cast)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(cast, None) if self.packs else cast
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[…, in] -> […, out]."""
+        states = states.to(self.in_dtype)
+        if not self.packs:
+            return nn.functional.linear(states, self.packed, self.bias)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        return found
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies by such weights here."""
+    if weight.device.type != "cpu" or weight.numel() < SMALL or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
+    """A model to sample from: its linear layers are `Product`s, all other weights are shared with the original.
+
+    Args:
+        model: a transformers model, as it is now: adapters that are folded in stay so in the copy.
+        dtype: of the products, as under autocast: what lies between them is as the weights are. None: theirs.
+    """
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+
+    found = detached(model)
+    for parent in list(found.modules()):
+        for name, child in list(parent.named_children()):
+            layer: Any = child.get_base_layer() if isinstance(child, LoraLayer) else child
+            if type(layer) in (nn.Linear, products.Linear):
+                setattr(parent, name, Product(layer.weight, layer.bias, dtype or layer.weight.dtype))
+            elif isinstance(layer, Conv1D):
+                setattr(parent, name, Product(layer.weight.t(), layer.bias, dtype or layer.weight.dtype))
+    return found
+
+
+def detached(model: Any) -> Any:
+    """A model of its own modules on the same weights, as they are now and without gradients."""
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, {**weights, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
+
+
+__all__ = ["Product", "decoding_copy", "detached", "packs"]
