@@ -144,13 +144,14 @@ class Improvement:
             steps = self._steps(data, index)
         data.tensors = dict(batch.tensors)
         refuse_nothing(data, self.weighted, f"{type(self.method).__name__}, round {index}")
-        data.left_to_the_step = self.asked.left_to_the_step(len(steps)) - set(known)
+        weighs = self.method.importance_cap is not None
+        data.left_to_the_step = set() if weighs else self.asked.left_to_the_step(len(steps)) - set(known)
         missing = self.asked.before_steps - data.left_to_the_step - set(known)
         known |= self.known.work_out(data, first_epoch(steps), missing)
         check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
         if self.method.samples_per_prompt and "old_logprobs" in self.asked.by_losses:
-            metrics |= mismatch(data, known["logprobs"])
+            metrics |= mismatch(data, known["logprobs"]) if "logprobs" in known else self.known.mismatch_of_few(data)
             if self.method.importance_cap is not None:
                 made["advantages"] = weighed(made["advantages"], data, known["logprobs"], self.method.importance_cap)
         data.tensors = self.asked.under_loss_names(known) | made

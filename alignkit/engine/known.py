@@ -19,6 +19,9 @@ from alignkit.models.arithmetic import Reading
 from alignkit.models.batch import MicroBatch
 from alignkit.vocabulary import MEASURED, VOCABULARY, select
 
+FEW = 4
+"""Responses by which a sampler is compared with the training path, where that takes a pass of its own."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -96,6 +99,11 @@ class Known:
                 self.meter.compute(forward)
         if theirs and self.models.reference is not None:
             self.models.reference.count(reading)
+
+    def mismatch_of_few(self, data: TrainingData) -> dict[str, float]:
+        """See `mismatch`: of a few responses, where a round works out log-probs in its only step."""
+        few = data.first(FEW)
+        return mismatch(few, self.work_out(few, few.all_micro_batches(self.max_tokens), {"logprobs"})["logprobs"])
 
     def measure(self, groups: Groups, *names: str) -> dict[str, Tensor]:
         """`response_mask` and the tensors so named of any groups, under the weights of this moment.

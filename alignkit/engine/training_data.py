@@ -203,7 +203,8 @@ class TrainingData:
         responses that were edited, or are of another tokenizer."""
         found, known = torch.zeros(self.response_mask.shape), torch.zeros_like(self.response_mask)
         place = 0
-        for encoded, (ids, logprobs) in zip(self.encoded, self.groups.each("response_ids", "logprobs"), strict=True):
+        recorded_by_group = self.groups.each("response_ids", "logprobs")
+        for encoded, (ids, logprobs) in zip(self.encoded, recorded_by_group, strict=False):  # of `first`, fewer
             for number, own in enumerate(encoded.responses):
                 recorded = ids is not None and logprobs is not None and len(logprobs[number]) == len(own)
                 if recorded and ids[number] == own:
