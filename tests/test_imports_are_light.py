@@ -144,6 +144,7 @@ def test_a_recipe_that_several_plugins_name_is_not_shown_as_one_of_them(tmp_path
         assert host.named_recipe("greet") is host.named_recipe("lost") is None
         with pytest.raises(PluginError, match="ambiguous"):
             host.resolve("recipe", "greet")
+        assert host.named_recipe("greet") is None  # nor when all are loaded
         alone = PluginHost(path=[str(tmp_path)], block=["two-plugin"])
         found = alone.named_recipe("greet")
         assert found is not None
