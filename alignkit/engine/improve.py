@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.calls import calling, whose, within
-from alignkit.engine.checks import Facts, asked_by, begun_with, checked_state, refuse_contradictions
+from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
@@ -27,6 +27,7 @@ from alignkit.engine.prepare import Prepare, check_widths
 from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models, Setting
+from alignkit.engine.state import begun_with, checked_state
 from alignkit.engine.training_data import Step, TrainingData, said_of_size
 from alignkit.errors import NothingToLearnError
 from alignkit.groups import Groups
