@@ -1,4 +1,4 @@
-"""One job by TRL 1.16, in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, in an environment with TRL.
+"""One job by TRL 1.16, in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, where TRL is there.
 
 Its PPO went with version 1.13: that job is told to be absent.
 """
