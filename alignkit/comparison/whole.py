@@ -203,7 +203,7 @@ def _seeds(given: Any) -> list[int]:
 def _check_arguments(methods: Any, numbers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Refuse what is of another kind than it is declared as, before any work."""
     if isinstance(methods, str) or not isinstance(methods, Iterable):
-        raise ConfigError(f"methods={methods!r}", where="compare", remedy='give a list of them, such as ["dpo"]')
+        raise ConfigError(f"methods={methods!r}", where="compare", remedy='give a list of them, such as ["NAME"]')
     for name, value in numbers.items():
         check_value(name, value, int, "compare")
         least = 0 if name == "tune" else 1
