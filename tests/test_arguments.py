@@ -13,6 +13,7 @@ import pytest
 
 from alignkit import Run, compare, stages
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.fields import check_values
 from alignkit.metrics.answers import Distinct, SelfBLEU
 from alignkit.metrics.comparisons import CalibrationError
 from alignkit.registry.host import default_host
@@ -66,6 +67,20 @@ def test_every_field_of_every_component_is_looked_at(kind: str) -> None:
     assert tried
     for record, name, wrong in tried:
         refused(record.object, **{name: wrong})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    of: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@pytest.mark.parametrize("wrong", [(1.0,), (1.0, 2.0, 3.0), (), (1.0, "x")])
+def test_a_tuple_has_its_length(wrong: Any) -> None:
+    assert Pair((2.0, 3.0)).of == (2.0, 3.0)
+    refused(Pair, of=wrong)
 
 
 def test_every_argument_of_every_verb_is_looked_at(tmp_path: Path) -> None:

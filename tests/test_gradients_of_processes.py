@@ -67,11 +67,11 @@ def test_each_process_has_the_sum_of_all(monkeypatch: pytest.MonkeyPatch) -> Non
         exchanges.append(tensor.numel())
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(processes, "BUCKET", 3)
+    monkeypatch.setattr(processes, "BUCKET", 6)
     processes.sum_gradients(mine)
     found = [None if p.grad is None else p.grad.flatten().tolist() for p in mine]
     assert found == [[10.0, 11, 12, 13, 14, 15], [0.0, 1, 2, 3], [10.0, 10.0], None, [10.0]]
-    assert exchanges == [5, 6, 4, 3]  # one larger than a bucket, one of another type, two together
+    assert exchanges == [5, 6, 4, 3]  # as large as a bucket, of another type, two together
 
 
 @pytest.mark.parametrize("value_model", ["head", "separate"])

@@ -80,6 +80,7 @@ def test_nobody_takes_the_place_of_a_run_that_is_making_a_stage(tmp_path: Path) 
         with pytest.raises(AlignkitError, match="making the stage 'e'"):
             run.evaluate(v0, PROMPTS, {"r": meddling}, max_new_tokens=2, name="e")
         run.evaluate(v0, PROMPTS, {"r": len_of}, max_new_tokens=2, name="e")
+        Run(tmp_path, quiet=True).close()  # it is making none any more
 
 
 def test_a_run_that_only_plans_takes_nobodys_place(tmp_path: Path) -> None:

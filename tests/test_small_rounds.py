@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from alignkit import Batch, Groups, PolicyOptimizer, Term
+from alignkit.engine import improve
 from alignkit.engine import training_data as training_data_module
 from alignkit.engine.checks import unread
 from alignkit.engine.fit import fit
-from alignkit.engine import improve
 from alignkit.engine.known import Asked, Known
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import ConfigError, Groups, Run
+from alignkit import ConfigError, Groups, Policy, Run, use
 from alignkit.groups import Groups as Rows
 from alignkit.optimizers import Batch, PolicyOptimizer
 from alignkit.rewards import Reward, Scores
@@ -116,6 +116,14 @@ def test_what_is_no_state_of_the_optimizer_is_refused_before_a_model_is_loaded(
 ) -> None:
     with Run(tmp_path, quiet=True, plan=True) as run, pytest.raises(ConfigError, match=said):
         run.improve(run.policy("tiny"), PROMPTS, optimizer=optimizer, reward=length, state=state)
+
+
+def test_what_is_no_state_is_refused_with_no_model_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(tmp_path, quiet=True) as run:
+        policy = run.policy("tiny")
+        monkeypatch.setattr(Policy, "load", lambda *args, **more: pytest.fail("a model is loaded"))
+        with pytest.raises(ConfigError, match="state is of"):
+            run.improve(policy, PROMPTS, optimizer=use("ppo"), reward=length, state={"other": 1.0})
 
 
 def test_without_a_state_there_is_nothing_to_hand_on(tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ def turns_round(chosen_rewards, rejected_rewards, *, beta: float = 1.0):
 
 
 @plant("loss", "infinite-is-refused-or-harmless")
-def grows_without_end(chosen_rewards, rejected_rewards, *, beta: float = 1.0):
+def grows_without_end(chosen_rewards, rejected_rewards, *, beta: Any = 1.0):
     """(r_w - r_l - beta)^2.
 
     Args:
