@@ -123,7 +123,7 @@ def test_what_is_no_state_is_refused_with_no_model_loaded(tmp_path: Path, monkey
         policy = run.policy("tiny")
         monkeypatch.setattr(Policy, "load", lambda *args, **more: pytest.fail("a model is loaded"))
         with pytest.raises(ConfigError, match="state is of"):
-            run.improve(policy, PROMPTS, optimizer=use("ppo"), reward=length, state={"other": 1.0})
+            run.improve(policy, PROMPTS, optimizer=use("ppo"), reward=length, reference=policy, state={"other": 1.0})
 
 
 def test_without_a_state_there_is_nothing_to_hand_on(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_variants_of_a_prompt_are_told_apart_and_read_alike() -> None:
 
 def test_a_problem_that_cannot_be_listed_is_refused() -> None:
     for wrong in ({"beta": 0.0}, {"beta": math.nan}, {"length": 4}, {"length": 0}):
-        with pytest.raises(ConfigError, match="suite enumerable|Problem: beta=nan"):
+        with pytest.raises(ConfigError, match=r"suite enumerable|Problem: beta=nan"):
             Problem(**wrong)  # type: ignore[arg-type]
 
 
