@@ -1,4 +1,4 @@
-"""One job by TRL 1.16, in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, where TRL is installed.
+"""One job by TRL 1.16 in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, with TRL installed.
 
 Its PPO went with version 1.13: that job is told to be absent.
 """
