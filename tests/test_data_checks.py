@@ -220,6 +220,7 @@ def odd_rows(draw: st.DrawFn) -> dict[str, Any]:
 @settings(deadline=None, max_examples=60)
 def test_odd_rows_never_raise_and_the_good_ones_encode(chat: ChatFormat, rows: list[dict[str, Any]], kind: Any) -> None:
     from alignkit.data import encode_groups
+    from alignkit.data.encode import encode_texts, is_plain_text
 
     made = groups(*rows)
     found = check_groups(made, kind, chat, max_prompt_tokens=20, max_response_tokens=8)
@@ -229,5 +230,9 @@ def test_odd_rows_never_raise_and_the_good_ones_encode(chat: ChatFormat, rows: l
     if not rows or len(bad) == len(rows):
         return
     kept = refuse_or_drop(made, found, True, "x")
-    encoded, left = encode_groups(kept, chat, max_prompt_tokens=20, max_response_tokens=8)
-    assert (len(encoded), left) == (len(rows) - len(bad), [])
+    assert len(kept) == len(rows) - len(bad)
+    talks = kept.filter(lambda row: not is_plain_text(row))  # plain texts are encoded in pieces
+    encoded, left = encode_groups(talks, chat, max_prompt_tokens=20, max_response_tokens=8)
+    assert (len(encoded), left) == (len(talks), [])
+    assert len(talks) == len(kept) or kind == "demonstrations"
+    assert len(encode_texts(kept.filter(is_plain_text), chat, 1000)) == len(kept) - len(talks)
