@@ -118,6 +118,7 @@ def test_what_is_not_counted_is_told_and_the_rest_is_plain_json():
         "counts": {**dict.fromkeys(COUNTS, 0), "trained_tokens": 3},
         "flops": {"forward": 7, "backward": 2},
         "seconds": {},
+        "work": {"other": {"trained_tokens": 3, "flops": 9}},
         "peak_memory": {"cpu": 5},
     }
 
