@@ -265,8 +265,8 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = "[--run-dir DIR] [--seed N] [--plan] [--precision P] [--quiet] [--trainer.KEY VALUE]"
-    usage = f"alignkit run RECIPE|FILE.py {options} …"
+    flags = "[--run-dir DIR] [--seed N] [--plan] [--precision P] [--quiet] [--trainer.KEY VALUE]"
+    usage = f"alignkit run RECIPE|FILE.py {flags} …"
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print(f"usage: {usage}\n\nThe other flags are the arguments of the recipe's main: alignkit run RECIPE --help")
         return 0 if arguments else 2

@@ -124,7 +124,7 @@ def test_options_of_a_run_have_defaults(recipe: str) -> None:
     assert cli.main(["run", recipe]) == 0
     run = run_made()
     assert run.folder == Path("runs/toy")
-    assert run.options == {"seed": 0, "plan": False, "precision": "auto", "trainer": None}
+    assert run.options == {"seed": 0, "plan": False, "precision": "auto", "trainer": None, "quiet": False}
     assert run.seen["k"] == 8
 
 

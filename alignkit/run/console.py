@@ -73,10 +73,11 @@ class Console:
             meter: that its work feeds.
         """
         self._pause = self.every
-        self.say(f"{name}: {verb} …")
         if self.draws:
             self._know().begin(name, verb)
             self._open(name, meter)
+        if self._display is None:
+            self.say(f"{name}: {verb} …")
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from alignkit.meter import TOKENS, Advance, Meter, short
 from alignkit.report.text import brief, duration, number, visible
@@ -129,20 +129,24 @@ def scores_of(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in found.items() if value is not None)
 
 
+def _short(seconds: float) -> str:
+    """A time as it is said of what is not over: in whole seconds, one at least."""
+    return f"{max(round(seconds), 1)} s" if seconds < 60 else duration(seconds)
+
+
 class Display:
     """The part of a terminal that is drawn anew while a stage is made, and is gone when it ends.
 
     Args:
         outlook: what it shows.
         began: when the run did, by `time.monotonic`.
-        file: the terminal; default standard output.
     """
 
-    def __init__(self, outlook: Outlook, began: float, file: TextIO | None = None) -> None:
+    def __init__(self, outlook: Outlook, began: float) -> None:
         from rich.console import Console
 
         self.outlook, self.began = outlook, began
-        self.console = Console(file=file, markup=False, highlight=False, emoji=False)
+        self.console = Console(markup=False, highlight=False, emoji=False)
         self.meter, self.advance, self.name = Meter(), None, ""  # type: Meter, Advance | None, str
         self._live: Any = None
         self._streams = sys.stdout, sys.stderr
@@ -198,13 +202,13 @@ class Display:
         lines = list(self.outlook.lines.values())
         place = next((i for i, line in enumerate(lines) if line.state == "present"), len(lines))
         ahead = lines[place + 1 :]
-        room = max(self.console.size.height - 6 - BEFORE - min(len(self.outlook.scores), SCORES), 1)
+        room = max(self.console.size.height - 8 - BEFORE - min(len(self.outlook.scores), SCORES), 1)
         table = Table.grid(padding=(0, 2))
         for justify in ("left", "left", "right"):
             table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for line in [*lines[max(place - BEFORE, 0) : place + 1], *ahead[:room]]:
             table.add_row(*self._row(line, elapsed))
-        parts = [Text(self._head(lines, elapsed), style="bold"), table]
+        parts: list[Any] = [Text(""), Text(self._head(lines, elapsed), style="bold"), table]
         parts += [Text(f"    and {len(ahead) - room} more", style="dim")] if len(ahead) > room else []
         parts += [self._work(elapsed)] if place < len(lines) else []
         parts += [Text(f"{brief(visible(k), 24)}: {v}") for k, v in list(self.outlook.scores.items())[-SCORES:]]
@@ -216,9 +220,9 @@ class Display:
     def _head(self, lines: Sequence[Line], elapsed: float) -> str:
         done = sum(line.state == "done" for line in lines)
         head = f"{done} of {len(lines)} stages done" if self.outlook.planned else f"{done} stages done"
-        head += f", {duration(round(time.monotonic() - self.began))}"
+        head += f", {_short(time.monotonic() - self.began)}"
         left = self.outlook.left(elapsed, (self.advance.left if self.advance else None) or 0.0)
-        return head if left is None else f"{head}, about {duration(max(round(left), 1))} left"
+        return head if left is None else f"{head}, about {_short(left)} left"
 
     def _row(self, line: Line, elapsed: float) -> list[Any]:
         from rich.text import Text
@@ -228,7 +232,7 @@ class Display:
         style = {"done": "green", "present": "bold", "to come": "dim"}[line.state]
         seconds = {"done": line.seconds, "present": elapsed}.get(line.state)
         about = self.outlook.estimate(line) if line.state == "to come" and self.outlook.planned else None
-        told = duration(seconds) if seconds is not None else f"about {duration(about)}" if about else ""
+        told = _short(seconds) if seconds is not None else f"about {_short(about)}" if about else ""
         cells = (f"{marks[line.state]} {brief(visible(line.name), 32)}", brief(visible(line.verb), 16), told)
         return [Text(cell, style=style) for cell in cells]
 
@@ -253,7 +257,7 @@ class Display:
             self._phase, self._phase_since, self._tokens_before = now, clock, tokens
         told, seconds = tokens - self._tokens_before, clock - self._phase_since
         rate = f", {short(told)} tokens, {told / seconds:.0f} tokens/s" if told and seconds > 0 else ""
-        return f"{now or 'at work'}, {duration(seconds)}{rate}"
+        return f"{now or 'at work'}, {_short(seconds)}{rate}"
 
 
 __all__ = ["Display", "Outlook", "scores_of"]
