@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +148,6 @@ class Display:
         self.console = Console(markup=False, highlight=False, emoji=False)
         self.meter, self.advance, self.name = Meter(), None, ""  # type: Meter, Advance | None, str
         self._live: Any = None
-        self._streams = sys.stdout, sys.stderr
         self._since = self._phase_since = self._drawn = time.monotonic()
         self._phase, self._within, self._tokens_before = "", "", 0
 
@@ -163,18 +161,14 @@ class Display:
         from rich.live import Live
 
         self.name, self.meter, self.advance, self._since = name, meter, None, time.monotonic()
-        self._streams = sys.stdout, sys.stderr
         self._live = Live(self._picture(), console=self.console, auto_refresh=False, transient=True)
         self._live.start(refresh=True)
 
     def stop(self) -> None:
         """Take the picture away; what the work prints goes where it went before, whatever the terminal says."""
         live, self._live = self._live, None
-        try:
-            if live is not None:
-                live.stop()
-        finally:
-            sys.stdout, sys.stderr = self._streams
+        if live is not None:
+            live.stop()
 
     def print(self, text: str) -> None:
         """A line that stays, above the picture."""
