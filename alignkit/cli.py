@@ -265,7 +265,8 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    usage = "alignkit run RECIPE|FILE.py [--run-dir DIR] [--seed N] [--plan] [--precision P] [--trainer.KEY VALUE] …"
+    flags = "[--run-dir DIR] [--seed N] [--plan] [--precision P] [--quiet] [--trainer.KEY VALUE]"
+    usage = f"alignkit run RECIPE|FILE.py {flags} …"
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print(f"usage: {usage}\n\nThe other flags are the arguments of the recipe's main: alignkit run RECIPE --help")
         return 0 if arguments else 2
@@ -287,7 +288,7 @@ def _run(arguments: list[str]) -> int:
 
 def _begin(arguments: Sequence[str]) -> None:
     """Say what is about to be done, before the seconds that importing PyTorch and the plugins take."""
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" or "--quiet" in arguments:
         return
     name = Path(arguments[0]).stem if arguments[0].endswith(".py") else arguments[0]
     told = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,36 @@ PHASES = {
 """Where the seconds of a stage go, by name. A phase within another has its seconds to itself."""
 
 
+TOKENS = {"generate": "generated_tokens", "train": "trained_tokens"}
+"""The tokens of a phase, where they are not those that a model read without a gradient."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a piece of work is: a bar on a terminal, a line of text elsewhere.
+
+    Args:
+        what: is being done, as the line begins.
+        done: of it.
+        total: of it.
+        unit: in which both are counted; "" where `what` says it.
+        rate: how fast it goes, in words, or "".
+        left: seconds that it still takes at this pace; None where that is not known yet.
+    """
+
+    what: str
+    done: int
+    total: int
+    unit: str = ""
+    rate: str = ""
+    left: float | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.what} {self.done}/{self.total}" + (f" {self.unit}" if self.unit else "")
+        left = "" if self.left is None else f"{self.left:.0f} s left"
+        return ", ".join(part for part in (head, self.rate, left) if part)
+
+
 @dataclass
 class Meter:
     """Counts, operations and seconds by name, as plain numbers.
@@ -53,11 +83,15 @@ class Meter:
         counts: so far, of the names of `COUNTS`.
         flops: so far, of the names of `FLOPS`.
         seconds: of wall time so far, of the names of `PHASES`.
+        work: by phase, what was counted in it, and its operations under "flops".
+        pulse: called whenever something is counted or a phase begins, so that what shows the work can follow it.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FLOPS, 0))
     seconds: dict[str, float] = field(default_factory=dict)
+    work: dict[str, dict[str, int]] = field(default_factory=dict)
+    pulse: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     _within: list[str] = field(default_factory=list, repr=False)
     _since: float = field(default=0.0, repr=False)
 
@@ -70,11 +104,30 @@ class Meter:
         if name not in self.counts:
             raise ConfigError(f"{name!r} is not counted{did_you_mean(name, COUNTS)}", where="Meter")
         self.counts[name] += int(amount)
+        self._work(name, int(amount))
 
     def compute(self, forward: int, backward: int = 0) -> None:
         """Add floating-point operations."""
         self.flops["forward"] += int(forward)
         self.flops["backward"] += int(backward)
+        self._work("flops", int(forward) + int(backward))
+
+    def _work(self, name: str, amount: int) -> None:
+        """Keep by phase what was counted, and let it be shown."""
+        if amount:
+            here = self.work.setdefault(self.now or "other", {})
+            here[name] = here.get(name, 0) + amount
+        self.pulse()
+
+    @property
+    def now(self) -> str:
+        """The phase that is at work, or ""."""
+        return self._within[-1] if self._within else ""
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """The phases that are open, the outer ones first."""
+        return tuple(self._within)
 
     def spent(self, name: str) -> int:
         """How much of a name of `COUNTS`, or of "flops" in both directions, so far."""
@@ -91,6 +144,7 @@ class Meter:
             raise ConfigError(f"{name!r} is no phase{did_you_mean(name, PHASES)}", where="Meter")
         self._charge()
         self._within.append(name)
+        self.pulse()
         try:
             yield
         finally:
@@ -105,7 +159,7 @@ class Meter:
         self._since = now
 
     def to_json(self, seconds: float | None = None, peak_memory: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """{"counts": …, "flops": …, "seconds": …, "peak_memory": …}, as a stage's record holds it.
+        """{"counts": …, "flops": …, "seconds": …, "work": …, "peak_memory": …}, as a stage's record holds it.
 
         Args:
             seconds: of the stage in all; what no phase took of them is "other".
@@ -118,6 +172,7 @@ class Meter:
             "counts": dict(self.counts),
             "flops": dict(self.flops),
             "seconds": {name: round(spent[name], 3) for name in PHASES if name in spent},
+            "work": {name: dict(self.work[name]) for name in PHASES if name in self.work},
             "peak_memory": dict(peak_memory or {}),
         }
 

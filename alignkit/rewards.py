@@ -308,7 +308,7 @@ def metered_scores(groups: Groups, reward: Reward, meter: Meter | None = None) -
     meter.add("reward_calls", groups.num_responses)
     with meter.phase("score"):
         scores = _scored(groups, reward, lambda: reward.score(groups))
-    count_scores(scores, meter)
+        count_scores(scores, meter)
     return scores
 
 

@@ -95,6 +95,22 @@ class StageRecord:
         return {name: found[name] for name in PHASES if _is_time(found.get(name))}
 
     @property
+    def work(self) -> dict[str, dict[str, int]]:
+        """By phase what was counted in it, and its operations under "flops", as far as the record says."""
+        found = mapping(self.meter.get("work"))
+        return {
+            phase: {str(name): whole for name, n in mapping(found[phase]).items() if (whole := _whole(n)) is not None}
+            for phase in PHASES
+            if phase in found
+        }
+
+    @property
+    def ceiling(self) -> tuple[int, str]:
+        """Operations a second that matrix products reached on the machine, and their type; (0, "") where not said."""
+        found = mapping(self.meter.get("ceiling"))
+        return _whole(found.get("flops")) or 0, str(found.get("dtype") or "")
+
+    @property
     def peak_memory(self) -> int:
         """Bytes, of the process or of its GPU, whichever were more; 0 where the record does not say."""
         return max((_whole(most) or 0 for most in mapping(self.meter.get("peak_memory")).values()), default=0)

@@ -16,6 +16,7 @@ import pytest
 from alignkit import cli
 from alignkit.errors import DataError
 from alignkit.run import recipes
+from alignkit.run.console import Console
 
 RECIPE = '''
 from __future__ import annotations
@@ -68,6 +69,7 @@ class FakeRun:
     """Stands for alignkit.run.Run, to see what the command line hands it."""
 
     made: list[FakeRun] = []  # noqa: RUF012
+    console, world = Console(live=False), 1
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder, self.options, self.seen, self.ended = folder, options, {}, ""  # type: ignore[var-annotated]
@@ -124,21 +126,31 @@ def test_options_of_a_run_have_defaults(recipe: str) -> None:
     assert cli.main(["run", recipe]) == 0
     run = run_made()
     assert run.folder == Path("runs/toy")
-    assert run.options == {"seed": 0, "plan": False, "precision": "auto", "trainer": None}
+    assert run.options == {"seed": 0, "plan": False, "precision": "auto", "trainer": None, "quiet": False}
     assert run.seen["k"] == 8
 
 
 def test_options_of_a_run_are_passed(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.deterministic", "true"]
-    flags = ["--run-dir", str(tmp_path / "r"), "--seed", "7", "--plan", "--precision", "bf16-mixed", *trainer]
+    flags = [
+        "--run-dir",
+        str(tmp_path / "r"),
+        "--seed",
+        "7",
+        "--plan",
+        "--precision",
+        "bf16-mixed",
+        "--quiet",
+        *trainer,
+    ]
     assert cli.main(["run", recipe, *flags]) == 0
     run = run_made()
     assert run.folder == tmp_path / "r"
     assert run.options == {
-        "seed": 7, "plan": True, "precision": "bf16-mixed",
+        "seed": 7, "plan": True, "precision": "bf16-mixed", "quiet": True,
         "trainer": {"accelerator": "cpu", "devices": 2, "deterministic": True},
     }  # fmt: skip
-    assert "the plan" in capsys.readouterr().out
+    assert capsys.readouterr().out == "the plan\n"  # a plan is asked for; nothing else is said
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from alignkit.engine.known import Known
 from alignkit.engine.reference import Reference, kl_per_response
 from alignkit.engine.scoring import Scorer
 from alignkit.engine.setting import Models
+from alignkit.engine.step_cost import StepCost
 from alignkit.engine.training_data import TrainingData
 from alignkit.meter import COUNTS, PHASES, Meter, PeakMemory
 from alignkit.models import RewardModel
+from alignkit.models.arithmetic import Flops
 from alignkit.optimizers import Stream
 from alignkit.processes import highest
 from alignkit.rewards import FunctionReward, Scores, WeightedSum, metered_scores, score_groups
@@ -107,6 +109,36 @@ def test_a_second_counts_for_the_innermost_phase(monkeypatch):
         pass
 
 
+def test_work_is_kept_by_the_innermost_phase_and_each_count_is_a_pulse():
+    beats: list[str] = []
+    meter = Meter()
+    meter.pulse = lambda: beats.append(meter.now)
+    with meter.phase("prepare"):
+        with meter.phase("generate"):
+            meter.add("generated_tokens", 5)
+            meter.compute(10)
+        meter.add("scored_tokens", 2)
+    meter.compute(3, 4)
+    assert meter.to_json()["work"] == {
+        "generate": {"generated_tokens": 5, "flops": 10},
+        "prepare": {"scored_tokens": 2},
+        "other": {"flops": 7},
+    }
+    assert beats == ["prepare", "generate", "generate", "generate", "prepare", ""]
+
+
+def test_a_steps_reference_pass_is_work_of_the_reference():
+    counts = {"optimizer_steps": 1, "trained_tokens": 6, "scored_tokens": 9}
+    meter = Meter()
+    with meter.phase("train"):
+        StepCost(counts, Flops(100, 50), reference=30).count(meter)
+    assert meter.work == {
+        "train": {"optimizer_steps": 1, "trained_tokens": 6, "flops": 120},
+        "reference": {"scored_tokens": 9, "flops": 30},
+    }
+    assert (meter.flops, meter.spent("scored_tokens")) == ({"forward": 100, "backward": 50}, 9)
+
+
 def test_what_is_not_counted_is_told_and_the_rest_is_plain_json():
     meter = Meter()
     meter.add("trained_tokens", 3)
@@ -118,6 +150,7 @@ def test_what_is_not_counted_is_told_and_the_rest_is_plain_json():
         "counts": {**dict.fromkeys(COUNTS, 0), "trained_tokens": 3},
         "flops": {"forward": 7, "backward": 2},
         "seconds": {},
+        "work": {"other": {"trained_tokens": 3, "flops": 9}},
         "peak_memory": {"cpu": 5},
     }
 

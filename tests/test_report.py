@@ -265,6 +265,48 @@ def test_what_each_stage_cost_is_told_with_where_its_seconds_went(tmp_path):
     assert costs(collect(FakeRun(tmp_path / "empty").close())) is None
 
 
+PROFILED = (
+    {
+        "seconds": {"generate": 6.0, "score": 1.0, "train": 2.0},
+        "work": {
+            "generate": {"generated_tokens": 600, "scored_tokens": 9, "flops": 12_000},
+            "score": {"scored_tokens": 50, "<b>": 3, "flops": "much"},
+            "<i>": {"flops": 4},
+        },
+        "ceiling": {"flops": 10_000, "dtype": "bfloat16"},
+    },
+    {
+        "seconds": {"generate": 2.0, "load": 9.0},
+        "work": {"generate": {"generated_tokens": 200, "flops": 8_000}},
+        "ceiling": {"flops": 30_000, "dtype": "float32"},
+    },
+    {"seconds": {"generate": 2.0}, "work": [], "ceiling": "high"},
+)
+
+
+def test_where_time_went_is_told_by_phase_with_rates_and_the_share_of_what_the_machine_reaches(tmp_path):
+    run = FakeRun(tmp_path)
+    for place, meter in enumerate(PROFILED):
+        folder = run.stage(f"v{place}", "improve", {})
+        info = json.loads((folder / "stage.json").read_text())
+        (folder / "stage.json").write_text(json.dumps({**info, "meter": meter}))
+    found = costs(collect(run.close()))
+    rows = {row["phase"]: row for row in found["profile"]}
+    assert list(rows) == ["generate", "load", "train", "score"]  # the longest first
+    sampled = rows["generate"]
+    assert (sampled["seconds"], sampled["tokens"]) == (10.0, 800)
+    assert sampled["share"] == pytest.approx(10 / 22)
+    assert (sampled["token_rate"], sampled["flop_rate"]) == (80.0, 2000.0)
+    # of 6 s at 10,000 and 2 s at 30,000 operations a second; the third stage does not say what its machine reaches
+    assert sampled["of_ceiling"] == pytest.approx(20_000 / (6 * 10_000 + 2 * 30_000))
+    assert (rows["score"]["tokens"], rows["score"]["flop_rate"], rows["score"]["of_ceiling"]) == (50, None, None)
+    assert (rows["train"]["tokens"], rows["load"]["token_rate"]) == (0, None)
+    assert found["ceilings"] == ["10 kFLOP/s in bfloat16", "30 kFLOP/s in float32"]
+    text = " ".join("".join(outline(write_report(tmp_path)).text).split())
+    assert "generate10.0 s45%800802 k17%" in text
+    assert "10 kFLOP/s in bfloat16; 30 kFLOP/s in float32" in text
+
+
 def test_the_same_folder_gives_the_same_bytes(plain, tmp_path):
     first = write_report(plain).read_bytes()
     assert write_report(plain).read_bytes() == first

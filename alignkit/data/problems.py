@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from alignkit.errors import DataError
@@ -60,14 +61,66 @@ def summary(problems: Sequence[Problem]) -> str:
     return ", ".join(f"{code} x {count}" for code, count in sorted(counts.items()))
 
 
+class Notes:
+    """Notes on rows, one line for each place and code with how many there were."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], Problem] = {}
+
+    def add(self, problem: Problem, where: str) -> None:
+        """Count one."""
+        self._counts[where, problem.code] += 1
+        self._first.setdefault((where, problem.code), problem)
+
+    def tell(self) -> None:
+        """Log what was counted since the last time."""
+        counted, first, self._counts, self._first = self._counts, self._first, Counter(), {}
+        for (where, code), count in counted.items():
+            logger.warning("%s: %s", where, _folded(first[where, code], count))
+
+
+def _folded(first: Problem, count: int) -> str:
+    """`AK-D08 × 37: holds … — … (first: row 3 (…) text)`; a single one as it is."""
+    if count == 1:
+        return str(first)
+    head, *said = str(first).split(" — ")
+    return f"AK-{first.code} × {count}: {' — '.join(said)} (first: {head.removeprefix(f'AK-{first.code} ')})"
+
+
+_open: list[Notes] = []
+"""Of the stage that is being made: its notes on rows are held back and told in one line each."""
+
+
+@contextmanager
+def folded() -> Iterator[None]:
+    """Notes on rows that are reported within the block are told at its end, or before by `tell_folded`."""
+    notes = Notes()
+    _open.append(notes)
+    try:
+        yield
+    finally:
+        _open.remove(notes)
+        notes.tell()
+
+
+def tell_folded() -> None:
+    """Tell what is held back, before work that takes long."""
+    for notes in _open:
+        notes.tell()
+
+
 def report_notes(problems: Sequence[Problem], where: str) -> None:
-    """Log the notes: those on rows once for each code, those on the whole all."""
-    notes = [problem for problem in problems if problem.note]
-    counts = Counter(problem.code for problem in notes if problem.row is not None)
-    first = {problem.code: problem for problem in reversed(notes) if problem.row is not None}
-    for problem in [*first.values(), *(problem for problem in notes if problem.row is None)]:
-        more = f" (and {counts[problem.code] - 1} more)" if problem.row is not None and counts[problem.code] > 1 else ""
-        logger.warning("%s: %s%s", where, problem, more)
+    """Log the notes: those on rows in one line for each code (within `folded`, at its end), those on the whole all."""
+    notes, here = [problem for problem in problems if problem.note], _open[-1] if _open else Notes()
+    for problem in notes:
+        if problem.row is not None:
+            here.add(problem, where)
+    if not _open:
+        here.tell()
+    for problem in notes:
+        if problem.row is None:
+            logger.warning("%s: %s", where, problem)
 
 
 def refusal(problems: Sequence[Problem], rows: int, where: str) -> DataError:

@@ -27,6 +27,7 @@ from alignkit.engine.step_cost import StepCosts
 from alignkit.engine.step_metrics import RoundMeans, StepMetrics, usual_metrics
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError, NumericError, PluginError
+from alignkit.meter import Advance
 from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.adamw import FloatAdamW
@@ -93,7 +94,7 @@ class Learner(L.LightningModule):
         *,
         temperature: float = 1.0,
         record: Callable[[dict[str, Any]], None] = lambda row: None,
-        tick: Callable[[str], None] = lambda text: None,
+        tick: Callable[[Advance], None] = lambda advance: None,
         spending: Spending | None = None,
         value_model: Policy | None = None,
         value_learning_rate: float | None = None,

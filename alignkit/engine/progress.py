@@ -1,10 +1,12 @@
-"""Where training is, in one line of text."""
+"""Where training is."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from alignkit.meter import Advance
 
 
 @dataclass
@@ -16,7 +18,7 @@ class StepProgress:
         rounds: how many there are.
     """
 
-    tick: Callable[[str], None]
+    tick: Callable[[Advance], None]
     rounds: int
     _began: dict[int, float] = field(default_factory=dict)
 
@@ -31,6 +33,6 @@ class StepProgress:
         """
         clock = time.monotonic()
         seconds = clock - self._began.setdefault(round_index, clock)
-        left = seconds / max(done - 1, 1) * max(steps - done, 0)
+        left = seconds / (done - 1) * max(steps - done, 0) if done > 1 else None
         where = f"round {round_index + 1}/{self.rounds}, " if self.rounds > 1 else ""
-        self.tick(f"{where}step {done}/{steps}, loss {loss:.4f}" + (f", {left:.0f} s left" if done > 1 else ""))
+        self.tick(Advance(f"{where}step", done, steps, rate=f"loss {loss:.4f}", left=left))

@@ -44,8 +44,9 @@ class Reference:
 
     def count(self, reading: Reading) -> None:
         """Count a pass."""
-        self.meter.add("scored_tokens", reading.tokens)
-        self.meter.compute(self.flops(reading))
+        with self.meter.phase("reference"):
+            self.meter.add("scored_tokens", reading.tokens)
+            self.meter.compute(self.flops(reading))
 
 
 def kl_means(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:

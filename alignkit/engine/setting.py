@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from alignkit.budget import Spending
 from alignkit.engine.reference import Reference
-from alignkit.meter import Meter
+from alignkit.meter import Advance, Meter
 from alignkit.models import Policy
 
 log = logging.getLogger("alignkit")
@@ -50,7 +50,7 @@ class Setting:
     world: tuple[int, int] = (0, 1)
     spending: Spending = field(default_factory=Spending)
     say: Callable[[str], None] = log.info
-    tick: Callable[[str], None] = log.debug
+    tick: Callable[[Advance], None] = log.debug
     rounds: int = 1
 
     @property

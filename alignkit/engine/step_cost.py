@@ -22,10 +22,12 @@ class StepCost:
     Args:
         counts: of the names of `alignkit.meter.COUNTS`.
         flops: of all its passes.
+        reference: operations among them of the reference's pass.
     """
 
     counts: dict[str, int]
     flops: Flops
+    reference: int = 0
 
     @property
     def amounts(self) -> dict[str, int]:
@@ -34,9 +36,13 @@ class StepCost:
 
     def count(self, meter: Meter) -> None:
         """The step was taken."""
-        for name, amount in self.counts.items():
-            meter.add(name, amount)
-        meter.compute(*self.flops)
+        for name in ("optimizer_steps", "trained_tokens"):
+            meter.add(name, self.counts[name])
+        meter.compute(self.flops.forward - self.reference, self.flops.backward)
+        if self.reference:  # without a gradient, and timed as the reference's
+            with meter.phase("reference"):
+                meter.add("scored_tokens", self.counts["scored_tokens"])
+                meter.compute(self.reference)
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,11 @@ class StepCosts:
         """
         reading = data.reading(step.laid_out)
         found = passes(self.model, reading, self.wanted, self.value_model, gradient=True)
-        trained, scored = reading.learned, 0
+        trained, scored, reference = reading.learned, 0, 0
         kept = "ref_logprobs" in data.tensors or not select(self.wanted, source="reference")
         if self.reference is not None and not kept:
-            found.append(Flops(self.reference.flops(reading), 0))
+            reference = self.reference.flops(reading)
+            found.append(Flops(reference, 0))
             scored = reading.tokens
         for stream in self.streams:
             beside = stream.data.reading(stream.step(index, 1).laid_out)
@@ -78,4 +85,4 @@ class StepCosts:
             found += passes(self.model, beside, wanted, gradient=True)
             trained += beside.learned
         counts = {"optimizer_steps": 1, "trained_tokens": trained, "scored_tokens": scored}
-        return StepCost(counts, Flops(sum(f.forward for f in found), sum(f.backward for f in found)))
+        return StepCost(counts, Flops(sum(f.forward for f in found), sum(f.backward for f in found)), reference)

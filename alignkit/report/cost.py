@@ -1,11 +1,11 @@
-"""What the stages of a run cost: a table, and a bar for each stage of where its seconds went."""
+"""What the stages of a run cost: where the seconds went by phase, a bar for each stage, a table of counts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.meter import COUNTS, PHASES
+from alignkit.meter import COUNTS, PHASES, TOKENS, short
 from alignkit.report import charts
 from alignkit.report.collect import RunView, Stage
 
@@ -35,8 +35,40 @@ def costs(view: RunView) -> dict[str, Any] | None:
         "total": [sum(stage.spent(name) for stage in stages) for name in columns],
         "memory": max(stage.peak_memory for stage in stages),
         "phases": [(name, _colour(name), meaning) for name, meaning in PHASES.items() if name in used],
+        "profile": _profile(stages),
+        "ceilings": sorted({f"{short(rate)}FLOP/s in {dtype}" for rate, dtype in (s.ceiling for s in stages) if rate}),
         "stopped": [stage for stage in stages if stage.result.get("stopped") == "budget"],
     }
+
+
+def _profile(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """The phases of all stages, longest first: seconds, their share, tokens a second, operations a second, and which
+    share of what the machine's matrix products reach these are. Each is of the stages whose record says it."""
+    whole, rows = sum(sum(stage.phases.values()) for stage in stages), []
+    for phase in PHASES:
+        there = [stage for stage in stages if stage.phases.get(phase)]
+        seconds = sum(stage.phases[phase] for stage in there)
+        if not seconds:
+            continue
+        name = TOKENS.get(phase, "scored_tokens")
+        tokens, flops = (sum(s.work.get(phase, {}).get(count, 0) for s in there) for count in (name, "flops"))
+        known = [s for s in there if s.ceiling[0]]
+        reached = sum(s.work.get(phase, {}).get("flops", 0) for s in known)
+        possible = sum(s.ceiling[0] * s.phases[phase] for s in known)
+        rows.append(
+            {
+                "phase": phase,
+                "colour": _colour(phase),
+                "meaning": PHASES[phase],
+                "seconds": seconds,
+                "share": seconds / whole,
+                "tokens": tokens,
+                "token_rate": tokens / seconds if tokens else None,
+                "flop_rate": flops / seconds if flops else None,
+                "of_ceiling": reached / possible if reached and possible else None,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["seconds"])
 
 
 def _row(stage: Stage, columns: Sequence[str], longest: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,25 +29,48 @@ class Planned:
     changed: Sequence[str] = ()
 
 
-def measured_flops(seconds: float = 0.2) -> float:
-    """Floating-point operations per second of a float32 matrix product on this machine's default device."""
+DTYPES = {"bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+
+
+def type_of(precision: str) -> str:
+    """In which type the products of a precision are computed."""
+    return DTYPES.get(precision, "float32")
+
+
+@functools.cache
+def measured_flops(precision: str = "32-true", device: str = "", seconds: float = 0.15) -> float:
+    """Floating-point operations per second that matrix products reach on this machine, measured once per process.
+
+    The best of some products, so that what else the machine does counts little; no random number is drawn for it.
+
+    Args:
+        precision: of the run.
+        device: where; default the GPU where there is one.
+        seconds: that it may take, one product and the warming up at least.
+    """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(512, 512, device=device)
-    a @ a
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        a @ a
-        count += 1
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 2.0 * 512**3 * count / (time.perf_counter() - started)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = (1024, 4096) if device.startswith("cuda") else (128, 384, 768)
+    best, began = 0.0, time.perf_counter()
+    for size in sizes:  # the larger one reaches more, where it does not take too long: a type may be an emulated one
+        if best and 4 * 2.0 * size**3 / best > seconds:
+            break
+        a = torch.full((size, size), 0.5, device=device, dtype=getattr(torch, type_of(precision)))
+        for again in range(2 if size < sizes[-1] else 1000):
+            started = time.perf_counter()
+            a @ a
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+            if again and time.perf_counter() - began > seconds:
+                break
+    return best
 
 
 def table(rows: Sequence[Planned], precision: str) -> str:
     """The plan as text: stages, cached or not, tokens, memory, disk and time."""
-    rate = measured_flops() * 0.4  # the share of the peak that small models reach: 0.3 to 0.6 measured on two CPU cores
+    rate = measured_flops() * 0.4  # the share of them that small models reach: 0.3 to 0.6 measured on two CPU cores
     head = (
         f"{'stage':<32} {'verb':<13} {'state':<8} {'sampled':>9} {'trained':>9} {'memory':>8} {'disk':>8} {'time':>7}"
     )

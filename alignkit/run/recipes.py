@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +20,12 @@ from alignkit.errors import ConfigError, PluginError, nearest, suggestion
 from alignkit.groups import Groups
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import default_host
+from alignkit.run.plan import Planned
 from alignkit.run.run import Run
 from alignkit.stages.handles import EvaluationHandle, PolicyHandle
 from alignkit.trainer import AUTO
 
-RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer")
+RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer", "quiet")
 """Arguments of every recipe, which its own cannot be called."""
 
 
@@ -31,10 +36,12 @@ class Recipe:
     Args:
         name: under which its runs are kept where no folder is given.
         main: called with the run and the recipe's arguments.
+        registered: by a plugin: its stages may be planned before it runs, to show them. A file's `main` is called once.
     """
 
     name: str
     main: Callable[..., Any]
+    registered: bool = False
 
     @property
     def parameters(self) -> list[str]:
@@ -51,6 +58,7 @@ def run_recipe(
     plan: bool = False,
     precision: str | int = AUTO,
     trainer: Mapping[str, Any] | None = None,
+    quiet: bool = False,
     **arguments: Any,
 ) -> Run:
     """Run a recipe to its end, as `alignkit run` does.
@@ -58,7 +66,7 @@ def run_recipe(
     Args:
         recipe: a registered name, a Python file with a `main(run, …)`, or what `load_recipe` found.
         run_dir: where the run is kept; default `runs/` and the recipe's name.
-        seed, plan, precision, trainer: see `Run`.
+        seed, plan, precision, trainer, quiet: see `Run`.
         arguments: of the recipe's `main`, as Python values.
 
     Returns:
@@ -71,10 +79,31 @@ def run_recipe(
     found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check_arguments(found, arguments)
     folder = Path(run_dir or f"runs/{found.name}")
-    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None)
+    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None, quiet=quiet)
     with run, never_exits(f"recipe {found.name}"):  # on leaving it records how the run ended
+        if found.registered and run.console.draws and run.world == 1:
+            run.console.expect(_ahead(found, run, arguments))
         found.main(run, **arguments)
     return run
+
+
+def _ahead(recipe: Recipe, run: Run, arguments: Mapping[str, Any]) -> list[Planned]:
+    """The stages that the recipe will ask for, as far as a plan comes: only what is shown depends on it.
+
+    What the plan says or warns of, the run itself says again.
+    """
+    planned = Run(run.folder, run.seed, plan=True, precision=run.precision, trainer=run.trainer, quiet=True)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recipe.main(planned, **arguments)
+    except (Exception, SystemExit) as error:  # the run meets it in its turn, and explains it
+        logging.getLogger("alignkit").debug("planned as far as %d stages: %s", len(planned.planned), error)
+    finally:
+        logging.disable(before)
+    return planned.planned
 
 
 def load_recipe(recipe: str | Path, *, to_show: bool = False) -> Recipe:
@@ -94,7 +123,7 @@ def load_recipe(recipe: str | Path, *, to_show: bool = False) -> Recipe:
     else:
         host = default_host()
         record = (host.named_recipe(str(recipe)) if to_show else None) or host.resolve("recipe", str(recipe))
-        found = Recipe(record.name, record.object)
+        found = Recipe(record.name, record.object, registered=True)
     if taken := set(found.parameters) & set(RUN_OPTIONS):
         raise PluginError(
             f"{', '.join(sorted(taken))} is an option of every run",
@@ -119,6 +148,7 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
     precision = "as Lightning names it; auto: bf16-mixed where it is native, else 32-true"
     parser.add_argument("--precision", type=str, default=AUTO, help=precision)
+    parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
     run, *parameters = inspect.signature(recipe.main).parameters
     parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from alignkit import processes, stages
 from alignkit.calls import never_exits
+from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
 from alignkit.identity import (
@@ -29,7 +30,7 @@ from alignkit.identity import (
     remember_sources,
     required_plugins,
 )
-from alignkit.meter import PeakMemory
+from alignkit.meter import Meter, PeakMemory
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
@@ -107,7 +108,8 @@ class Run:
         self.planning, self.planned = plan, list[planning.Planned]()
         self.host = host or default_host()
         self.rank, self.world = processes.here()
-        self.console = Console(quiet or self.rank > 0)
+        bars = bool(self.trainer.get("enable_progress_bar"))  # Lightning's own, which would be drawn over
+        self.console = Console(quiet or self.rank > 0, live=not bars and not plan)
         self.store, self._where = Store(self.folder), self.folder.resolve()
         self.made: list[StageRecord] = []
         self._names: set[str] = set()
@@ -307,6 +309,7 @@ class Run:
             self.planned.append(planning.Planned(stage.name, stage.verb, found is not None, stage.cost(), changed))
         elif processes.first(found is not None, self.world):
             assert found is not None
+            self.console.ended(found.name, stage.verb, found.seconds or 0.0, found.result)
             self._note(found, f"done already ({found.seconds or 0:.0f} s saved)")
         else:
             for line in self._changed(stage, identity, None):
@@ -374,12 +377,11 @@ class Run:
             rank=self.rank,
             world=self.world,
             say=lambda text: self.console.say(f"{stage.name}: {text}"),
-            tick=lambda text: self.console.tick(f"{stage.name}: {text}"),
+            tick=lambda advance: self.console.tick(f"{stage.name}: {advance}", advance),
             lineage=lambda key: lineage(self.folder, key),
         )
 
     def _make(self, stage: Stage[Any], key: str, identity: dict[str, Any]) -> StageRecord:
-        self.console.say(f"{stage.name}: {stage.verb} …")
         started, clock = now(), time.monotonic()
         folder = self.store.begin(stage.name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -387,7 +389,8 @@ class Run:
         self._making = stage.name
         try:
             place, peak = self._place(stage, folder), PeakMemory()
-            result = small_results(stage.work(place), stage.name)
+            with self.console.working(stage.name, stage.verb, place.meter), folded():
+                result = small_results(stage.work(place), stage.name)
             said = stage.summary(result)
         except BaseException as error:
             self._write_run("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -407,12 +410,20 @@ class Run:
             "seconds": round(seconds, 3),
             "started": started,
             "versions": versions(),
-            "meter": place.meter.to_json(seconds, memory),
+            "meter": place.meter.to_json(seconds, memory) | self._ceiling(place.meter),
             "result": result,
         }
         found = self._commit(folder, record)
+        self.console.ended(stage.name, stage.verb, seconds, result)
         self._note(found, f"{said} ({record['seconds']:.0f} s)")
         return found
+
+    def _ceiling(self, meter: Meter) -> dict[str, Any]:
+        """What the machine could have computed meanwhile, for the page: {"ceiling": operations a second}."""
+        if self.rank or not meter.spent("flops"):
+            return {}
+        rate = planning.measured_flops(self.precision, str(self.device))
+        return {"ceiling": {"flops": round(rate * self.world), "dtype": planning.type_of(self.precision)}}
 
     def _commit(self, folder: Path, record: Mapping[str, Any]) -> StageRecord:
         """Make the stage exist; every process finds it afterwards."""

@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.calls import calling, whose
 from alignkit.errors import PluginError
 from alignkit.groups import Groups
-from alignkit.meter import Meter
+from alignkit.meter import Advance, Meter
 from alignkit.models import Policy
 from alignkit.models.arithmetic import Reading
 from alignkit.processes import gather_dealt, summed
@@ -35,7 +35,7 @@ class Drawing:
     policy: Policy
     sampler: Sampler
     meter: Meter = field(default_factory=Meter)
-    tick: Callable[[str], None] = log.debug
+    tick: Callable[[Advance], None] = log.debug
     world: tuple[int, int] = (0, 1)
 
     def draw(
@@ -110,8 +110,9 @@ class Drawing:
         """Count what the other processes did."""
         mine = [now - then for now, then in zip(self._counted(), before, strict=True)]
         tokens, flops = (total - own for total, own in zip(summed(mine), mine, strict=True))
-        self.meter.add("generated_tokens", tokens)
-        self.meter.compute(flops)
+        with self.meter.phase("generate"):
+            self.meter.add("generated_tokens", tokens)
+            self.meter.compute(flops)
 
 
 def _refuse_others(found: Any, prompts: Groups, n: int, where: str) -> None:
@@ -138,8 +139,8 @@ def _refuse_others(found: Any, prompts: Groups, n: int, where: str) -> None:
             raise PluginError(what, where=where, remedy=f"return {n} for each prompt, with response_ids and logprobs")
 
 
-def _shown(what: str, tick: Callable[[str], None]) -> Progress:
-    """Progress as one line of text: how far, how fast, how long still.
+def _shown(what: str, tick: Callable[[Advance], None]) -> Progress:
+    """Progress as it is shown: how far, how fast, how long still.
 
     Args:
         what: is being sampled.
@@ -148,6 +149,6 @@ def _shown(what: str, tick: Callable[[str], None]) -> Progress:
 
     def tell(done: int, total: int, tokens: int, seconds: float) -> None:
         rate, left = tokens / max(seconds, 1e-6), seconds / max(done, 1) * (total - done)
-        tick(f"{what}: {done}/{total} responses, {rate:.0f} tokens/s, {left:.0f} s left")
+        tick(Advance(f"{what}:", done, total, "responses", f"{rate:.0f} tokens/s", left))
 
     return tell

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.meter import Meter
+from alignkit.meter import Advance, Meter
 from alignkit.registry.host import PluginHost
 from alignkit.run_folder import StageRecord
 
@@ -51,7 +51,7 @@ class Place:
     rank: int = 0
     world: int = 1
     say: Callable[[str], None] = print
-    tick: Callable[[str], None] = print
+    tick: Callable[[Advance], None] = print
     lineage: Callable[[str], Sequence[StageRecord]] = lambda key: ()
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from alignkit.budget import Budget, Spending
+from alignkit.data.problems import tell_folded
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.optimizers import Training
@@ -170,6 +171,7 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool,
     from alignkit.engine.learner import Learner
     from alignkit.metrics import states
 
+    tell_folded()
     learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, spending=spending)
     with place.meter.phase("train"):
         fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
