@@ -42,7 +42,7 @@ _HOMES = {
     "alignkit.identity": "canonical_json class_code digest plain",
     "alignkit.groups": "RATINGS Groups Message prompt_id",
     "alignkit.selection": (
-        "best_responses eligible labels_from_ranks occurrences rank_by_reward take_present take_responses with_ranks"
+        "best_responses eligible labels_from_ranks occurrences take_present take_responses with_ranks"
     ),
     "alignkit.functional": (
         "ScoreAt check_shapes clipped_surrogate explained_variance gae is_constant k1 k2 k3 "
@@ -57,7 +57,7 @@ _HOMES = {
     "alignkit.data": "ChatFormat Located bad_text check_groups read_groups read_rows refuse_or_drop strict_json",
     "alignkit.models": "Policy RewardModel is_tiny model_digest response_logprobs",
     "alignkit.sampling": "Sampled Sampler",
-    "alignkit.rewards": "FunctionReward Reward Scores score_groups",
+    "alignkit.rewards": "FunctionReward Reward Scores rank_by_reward score_groups",
     "alignkit.annotators": "Annotator",
     "alignkit.optimizers": "Batch PolicyOptimizer Reduction Stream Term",
     "alignkit.suites": "Suite",
@@ -145,6 +145,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.rewards import FunctionReward as FunctionReward
     from alignkit.rewards import Reward as Reward
     from alignkit.rewards import Scores as Scores
+    from alignkit.rewards import rank_by_reward as rank_by_reward
     from alignkit.rewards import score_groups as score_groups
     from alignkit.run_folder import EVALUATION as EVALUATION
     from alignkit.sampling import Sampled as Sampled
@@ -153,7 +154,6 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.selection import eligible as eligible
     from alignkit.selection import labels_from_ranks as labels_from_ranks
     from alignkit.selection import occurrences as occurrences
-    from alignkit.selection import rank_by_reward as rank_by_reward
     from alignkit.selection import take_present as take_present
     from alignkit.selection import take_responses as take_responses
     from alignkit.selection import with_ranks as with_ranks

@@ -20,6 +20,7 @@ from alignkit.fields import check_values
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
 from alignkit.meter import Meter
+from alignkit.selection import take_responses, with_ranks
 
 
 @dataclass(frozen=True)
@@ -351,3 +352,24 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = _scored(groups, reward, lambda: reward.combine(groups, part_scores))  # type: ignore[attr-defined]
     return groups.with_rewards(reward.name, scores.values, scores.reasons)
+
+
+def rank_by_reward(groups: Groups, name: str) -> Groups:
+    """`groups` ranked by a reward that they carry: 1 is best, equal scores tie.
+
+    Responses without the reward are left out, and so is a group with fewer than two that have it.
+
+    Args:
+        groups: scored.
+        name: of the reward.
+
+    Raises:
+        DataError: no row has a reward of that name.
+    """
+    _, present = groups.rewards(name)
+    kept = [[k for k, there in enumerate(row) if there] for row in present]
+    rated = take_responses(groups, [row if len(row) > 1 else [] for row in kept])
+    if not len(rated):
+        return rated
+    values, _ = rated.rewards(name)
+    return with_ranks(rated, [[1 + sum(other > score for other in row) for score in row] for row in values])

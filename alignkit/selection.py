@@ -116,27 +116,6 @@ def best_responses(groups: Groups, reward_name: str, n: int) -> Groups:
 # -- how they rank -----------------------------------------------------------------------------------------------------
 
 
-def rank_by_reward(groups: Groups, name: str) -> Groups:
-    """`groups` ranked by a reward that they carry: 1 is best, equal scores tie.
-
-    Responses without the reward are left out, and so is a group with fewer than two that have it.
-
-    Args:
-        groups: scored.
-        name: of the reward.
-
-    Raises:
-        DataError: no row has a reward of that name.
-    """
-    _, present = groups.rewards(name)
-    kept = [[k for k, there in enumerate(row) if there] for row in present]
-    rated = take_responses(groups, [row if len(row) > 1 else [] for row in kept])
-    if not len(rated):
-        return rated
-    values, _ = rated.rewards(name)
-    return with_ranks(rated, [[1 + sum(other > score for other in row) for score in row] for row in values])
-
-
 def with_ranks(groups: Groups, ranks: Sequence[Sequence[int]]) -> Groups:
     """`groups` ranked anew: what was said of an earlier ranking (rating, soft label, margin) goes with it.
 

@@ -10,8 +10,7 @@ import torch
 from alignkit import Batch, ConfigError, PolicyOptimizer
 from alignkit.annotators import Annotator
 from alignkit.models import Policy
-from alignkit.rewards import FunctionReward
-from alignkit.selection import rank_by_reward
+from alignkit.rewards import FunctionReward, rank_by_reward
 from alignkit.testing import PAIRS, ranking, rollouts, training_data
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from alignkit import DataError, Groups
-from alignkit.selection import best_responses, eligible, rank_by_reward, take_present, take_responses
+from alignkit.rewards import rank_by_reward
+from alignkit.selection import best_responses, eligible, take_present, take_responses
 
 
 def test_taking_responses_takes_all_that_is_known_of_them() -> None:

@@ -16,9 +16,10 @@ from alignkit.data.encode import EDITED, encode_groups, encode_texts
 from alignkit.engine.training_data import TrainingData
 from alignkit.groups import Groups
 from alignkit.models import Policy
+from alignkit.rewards import rank_by_reward
 from alignkit.sampling import Sampler
 from alignkit.sampling.decode import Sampled
-from alignkit.selection import rank_by_reward, take_responses
+from alignkit.selection import take_responses
 from alignkit.testing import tiny_policy
 
 LIMITS: dict[str, Any] = {"max_prompt_tokens": 100, "max_response_tokens": 100}

@@ -7,8 +7,8 @@ from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
-from alignkit.rewards import Reward, score_groups
-from alignkit.selection import labels_from_ranks, rank_by_reward
+from alignkit.rewards import Reward, rank_by_reward, score_groups
+from alignkit.selection import labels_from_ranks
 
 
 @dataclass(frozen=True)
