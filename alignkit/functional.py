@@ -99,10 +99,10 @@ def is_constant(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def as_scored(scores: Sequence[float]) -> Tensor:
-    """Scores in the type that they were computed in, as far as they show it, so that `is_constant` knows their rounding.
+    """Scores in the type that they were computed in, as far as they show it: `is_constant` goes by its rounding.
 
-    A model's are float32: each is such a number, and some is finer than 1/256. Others are of float64: of 1e8 and 1e8 + 1
-    float32 would make one number.
+    A model's are float32: each is such a number, and some is finer than 1/256. Others are of float64: of 1e8 and
+    1e8 + 1 float32 would make one number.
 
     Args:
         scores: [N].

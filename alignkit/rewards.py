@@ -48,8 +48,8 @@ class Reward:
 
     name: str = "reward"
     computed_in: str = "float64"
-    """The type that its scores are computed in, "float32" where a model says them: scores that lie no further apart than
-    its rounding are equal to what whitens or normalises them. A combination has that of its coarsest part."""
+    """The type that its scores are computed in, "float32" where a model says them: scores that lie no further apart
+    than its rounding are equal to what whitens or normalises them. A combination has that of its coarsest part."""
 
     def score(self, groups: Groups) -> Scores:
         """Score each response on its own."""

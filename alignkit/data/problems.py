@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from alignkit.errors import DataError
 from alignkit.groups import Groups
 
 logger = logging.getLogger("alignkit.data")
+
+NOTE = "%s: %s%s"
+"""How a note is said: stage, problem, how many more there are."""
 
 SHOWN = 5
 """How many rows at fault an error shows; all are counted."""
@@ -60,6 +64,33 @@ def summary(problems: Sequence[Problem]) -> str:
     return ", ".join(f"{code} x {count}" for code, count in sorted(counts.items()))
 
 
+class _Fresh(logging.Filter):
+    """Lets a note pass once, whatever stage it is said of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[tuple[str, ...]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg != NOTE or not isinstance(record.args, tuple):
+            return True
+        text = tuple(str(part) for part in record.args[1:])
+        fresh = text not in self.said
+        self.said.add(text)
+        return fresh
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within it a note on the same rows is said once, though stage after stage reads them: cells of a comparison."""
+    fresh = _Fresh()
+    logger.addFilter(fresh)
+    try:
+        yield
+    finally:
+        logger.removeFilter(fresh)
+
+
 def report_notes(problems: Sequence[Problem], where: str) -> None:
     """Log the notes: those on rows once for each code, those on the whole all."""
     notes = [problem for problem in problems if problem.note]
@@ -67,7 +98,7 @@ def report_notes(problems: Sequence[Problem], where: str) -> None:
     first = {problem.code: problem for problem in reversed(notes) if problem.row is not None}
     for problem in [*first.values(), *(problem for problem in notes if problem.row is None)]:
         more = f" (and {counts[problem.code] - 1} more)" if problem.row is not None and counts[problem.code] > 1 else ""
-        logger.warning("%s: %s%s", where, problem, more)
+        logger.warning(NOTE, where, problem, more)
 
 
 def refusal(problems: Sequence[Problem], rows: int, where: str) -> DataError:

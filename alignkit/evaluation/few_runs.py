@@ -13,9 +13,9 @@ bootstrap does not:
 
 One seed says nothing of other seeds: its interval is that of other prompts alone.
 
-Where nothing varies the three are 0, and would call a rare event impossible: of scores that are all 0 or 1 (or all -1 or
-1), the error is then what puts the end of the interval where Wilson's is, of as many events as there are prompts (seeds, where the
-prompts are the whole problem).
+Where nothing varies the three are 0, and would call a rare event impossible: of scores that are all 0 or 1 (or all -1
+or 1), the error is then what puts the end of the interval where Wilson's is, of as many events as there are prompts
+(seeds, where the prompts are the whole problem).
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def estimate(
         draw_prompts: whether the prompts stand for others. False: they are the whole problem.
         resamples: how often each part is drawn again.
         seed: of the resampling.
-        share: whether scores are of events that happen (1) or do not (0); default: whether all are 0 or 1, or all -1 or 1.
+        share: whether scores are of events that happen (1) or do not (0); default: whether all are 0 or 1, or all -1
+            or 1.
 
     Raises:
         ConfigError: no scores, or matrices of different prompts.

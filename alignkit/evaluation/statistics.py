@@ -2,10 +2,10 @@
 
 The unit of every interval is the **prompt**: several samples of one prompt are averaged first, because they are not
 independent evidence. The interval of a mean is Student's, or that of the studentised bootstrap on the side where it
-reaches further (Hall 1988): the percentile bootstrap of 5 to 10 prompts holds 80 to 90% where it says 95%, and Student's
-as little where scores are skewed. Where every value is one of an event that happens or does not (0 or 1, -1 or 1) both
-would be of no width, or far too narrow, near the two: there a mean has Wilson's interval, a paired difference Bonett and
-Price's. Of other scores that are all equal nothing says how far others may lie: their interval has no width.
+reaches further (Hall 1988): the percentile bootstrap of 5 to 10 prompts holds 80 to 90% where it says 95%, and
+Student's as little where scores are skewed. Where every value is one of an event that happens or does not (0 or 1, -1
+or 1) both would be of no width, or far too narrow, near the two: there a mean has Wilson's interval, a paired
+difference Bonett and Price's. Of other scores that are all equal nothing says how far others may lie: their interval has no width.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from alignkit.groups import RATINGS
 from alignkit.metrics.specs import ANSWERS
 
 FURTHEST = 2.0
-"""Times Student's reach that the studentised bootstrap may go to: of scores that are nearly all equal its quantiles have
-no end."""
+"""Times Student's reach that the studentised bootstrap may go to: of scores that are nearly all equal its quantiles
+have no end."""
 EVENTS = ((0.0, 1.0), (-1.0, 1.0))
 """What rewards of events give: that it did not happen, that it did."""
 
@@ -69,8 +69,8 @@ def bootstrap_mean(
         confidence: the share of such intervals that hold the true mean.
         resamples: how often the prompts are drawn again with replacement.
         seed: of the resampling; the same seed gives the same interval.
-        share: whether the mean is that of events that happen (1) or do not (0); default: whether every value is 0 or 1, or
-            every one -1 or 1.
+        share: whether the mean is that of events that happen (1) or do not (0); default: whether every value is 0 or 1,
+            or every one -1 or 1.
 
     Returns:
         The interval; a single prompt gives one of width zero, which says nothing: look at `n`.
