@@ -14,8 +14,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`, of clipped ratios `RATIOS`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
-  `preference_cross_entropy`; `is_constant`, `as_scored`, `check_range`, `check_shapes`; `check_values`, of a dataclass's
-  fields.
+  `preference_cross_entropy`; `is_constant`, `as_scored`, `check_range`, `check_shapes`; `check_values`, of a
+  dataclass's fields.
 - Which responses stay and how they rank: `take_responses`, `take_present`, `eligible`, `best_responses`,
   `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`; `RankBy`, `labelled`, which make
   comparisons of samples.

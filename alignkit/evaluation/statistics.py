@@ -5,7 +5,8 @@ independent evidence. The interval of a mean is Student's, or that of the studen
 reaches further (Hall 1988): the percentile bootstrap of 5 to 10 prompts holds 80 to 90% where it says 95%, and
 Student's as little where scores are skewed. Where every value is one of an event that happens or does not (0 or 1, -1
 or 1) both would be of no width, or far too narrow, near the two: there a mean has Wilson's interval, a paired
-difference Bonett and Price's. Of other scores that are all equal nothing says how far others may lie: their interval has no width.
+difference Bonett and Price's. Of other scores that are all equal nothing says how far others may lie: their interval
+has no width.
 """
 
 from __future__ import annotations
