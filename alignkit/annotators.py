@@ -68,6 +68,21 @@ class FunctionAnnotator(Annotator):
         return {"function": function_key(self.function, self.version)}
 
 
+def dimensions_of(annotator: Any) -> tuple[str, ...]:
+    """Along which dimensions an annotator ranks, whatever its class is derived from.
+
+    Raises:
+        PluginError: it does not say.
+    """
+    with calling(annotator, "dimensions"):
+        found = getattr(annotator, "dimensions", None)
+    named = isinstance(found, Collection) and not isinstance(found, (str, bytes))
+    if not named or not found or not all(isinstance(name, str) and name for name in found):
+        what = "has no `dimensions`" if found is None else f"has the dimensions {found!r}"
+        raise PluginError(what, where=whose(annotator), remedy='name them, such as dimensions = ("preference",)')
+    return tuple(found)
+
+
 def check_dimensions(annotators: Iterable[Collection[str]], where: str) -> None:
     """Refuse an annotator that ranks along several dimensions where one ranking is learned from.
 
@@ -94,7 +109,7 @@ def annotated(groups: Groups, annotator: Annotator, seed: int, meter: Meter | No
     meter.add("judge_calls", len(groups))
     with meter.phase("score"), calling(annotator, "annotate"):
         found = annotator.annotate(groups, seed=seed)
-    where, declared = f"{whose(annotator)}.annotate", annotator.dimensions
+    where, declared = f"{whose(annotator)}.annotate", dimensions_of(annotator)
     if not isinstance(found, Mapping) or not all(isinstance(part, Groups) for part in found.values()):
         kinds = sorted({type(part).__name__ for part in found.values()}) if isinstance(found, Mapping) else ""
         what = f"returned a {type(found).__name__}" + (f" of {', '.join(kinds)}" if kinds else "")

@@ -97,6 +97,27 @@ def releasing(*parts: Any) -> Iterator[None]:
     release(*parts)
 
 
+def told(owner: Any, name: str, kind: type | tuple[type, ...], *given: Any) -> Any:
+    """What a component says of itself by a property or a method of its own.
+
+    Args:
+        owner: the component.
+        name: of the property or method.
+        kind: what it must be.
+        given: to the method.
+
+    Raises:
+        PluginError: see `calling`; or it is something else.
+    """
+    with calling(owner, name):
+        found = getattr(owner, name)
+        found = found(*given) if callable(found) else found
+    if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise PluginError(f"{name} is {found!r}", where=whose(owner), remedy=f"give a {kinds}")
+    return found
+
+
 @contextmanager
 def never_exits(where: str) -> Iterator[None]:
     """Around work in which code of others runs: `sys.exit` in it is an error, whatever status it names.

@@ -7,7 +7,7 @@ the shape of what it masks; what it hides may be anything, NaN included, and cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -96,6 +96,24 @@ def is_constant(x: Tensor, mask: Tensor | None = None) -> Tensor:
     low, high = x.detach().aminmax()
     largest = torch.maximum(low.abs(), high.abs())
     return high - low <= ROUNDING * torch.finfo(x.dtype).eps * largest
+
+
+def as_scored(scores: Sequence[float]) -> Tensor:
+    """Scores in the type that they were computed in, as far as they show it: `is_constant` goes by its rounding.
+
+    A model's are float32: each is such a number, and some is finer than 1/256. Others are of float64: of 1e8 and
+    1e8 + 1 float32 would make one number.
+
+    Args:
+        scores: [N].
+
+    Returns:
+        [N] float32 or float64, the same numbers.
+    """
+    exact = torch.tensor(list(scores), dtype=torch.float64)
+    rounded, steps = exact.float(), exact * 256
+    by_a_model = bool((rounded.double() == exact).all()) and bool((steps != steps.round()).any())
+    return rounded if by_a_model else exact
 
 
 def whiten(x: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:

@@ -14,7 +14,8 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - A number to measure: `Metric`, `Mean`, `Ratio`; what it is: `MetricSpec`, of clipped ratios `RATIOS`.
 - Formulas, on tensors: `masked_sum`, `masked_mean`, `masked_var`, `whiten`, `explained_variance`; `k1`, `k2`, `k3`;
   `gae`, `score_at_last`, `score_index`, `ScoreAt`, `last_token_index`; `clipped_surrogate`; `logistic_ranking`,
-  `preference_cross_entropy`; `is_constant`, `check_range`, `check_shapes`; `check_values`, of a dataclass's fields.
+  `preference_cross_entropy`; `is_constant`, `as_scored`, `check_range`, `check_shapes`; `check_values`, of a
+  dataclass's fields.
 - Which responses stay and how they rank: `take_responses`, `take_present`, `eligible`, `best_responses`,
   `score_groups`, `rank_by_reward`, `with_ranks`, `labels_from_ranks`, `occurrences`; `RankBy`, `labelled`, which make
   comparisons of samples.
@@ -45,7 +46,7 @@ _HOMES = {
         "best_responses eligible labels_from_ranks occurrences take_present take_responses with_ranks"
     ),
     "alignkit.functional": (
-        "ScoreAt check_shapes clipped_surrogate explained_variance gae is_constant k1 k2 k3 "
+        "ScoreAt as_scored check_shapes clipped_surrogate explained_variance gae is_constant k1 k2 k3 "
         "last_token_index logistic_ranking masked_mean masked_sum masked_var preference_cross_entropy score_at_last "
         "score_index whiten"
     ),
@@ -91,6 +92,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.fields import check_values as check_values
     from alignkit.files import write_json as write_json
     from alignkit.functional import ScoreAt as ScoreAt
+    from alignkit.functional import as_scored as as_scored
     from alignkit.functional import check_shapes as check_shapes
     from alignkit.functional import clipped_surrogate as clipped_surrogate
     from alignkit.functional import explained_variance as explained_variance

@@ -48,6 +48,9 @@ class Reward:
     """Scores responses. Subclasses override `score`; `name` labels the column and the curves."""
 
     name: str = "reward"
+    computed_in: str = "float64"
+    """The type that its scores are computed in, "float32" where a model says them: scores that lie no further apart
+    than its rounding are equal to what whitens or normalises them. A combination has that of its coarsest part."""
 
     def score(self, groups: Groups) -> Scores:
         """Score each response on its own."""
@@ -64,6 +67,11 @@ class Reward:
     def release(self) -> None:
         """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
         release(*self.parts())
+
+
+def parts_of(reward: Reward) -> list[Reward]:
+    """A reward, and whatever it is made of."""
+    return [reward, *(each for part in reward.parts() for each in parts_of(part))]
 
 
 def clean_score(value: Any) -> tuple[float | None, str | None]:

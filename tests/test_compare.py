@@ -26,6 +26,9 @@ from alignkit.comparison.page import command
 from alignkit.comparison.progress import Progress
 from alignkit.comparison.results import Done, _notes, conclude, read_cell
 from alignkit.comparison.table import leaderboard
+from alignkit.comparison.writing import _named_apart
+from alignkit.data import check_given, refuse_or_drop
+from alignkit.data.problems import said_once
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.evaluation.statistics import Interval
 from alignkit.groups import Groups
@@ -678,3 +681,19 @@ def test_a_method_called_in_short_is_spelled_out_below(done: Path) -> None:
     assert all(long not in row for row in found.table().splitlines()[:6]), "the rows have the name alone"
     assert long in json.dumps(found.to_json()), "what a program reads has the label as it was written"
     assert f">{name}</text>" in found.page.read_text()
+
+
+def test_a_score_that_is_called_like_a_column_has_a_column_of_its_own() -> None:
+    ours = {"mean", "rank", "flops"}
+    assert _named_apart(["gold", "rank", "flops"], ours) == ["gold", "score.rank", "score.flops"]
+    assert _named_apart(["score.rank", "rank"], ours) == ["score.rank", "score.score.rank"]
+
+
+def test_a_note_is_said_once_over_the_cells_of_a_comparison(caplog: pytest.LogCaptureFixture) -> None:
+    same = Groups.from_rows([{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}] * 2)
+    with said_once():
+        for cell in range(3):
+            refuse_or_drop(same, check_given(same), False, f"cell {cell}")
+    assert len([each for each in caplog.messages if "AK-D20" in each]) == 1
+    refuse_or_drop(same, check_given(same), False, "another")
+    assert len([each for each in caplog.messages if "AK-D20" in each]) == 2

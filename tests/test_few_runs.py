@@ -170,3 +170,16 @@ def test_an_interval_of_rare_events_over_seeds_holds_the_truth() -> None:
         found = few.estimate(few.mean, scores, resamples=100).interval()
         held += found.low <= 0.025 <= found.high
     assert held >= 180
+
+
+def test_scores_of_plus_or_minus_one_that_are_all_equal_are_no_certainty() -> None:
+    """As of zeros, twice as wide: none of 16, or all."""
+    none = np.zeros((3, 16))
+    found, share = (few.estimate(few.mean, each, resamples=50).interval() for each in (2 * none - 1, none))
+    assert (found.low, found.high) == (-1.0, pytest.approx(2 * share.high - 1))
+    gap = few.estimate(few.optimality_gap, none - 1, resamples=50).interval()
+    assert (gap.low, gap.high) == (pytest.approx(2 - 2 * share.high), 2.0)
+    same, zeros = few.paired(none - 1, none - 1).interval(), few.paired(none, none).interval()
+    assert (same.low, same.high) == (pytest.approx(2 * zeros.low), pytest.approx(2 * zeros.high))
+    chance = few.estimate(few.probability_of_improvement, none - 1, none - 1).interval(low=0.0, high=1.0)
+    assert chance.high - chance.low < 0.45

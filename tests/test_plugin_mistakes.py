@@ -542,3 +542,50 @@ def test_components_are_called_by_module_and_name():
 
 def letters(response):
     return 1.0
+
+
+def raises(_self):
+    raise AttributeError("oh")
+
+
+@pytest.mark.parametrize("name", ["on_policy", "own_samples", "rounds_over"])
+def test_what_a_method_says_of_itself_is_named(name):
+    wrong = raises if name == "rounds_over" else property(raises)
+    theirs = type("Theirs", (Mine,), {name: (lambda self, _prompts: raises(self)) if name == "rounds_over" else wrong})
+    with pytest.raises(PluginError, match=rf"{HERE}.*Theirs\.{name}"):
+        rollouts(tiny_policy(), theirs())
+
+
+def test_a_number_of_rounds_is_a_whole_number():
+    theirs = type("Theirs", (Mine,), {"rounds_over": lambda _self, _prompts: 2.5})
+    with pytest.raises(PluginError, match=r"rounds_over is 2\.5"):
+        rollouts(tiny_policy(), theirs())
+
+
+def test_what_a_sampler_says_of_itself_is_named(tmp_path):
+    theirs = dataclass(frozen=True)(type("Theirs", (Sampler,), {"truncates": property(raises), "__annotations__": {}}))
+    with pytest.raises(PluginError, match=rf"{HERE}.*Theirs\.truncates"):
+        rollouts(tiny_policy(), Mine(), sampler=theirs(max_new_tokens=4))
+    run = Run(tmp_path)
+    policy = run.policy("tiny")
+    with pytest.raises(PluginError, match=r"Theirs\.truncates"):
+        run.improve(policy, PROMPTS, optimizer=Mine(), reward=lambda response: 0.0, sampler=theirs(max_new_tokens=4))
+
+
+@pytest.mark.parametrize("dimensions", [None, "preference", (), (1,)])
+def test_an_annotator_of_any_class_says_its_dimensions(tmp_path, dimensions):
+    class Duck:
+        def annotate(self, groups, seed=0):
+            return groups
+
+        def key(self):
+            return "duck"
+
+    duck = Duck()
+    if dimensions is not None:
+        duck.dimensions = dimensions
+    run = Run(tmp_path)
+    with pytest.raises(PluginError, match=r"dimensions.*Duck|Duck.*dimensions"):
+        run.annotate(PAIRS, annotator=duck)
+    with pytest.raises(PluginError, match=r"dimensions.*Duck|Duck.*dimensions"):
+        run.improve(run.policy("tiny"), PROMPTS, optimizer=Mine(), annotator=duck)

@@ -6,11 +6,16 @@ import functools
 import math
 
 import pytest
+import torch
 
+from alignkit.engine.judging import Judging
+from alignkit.engine.setting import Setting
 from alignkit.errors import ConfigError, DataError
 from alignkit.evaluation.threshold import pick_threshold
+from alignkit.functional import is_constant, whiten
 from alignkit.groups import Groups
 from alignkit.rewards import FunctionReward, Piecewise, Reward, Scores, WeightedSum, score_groups
+from alignkit.stages.handles import RewardHandle
 
 
 def logit(p):
@@ -162,3 +167,63 @@ def test_threshold_is_picked_with_precision_and_recall():
     assert len(choice.table) == 8
     with pytest.raises(ConfigError, match="unsafe"):
         pick_threshold([1.0], [True])
+
+
+# -- the type that scores are computed in ------------------------------------------------------------------------------
+
+
+class Says(Reward):
+    """Scores of the responses in turn."""
+
+    name = "says"
+
+    def __init__(self, *values, computed_in="float64"):
+        self.values, self.computed_in = values, computed_in
+
+    def score(self, groups):
+        values = iter(self.values)
+        return Scores([[next(values) for _ in row["responses"]] for row in groups], [[None] * 2 for _ in groups])
+
+    def key(self):
+        return list(self.values)
+
+
+PAIR = Groups.from_rows([{"prompt": "a", "responses": ["b", "c"]}])
+NOISE = float(torch.tensor(1.2345678)), float(torch.nextafter(torch.tensor(1.2345678), torch.tensor(2.0)))
+
+
+def judged(reward):
+    judging = Judging(Setting(seed=(0, "s"), max_tokens=100), reward)
+    return judging.rewards(judging.score(PAIR))[0]
+
+
+@pytest.mark.parametrize("values", [(1e8, 1e8 + 1), (1e6, 1e6 + 1), (1e6 + 0.5, 1e6), (0.1, 0.1 + 1e-9)])
+def test_scores_of_a_function_that_differ_are_told_apart(values):
+    """In float32 the first two are one number, and the others closer than its rounding."""
+    found = judged(Says(*values))
+    assert found.dtype is torch.float64
+    assert not bool(is_constant(found))
+    assert math.copysign(1, float(whiten(found)[0])) == math.copysign(1, values[0] - values[1])
+    if values[0] > 1:  # beside the eps of a variance the last is nearly nothing
+        assert whiten(found).abs().tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        Says(*NOISE),
+        Says(*(0.3 * each for each in NOISE), computed_in="float32"),
+        WeightedSum((Says(*NOISE),), (0.3,)),
+        WeightedSum((Says(*(0.3 * each for each in NOISE), computed_in="float32"),), (0.3,)),
+    ],
+    ids=["a function", "as it says", "a part", "a part as it says"],
+)
+def test_the_rounding_of_a_model_is_no_difference(reward):
+    found = judged(reward)
+    assert found.dtype is torch.float32
+    assert bool(is_constant(found))
+    assert whiten(found).tolist() == [0.0, 0.0]
+
+
+def test_a_reward_model_computes_in_float32():
+    assert RewardHandle.computed_in == "float32"

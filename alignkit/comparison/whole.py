@@ -24,6 +24,7 @@ from alignkit.comparison.results import Comparison, conclude, read_cell
 from alignkit.comparison.tuning import Search, Tuned, check_tuning, ranges_of, search
 from alignkit.comparison.workers import run_all
 from alignkit.comparison.writing import write
+from alignkit.data.problems import said_once
 from alignkit.errors import ConfigError
 from alignkit.fields import check_value
 from alignkit.registry.grammar import Component, parse
@@ -117,7 +118,7 @@ def compare(
         for seed in every
         for method in (Method(START, ()), *chosen)
     ]
-    with progress.over(cells):
+    with progress.over(cells), said_once():
         run_all(run_cell, cells, processes, progress.watch, threads, lost)
     found = conclude(root, [read_cell(cell.folder) for cell in cells], {k: list(v.trials) for k, v in tuned.items()})
     write(found)

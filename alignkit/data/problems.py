@@ -13,6 +13,9 @@ from alignkit.groups import Groups
 
 logger = logging.getLogger("alignkit.data")
 
+NOTE = "%s: %s"
+"""How a note is said: stage, problem."""
+
 SHOWN = 5
 """How many rows at fault an error shows; all are counted."""
 
@@ -77,7 +80,7 @@ class Notes:
         """Log what was counted since the last time."""
         counted, first, self._counts, self._first = self._counts, self._first, Counter(), {}
         for (where, code), count in counted.items():
-            logger.warning("%s: %s", where, _folded(first[where, code], count))
+            logger.warning(NOTE, where, _folded(first[where, code], count))
 
 
 def _folded(first: Problem, count: int) -> str:
@@ -120,7 +123,34 @@ def report_notes(problems: Sequence[Problem], where: str) -> None:
         here.tell()
     for problem in notes:
         if problem.row is None:
-            logger.warning("%s: %s", where, problem)
+            logger.warning(NOTE, where, problem)
+
+
+class _Fresh(logging.Filter):
+    """Lets a note pass once, whatever stage it is said of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[tuple[str, ...]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg != NOTE or not isinstance(record.args, tuple):
+            return True
+        text = tuple(str(part) for part in record.args[1:])
+        fresh = text not in self.said
+        self.said.add(text)
+        return fresh
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within it a note on the same rows is said once, though stage after stage reads them: cells of a comparison."""
+    fresh = _Fresh()
+    logger.addFilter(fresh)
+    try:
+        yield
+    finally:
+        logger.removeFilter(fresh)
 
 
 def refusal(problems: Sequence[Problem], rows: int, where: str) -> DataError:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignkit.calls import calling, whose
+from alignkit.calls import calling, told, whose
 from alignkit.errors import ConfigError, PluginError
 from alignkit.fields import name_of
 from alignkit.groups import Groups
@@ -62,7 +62,7 @@ def refuse_contradictions(method: PolicyOptimizer, by_losses: frozenset[str], fa
     """
     _refuse_wrong_names(method)
     samples = method.samples_per_prompt > 0
-    compares = method.on_policy or "old_logprobs" in by_losses
+    compares = told(method, "on_policy", object) or "old_logprobs" in by_losses
     if samples:
         _refuse_strange_samples(method, compares, facts)
     if compares and facts.truncates:
@@ -146,7 +146,7 @@ def _refuse_wrong_names(method: PolicyOptimizer) -> None:
 
 
 def _refuse_strange_samples(method: PolicyOptimizer, compares: bool, facts: Facts) -> None:
-    if (compares or method.own_samples) and not facts.own_weights:
+    if (compares or told(method, "own_samples", object)) and not facts.own_weights:
         raise ConfigError(
             "the method learns from its own samples, and init names other weights than the policy's",
             where="improve",

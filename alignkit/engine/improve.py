@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alignkit.calls import calling, whose, within
+from alignkit.calls import calling, told, whose, within
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
@@ -225,8 +225,8 @@ def improvement(
     by_losses = asked_by(losses, referenced)
     own = models.behaviour is models.policy
     scored, ranked = judging.reward is not None, judging.annotator is not None
-    refuse_contradictions(method, by_losses, Facts(scored, ranked, referenced, own, sampler.truncates, sampler.greedy))
-    setting = replace(setting, rounds=method.rounds_over(len(prompts)))
+    refuse_contradictions(method, by_losses, Facts(scored, ranked, referenced, own, *_of_sampler(sampler)))
+    setting = replace(setting, rounds=told(method, "rounds_over", int, len(prompts)))
     judging = replace(judging, setting=setting)
     limits = (sampler.max_prompt_tokens, max_response_tokens, setting.max_tokens, setting.meter)
     known = Known(models, method.logprob_temperature, *limits)
@@ -241,7 +241,7 @@ def improvement(
         collect=Collect(method, prompts, drawing, judging, setting),
         known=known,
         prepare=Prepare(method, judging, known, history or Groups.from_rows([]), setting, sampler.max_new_tokens),
-        describe=Describe(sampling, name, method.samples_per_prompt > 0 and not (sampler.greedy or sampler.truncates)),
+        describe=Describe(sampling, name, method.samples_per_prompt > 0 and not any(_of_sampler(sampler))),
         early_stop=EarlyStop(
             replace(drawing, policy=models.policy),
             judging.reward,
@@ -255,6 +255,11 @@ def improvement(
         # Not strict: a test may leave the extra losses out.
         weighted=weighted(losses[0], zip(method.extra_losses(), losses[1:], strict=False), method.terms()),
     )
+
+
+def _of_sampler(sampler: Sampler) -> tuple[bool, bool]:
+    """(whether it truncates, whether it is greedy), as it says."""
+    return bool(told(sampler, "truncates", object)), bool(told(sampler, "greedy", object))
 
 
 def _refuse_unfit(

@@ -12,10 +12,11 @@ from torch import Tensor
 from alignkit.annotators import Annotator, annotated, check_dimensions
 from alignkit.engine.setting import Setting
 from alignkit.errors import ConfigError, DataError, NothingToLearnError
+from alignkit.functional import as_scored
 from alignkit.groups import Groups
 from alignkit.processes import broadcast
 from alignkit.randomness import stream_key
-from alignkit.rewards import Reward, score_groups
+from alignkit.rewards import Reward, parts_of, score_groups
 
 
 def scored_once(groups: Groups, reward: Reward, setting: Setting) -> Groups:
@@ -126,11 +127,25 @@ class Judging:
         return names[0]
 
     def rewards(self, groups: Groups) -> tuple[Tensor, Tensor]:
-        """(raw scores [R] float32, 0 where there is none; [R] bool whether there is one) of the reward optimised."""
+        """(raw scores [R], 0 where there is none; [R] bool whether there is one) of the reward optimised: float32 where
+        they, or what they are made of, were computed in it, else float64."""
         name = self.reward_name(groups)
         assert name is not None
         values, present = groups.rewards(name)
         return (
-            torch.tensor([v for row in values for v in row], dtype=torch.float32),
+            torch.tensor([v for row in values for v in row], dtype=self._kind(groups, name)),
             torch.tensor([p for row in present for p in row], dtype=torch.bool),
         )
+
+    def _kind(self, groups: Groups, name: str) -> torch.dtype:
+        """The type in which the scores so named are equal up to rounding."""
+        parts = [] if self.reward is None else parts_of(self.reward)
+        names = dict.fromkeys([name, *(part.name for part in parts)])
+        if any(part.computed_in == "float32" for part in parts):
+            return torch.float32
+        for each in (each for each in names if each in groups.reward_names()):
+            values, present = groups.rewards(each)
+            pairs = [pair for rows in zip(values, present, strict=True) for pair in zip(*rows, strict=True)]
+            if as_scored([value for value, there in pairs if there]).dtype is torch.float32:
+                return torch.float32
+        return torch.float64

@@ -13,9 +13,9 @@ bootstrap does not:
 
 One seed says nothing of other seeds: its interval is that of other prompts alone.
 
-Where nothing varies the three are 0, and would call a rare event impossible: of scores that are all 0 or 1, the error
-is then what puts the end of the interval where Wilson's is, of as many events as there are prompts (seeds, where the
-prompts are the whole problem).
+Where nothing varies the three are 0, and would call a rare event impossible: of scores that are all 0 or 1 (or all -1
+or 1), the error is then what puts the end of the interval where Wilson's is, of as many events as there are prompts
+(seeds, where the prompts are the whole problem).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from alignkit.errors import ConfigError, NumericError
-from alignkit.evaluation.statistics import Interval
+from alignkit.evaluation.statistics import EVENTS, Interval, events_of
 
 Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
@@ -118,7 +118,8 @@ def estimate(
         draw_prompts: whether the prompts stand for others. False: they are the whole problem.
         resamples: how often each part is drawn again.
         seed: of the resampling.
-        share: whether scores are of events that happen or do not; default: whether all are 0 or 1.
+        share: whether scores are of events that happen (1) or do not (0); default: whether all are 0 or 1, or all -1
+            or 1.
 
     Raises:
         ConfigError: no scores, or matrices of different prompts.
@@ -129,15 +130,17 @@ def estimate(
         raise ConfigError("needs matrices [seeds, prompts] over the same prompts", where="estimate")
     value = float(statistic(*given))
     seeds, prompts = min(len(part) for part in given), given[0].shape[1]
-    shares = _are_shares(given) if share is None else share
+    levels = events_of(*given) if share is None else EVENTS[0] if share else None
+    # A chance is a share whatever the scores are.
+    size = 0.0 if levels is None else 1.0 if statistic is probability_of_improvement else levels[1] - levels[0]
     a = _variance(statistic, given, "seeds", resamples, seed) * _unbiased(seeds)
     if not draw_prompts or prompts == 1:
-        if not a and shares and seeds > 1:
-            return _unvaried(value, seeds, seeds, len(given))
+        if not a and size and seeds > 1:
+            return _unvaried(value, seeds, seeds, size, _ends(statistic, given, levels))
         return Estimate(value, math.sqrt(a), max(seeds - 1, 1), seeds)
     b = _variance(statistic, given, "prompts", resamples, seed) * _unbiased(prompts)
-    if not a and not b and shares:
-        return _unvaried(value, prompts, seeds, len(given))
+    if not a and not b and size:
+        return _unvaried(value, prompts, seeds, size, _ends(statistic, given, levels))
     if seeds == 1:
         return Estimate(value, math.sqrt(b), prompts - 1, seeds)
     c = _variance(statistic, given, "scores", resamples, seed) * _unbiased(seeds * prompts)
@@ -162,9 +165,12 @@ def paired(a: ArrayLike, b: ArrayLike, *, draw_prompts: bool = True, seed: int =
     left, right = _matrix(a), _matrix(b)
     if left.shape != right.shape:
         raise ConfigError(f"shapes {left.shape} and {right.shape}", where="paired", remedy="give the same seeds")
-    shares = _are_shares([left, right])
-    found = estimate(mean, left - right, draw_prompts=draw_prompts, seed=seed, share=shares)
-    return replace(found, least=-1.0, most=1.0) if shares else found
+    levels = events_of(left, right)
+    size = levels[1] - levels[0] if levels is not None else 1.0
+    found = estimate(mean, (left - right) / size, draw_prompts=draw_prompts, seed=seed, share=levels is not None)
+    if levels is not None:
+        found = replace(found, least=-size, most=size)
+    return replace(found, value=found.value * size, error=found.error * size)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -218,17 +224,29 @@ def _drawn(given: Sequence[Array], what: str, count: int, rng: np.random.Generat
     return [drawn.reshape(count, *part.shape) for drawn, part in zip(flat, given, strict=True)]
 
 
-def _are_shares(given: Sequence[Array]) -> bool:
-    return all(bool(np.isin(part, (0.0, 1.0)).all()) for part in given)
+def _ends(statistic: Statistic, given: Sequence[Array], levels: tuple[float, float] | None) -> tuple[float, float]:
+    """The least and the most that a statistic of events can be."""
+    low, high = levels or EVENTS[0]
+    if len(given) > 1:
+        return low - high, high - low
+    least, most = sorted(float(statistic(np.full_like(given[0], level))) for level in (low, high))
+    return least, most
 
 
-def _unvaried(value: float, events: int, seeds: int, sides: int) -> Estimate:
-    """Of events of which all happened, or none: the interval of 95% ends where Wilson's does. A statistic of one matrix
-    lies in [0, 1], of two perhaps below."""
+def _unvaried(value: float, events: int, seeds: int, size: float, ends: tuple[float, float]) -> Estimate:
+    """Of events of which all happened, or none: the interval of 95% ends where Wilson's does.
+
+    Args:
+        value: of the statistic.
+        events: how many independent ones there were.
+        seeds: of the estimate.
+        size: by how much one that happens changes its score.
+        ends: the least and the most that the statistic can be.
+    """
     z2 = float(stats.norm.ppf(0.975)) ** 2
     freedom = max(events - 1, 1)
-    error = z2 / (events + z2) / float(stats.t.ppf(0.975, freedom))
-    return Estimate(value, error, freedom, seeds, 0.0 if sides == 1 else -1.0, 1.0)
+    error = size * z2 / (events + z2) / float(stats.t.ppf(0.975, freedom))
+    return Estimate(value, error, freedom, seeds, *ends)
 
 
 def _unbiased(count: int) -> float:

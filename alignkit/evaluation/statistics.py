@@ -1,8 +1,12 @@
 """What held-out scores say and how sure it is: intervals, paired differences, best-of-n, accuracy by rating.
 
 The unit of every interval is the **prompt**: several samples of one prompt are averaged first, because they are not
-independent evidence. The bootstrap is the percentile bootstrap. Where every value is 0 or 1 it would be of no width, or
-far too narrow, near 0 and 1: there a mean has Wilson's interval, a paired difference Bonett and Price's. numpy only.
+independent evidence. The interval of a mean is Student's, or that of the studentised bootstrap on the side where it
+reaches further (Hall 1988): the percentile bootstrap of 5 to 10 prompts holds 80 to 90% where it says 95%, and
+Student's as little where scores are skewed. Where every value is one of an event that happens or does not (0 or 1, -1
+or 1) both would be of no width, or far too narrow, near the two: there a mean has Wilson's interval, a paired
+difference Bonett and Price's. Of other scores that are all equal nothing says how far others may lie: their interval
+has no width.
 """
 
 from __future__ import annotations
@@ -20,6 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 from alignkit.errors import ConfigError, NumericError
 from alignkit.groups import RATINGS
 from alignkit.metrics.specs import ANSWERS
+
+FURTHEST = 2.0
+"""Times Student's reach that the studentised bootstrap may go to: of scores that are nearly all equal its quantiles
+have no end."""
+EVENTS = ((0.0, 1.0), (-1.0, 1.0))
+"""What rewards of events give: that it did not happen, that it did."""
 
 _CHUNK = 2_000_000
 """Numbers drawn at once while resampling: bounds memory at about 32 MB."""
@@ -53,14 +63,15 @@ def bootstrap_mean(
     seed: int = 0,
     share: bool | None = None,
 ) -> Interval:
-    """The mean over prompts and its percentile bootstrap interval; Wilson's for the mean of zeros and ones.
+    """The mean over prompts and its interval, by the studentised bootstrap; Wilson's for the mean of events.
 
     Args:
         values: one number per prompt, several (averaged per prompt first), or a mapping from prompt id to either.
         confidence: the share of such intervals that hold the true mean.
         resamples: how often the prompts are drawn again with replacement.
         seed: of the resampling; the same seed gives the same interval.
-        share: whether the mean is that of events that happen or do not; default: whether every value is 0 or 1.
+        share: whether the mean is that of events that happen (1) or do not (0); default: whether every value is 0 or 1,
+            or every one -1 or 1.
 
     Returns:
         The interval; a single prompt gives one of width zero, which says nothing: look at `n`.
@@ -74,14 +85,15 @@ def bootstrap_mean(
             f"confidence={confidence}, resamples={resamples}", where="bootstrap_mean", remedy="use 0.95, 10000"
         )
     units = _per_prompt(values)
-    if _zeros_and_ones(values) if share is None else share:
-        spread = units.var()
-        pieces = _pieces(float(units.mean()), spread / len(units), len(units), _how_many(values))
-        return _wilson(float(units.mean()), pieces, confidence, len(units))
-    means = _resampled_means(units, resamples, seed)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(float(units.mean()), float(low), float(high), len(units))
+    levels = events_of(values) if share is None else EVENTS[0] if share else None
+    if levels is not None:
+        low, high = levels
+        shares = (units - low) / (high - low)
+        pieces = _pieces(float(shares.mean()), shares.var() / len(units), len(units), _how_many(values))
+        return _on(levels, _wilson(float(shares.mean()), pieces, confidence, len(units)))
+    below, above = _reach(units, confidence, resamples, seed)
+    mean = float(units.mean())
+    return Interval(mean, mean - below, mean + above, len(units))
 
 
 def paired_difference(
@@ -89,8 +101,8 @@ def paired_difference(
 ) -> Interval:
     """The mean of `a - b` with its interval, each prompt compared with itself.
 
-    Where every score is 0 or 1 the interval is Bonett and Price's (2012): the normal one after a prompt was added that
-    speaks for each side, so that equal scores on 16 prompts are not taken for a certain 0.
+    Where every score is 0 or 1, or every one -1 or 1, the interval is Bonett and Price's (2012): the normal one after a
+    prompt was added that speaks for each side, so that equal scores on 16 prompts are not taken for a certain 0.
 
     Args:
         a: scores of the newer version: by place, or by prompt id (a mapping).
@@ -112,8 +124,9 @@ def paired_difference(
     left, right = _per_prompt(a), _per_prompt(b)
     if len(left) != len(right):
         raise ConfigError(f"{len(left)} prompts against {len(right)}", where="paired_difference")
-    if _zeros_and_ones(a) and _zeros_and_ones(b):
-        return _paired_shares(left - right, confidence)
+    if (levels := events_of(a, b)) is not None:
+        size = levels[1] - levels[0]
+        return _on((0.0, size), _paired_shares((left - right) / size, confidence))
     return bootstrap_mean(left - right, confidence=confidence, resamples=resamples, seed=seed, share=False)
 
 
@@ -290,9 +303,17 @@ def _flat(values: Scores) -> NDArray[np.float64]:
     return np.concatenate([np.atleast_1d(np.asarray(row, dtype=np.float64)) for row in rows])
 
 
-def _zeros_and_ones(values: Scores) -> bool:
-    """Whether every value is 0 or 1."""
-    return bool(np.isin(_flat(values), (0.0, 1.0)).all())
+def events_of(*values: Scores) -> tuple[float, float] | None:
+    """The two values of an event that does not happen and that does, where all scores are one of them."""
+    flat = [_flat(each) for each in values]
+    return next((levels for levels in EVENTS if all(bool(np.isin(each, levels).all()) for each in flat)), None)
+
+
+def _on(levels: tuple[float, float], share: Interval) -> Interval:
+    """An interval of a share as one of the mean of these two values."""
+    low, high = levels
+    mean, least, most = (low + (high - low) * end for end in (share.mean, share.low, share.high))
+    return Interval(mean, least, most, share.n)
 
 
 def _how_many(values: Scores) -> int:
@@ -312,13 +333,30 @@ def _rank_weights(size: int, n: int, k: int) -> NDArray[np.float64]:
     return weights
 
 
-def _resampled_means(units: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(units))
-    parts = []
+def _reach(units: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    """How far the interval of the mean goes (below, above) it; nowhere for units that are all equal."""
+    from scipy.special import stdtrit
+
+    count, error = len(units), float(units.std() / math.sqrt(max(len(units) - 1, 1)))
+    if not error > 0 or float(np.ptp(units)) <= 1e-12 * float(np.abs(units).max()):  # a mean of equal numbers rounds
+        return 0.0, 0.0
+    student = float(stdtrit(count - 1, 0.5 + confidence / 2.0))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(_resampled_t(units, resamples, seed), [tail, 1.0 - tail])
+    most = FURTHEST * student
+    return error * min(max(float(high), student), most), error * min(max(float(-low), student), most)
+
+
+def _resampled_t(units: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """[about resamples] (mean* - mean) / error* of units drawn again; without draws that are all equal."""
+    rng, centred = np.random.default_rng(seed), units - units.mean()
+    rows, least = max(1, _CHUNK // len(units)), 1e-12 * float(units.var())
+    parts = [np.zeros(1)]
     for start in range(0, resamples, rows):
-        places = rng.integers(0, len(units), size=(min(rows, resamples - start), len(units)))
-        parts.append(units[places].mean(axis=1))
+        drawn = centred[rng.integers(0, len(units), size=(min(rows, resamples - start), len(units)))]
+        means, spreads = drawn.mean(axis=1), drawn.var(axis=1)
+        told = spreads > least
+        parts.append(means[told] / np.sqrt(spreads[told] / (len(units) - 1)))
     return np.concatenate(parts)
 
 

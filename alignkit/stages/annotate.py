@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from alignkit.annotators import annotated
+from alignkit.annotators import annotated, dimensions_of
 from alignkit.calls import releasing
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
@@ -49,5 +49,5 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
         expected = len(self.groups)
         return {
             dimension: GroupsHandle(**made.common(), part=f"groups-{dimension}", expected=expected, responses=2)
-            for dimension in self.annotator.dimensions
+            for dimension in dimensions_of(self.annotator)
         }

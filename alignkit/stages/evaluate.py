@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
-from alignkit.calls import releasing
+from alignkit.calls import releasing, told
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
 from alignkit.metrics.specs import ANSWERS
@@ -191,7 +191,8 @@ class Evaluate(Stage[EvaluationHandle]):
 
 def _refuse_other_samples(sampler: Any, where: str) -> None:
     """Refuse a KL along answers that were not drawn from the policy's own distribution."""
-    how = "a greedy sampler" if sampler.greedy else "a sampler that truncates" if sampler.truncates else None
+    how = "a greedy sampler" if told(sampler, "greedy", object) else None
+    how = how or ("a sampler that truncates" if told(sampler, "truncates", object) else None)
     if how:
         raise ConfigError(
             f"{how} with a reference",

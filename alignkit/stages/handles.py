@@ -106,6 +106,8 @@ class RewardHandle(Reward):
         device: where it scores.
     """
 
+    computed_in = "float32"
+
     def __init__(
         self, handle: Handle, name: str, max_tokens: int = 4096, precision: str = "32-true", device: str = "cpu"
     ) -> None:

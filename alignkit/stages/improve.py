@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from alignkit.annotators import check_dimensions
+from alignkit.annotators import check_dimensions, dimensions_of
 from alignkit.budget import NAMES, Budget, Spending, stopped
-from alignkit.calls import calling, releasing
+from alignkit.calls import calling, releasing, told
 from alignkit.engine.checks import Facts, asked_by, refuse_contradictions
 from alignkit.engine.state import begun_with
 from alignkit.errors import ConfigError, DataError
@@ -119,7 +119,7 @@ class Improve(Stage[Improved]):
                 remedy="pass streams={name: groups} for those that it declares",
             )
         self._refuse_contradictions(context, built.optimizer, sampler)
-        check_dimensions(() if built.annotator is None else [built.annotator.dimensions], self.name)
+        check_dimensions(() if built.annotator is None else [dimensions_of(built.annotator)], self.name)
         return replace(
             built,
             sampler=sampler,
@@ -140,8 +140,8 @@ class Improve(Stage[Improved]):
             annotated=self.annotator is not None,
             referenced=referenced,
             own_weights=self._start.key == self.policy.key,
-            truncates=sampler.truncates,
-            greedy=sampler.greedy,
+            truncates=bool(told(sampler, "truncates", object)),
+            greedy=bool(told(sampler, "greedy", object)),
         )
         refuse_contradictions(method, asked_by(losses, referenced), facts)
         begun_with(method, self.state, self.name)
@@ -157,7 +157,7 @@ class Improve(Stage[Improved]):
     def _draws(self) -> tuple[int, int]:
         """(responses of all draws, responses learned from in all rounds)."""
         method, rows = self.optimizer, len(self.data)
-        every, rounds = method.sample_every or method.rounds or 1, method.rounds_over(rows)
+        every, rounds = method.sample_every or method.rounds or 1, told(method, "rounds_over", int, rows)
         draws, each = -(-rounds // every), max(method.samples_per_prompt, 1)
         drawn = min(method.prompts_per_round or rows, rows) * draws if method.rounds else rows
         return drawn * each, drawn * each * rounds // max(draws, 1)

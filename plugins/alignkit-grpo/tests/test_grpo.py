@@ -85,6 +85,8 @@ def test_rewards_that_differ_by_rounding_teach_nothing() -> None:
     assert group_metrics(near, [4])["degenerate_groups"] == 1.0
     groups = Groups.from_rows([{"prompt": "p", "responses": ["a", "b"]}]).with_rewards("r", [[0.1 + 0.2, 0.3]])
     assert DAPO().keep(groups, "r") == [False]
+    assert DAPO().keep(groups.with_rewards("r", [[1e8, 1e8 + 1]]), "r") == [True]
+    assert DAPO().keep(groups.with_rewards("r", [near[:2].tolist()]), "r") == [False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

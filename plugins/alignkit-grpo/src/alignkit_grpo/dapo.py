@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from alignkit.plugin import Batch, ConfigError, Groups, Reduction, is_constant
+from alignkit.plugin import Batch, ConfigError, Groups, Reduction, as_scored, is_constant
 from alignkit_grpo.grpo import GRPO
 
 
@@ -68,7 +67,7 @@ class DAPO(GRPO):
     def keep(self, groups: Groups, reward_name: str) -> list[bool] | None:
         values, present = groups.rewards(reward_name)
         seen = [[v for v, there in zip(*row, strict=True) if there] for row in zip(values, present, strict=True)]
-        return [not is_constant(torch.tensor(row)) for row in seen] if self.dynamic_sampling else None
+        return [not is_constant(as_scored(row)) for row in seen] if self.dynamic_sampling else None
 
     def prepare(  # type: ignore[override]  # the engine passes what is named here
         self,

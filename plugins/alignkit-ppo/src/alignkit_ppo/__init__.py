@@ -142,13 +142,15 @@ def ppo(
     if not limit >= 0:
         raise ConfigError(f"value_clip_range={value_clip_range} must not be negative", where="ppo")
     unclipped = (values - returns) ** 2
-    clipped = (old_values + (values - old_values).clamp(-limit, limit) - returns) ** 2
+    moved = values - old_values
+    clipped = (old_values + moved.clamp(-limit, limit) - returns) ** 2
     return {
         "policy_loss": policy_loss,
         "value_loss": 0.5 * torch.max(unclipped, clipped),
         "ratio": ratio.detach(),
         "clip_fraction": (policy_loss > -advantages * ratio).to(ratio.dtype),
-        "value_clip_fraction": (clipped > unclipped).to(ratio.dtype),
+        # Within its range V_old + (V - V_old) is V but for rounding, which is no clipping.
+        "value_clip_fraction": ((moved.abs() > limit) & (clipped > unclipped)).to(ratio.dtype),
         "approx_kl": step_kl(logprobs, old_logprobs),
     }
 

@@ -230,6 +230,10 @@ class AboveDemonstrations(Reward):
 
     name = "reward_model"
 
+    @property
+    def computed_in(self) -> str:  # type: ignore[override]
+        return self.model.computed_in
+
     def __init__(self, model: Reward, demonstrations: Groups | GroupsHandle) -> None:
         self.model, self.demonstrations = model, demonstrations
         self._mean: float | None = None

@@ -46,6 +46,7 @@ class Direct(Reward):
     draws: int = 8
     cache: str | None = None
     name: str = "direct"
+    computed_in: ClassVar[str] = "float32"  # type: ignore[misc]  # from the log-probs of a model
     _backend: ClassVar[Any] = None
     declined: ClassVar[dict[str, str]] = {
         "key-sees-settings": "`draws` counts with an endpoint, where it has an effect"
