@@ -152,8 +152,7 @@ def _read(
         logsum = total.log()
         logprobs[chunk], sums[chunk] = taken - logsum, logsum + top.squeeze(-1)
         if spread is not None:
-            mean = torch.bmm(exps.unsqueeze(1), z.unsqueeze(2)).reshape(-1) / total  # no third matrix
-            spread[chunk] = logsum - mean
+            spread[chunk] = logsum - z.mul_(exps).sum(-1) / total
         if slope is not None:
             low = _other_than(exps, wanted).to(weight.dtype)
             slope[chunk] = linear(low, weight.t()) / (-temperature * total).unsqueeze(-1)
