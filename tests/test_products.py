@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import nn
 
+from alignkit import Batch, PolicyOptimizer
 from alignkit.engine.losses import nll
 from alignkit.groups import Groups
-from alignkit.models import LoRA, Policy, products
+from alignkit.models import LoRA, Policy, head, products
 from alignkit.models.products import Linear, by_onednn, linear, mkl_is_slow, route
 from alignkit.optimizers import Term
-from alignkit.testing.learning import one_step, same_gradients
+from alignkit.testing.learning import learn, one_step, rollouts, same_gradients
+
+
+def ratio(logprobs, old_logprobs, ref_logprobs, advantages):
+    return -(logprobs - old_logprobs).exp() * advantages + (logprobs - ref_logprobs) ** 2
+
+
+@dataclass(frozen=True)
+class Compares(PolicyOptimizer):
+    loss: object = field(default=ratio)
+    samples_per_prompt: int = 3
+    rounds: int = 2
+    learning_rate: float = 1e-2
+
+    def prepare(self, groups, state, *, rewards, response_mask, logprobs):
+        return Batch(groups, {"advantages": rewards.unsqueeze(1) * response_mask})
+
 
 DEMOS = Groups.from_rows({"prompt": f"p {i}", "responses": ["x" * (1 + i % 4)]} for i in range(4))
 
@@ -108,3 +126,47 @@ def test_the_processor_is_known_by_its_maker(tmp_path, maker, slow):
     file.write_text("".join(f"processor : {n}\n" + (f"vendor_id\t: {maker}\n" if maker else "") for n in range(2)))
     assert mkl_is_slow(str(file)) is (slow and torch.backends.mkl.is_available())
     assert not mkl_is_slow(str(tmp_path / "absent"))
+
+
+def test_frozen_weights_are_cast_once_and_anew_where_they_change():
+    layer = Linear(6, 5).requires_grad_(False)
+    x = torch.randn(3, 6)
+
+    def found():
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x), products.cast_once(layer.weight)
+
+    plain, weight = found()
+    assert weight is layer.weight
+    with products.casts_kept():
+        kept, low = found()
+        assert torch.equal(kept, plain)
+        assert low.dtype == torch.bfloat16
+        assert found()[1] is low
+        own = layer.weight.data
+        for _ in range(3):  # as an adapter is folded in and taken out, whose memory may be that of the one before
+            layer.weight.data = own + torch.randn_like(own)
+            assert torch.equal(found()[1], layer.weight.bfloat16())
+            layer.weight.data = own
+            assert torch.equal(found()[1], low)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        assert torch.equal(found()[1], layer.weight.bfloat16())
+        layer.requires_grad_(True)
+        assert found()[1] is layer.weight
+    assert not products._casts
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+def test_mixed_precision_learns_the_same_with_casts_kept(lora, monkeypatch):
+    """Sampling with the adapter folded in, the pass before the steps, the reference and the steps: bit for bit."""
+    found = []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(products, "cast_once", lambda weight: weight)
+            monkeypatch.setattr(head, "cast_once", lambda weight: weight)
+        torch.manual_seed(0)
+        policy, optimizer = Policy.load("tiny", trainable=True, lora=lora), Compares()
+        learn(rollouts(policy, optimizer), optimizer, precision="bf16-mixed")
+        found.append([p.detach().clone() for p in policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

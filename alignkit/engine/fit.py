@@ -15,6 +15,7 @@ from typing import Any
 from alignkit.engine.learner import Learner
 from alignkit.errors import PluginError, Terminated
 from alignkit.models.forward import checkpoint_layers
+from alignkit.models.products import casts_kept
 from alignkit.trainer import check_trainer
 
 
@@ -73,7 +74,7 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
         )
     device = loop.strategy.root_device
     try:
-        with _quiet(), _ending(loop):
+        with _quiet(), _ending(loop), casts_kept():
             loop.fit(learner)
     finally:
         _part(loop, learner)

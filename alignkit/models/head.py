@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.models.products import Linear, linear
+from alignkit.models.products import Linear, cast_once, linear
 
 CHUNK = 256
 """Tokens whose logits are held at once: 256 x 49k float32 logits are 50 MB."""
@@ -120,7 +120,7 @@ def _low(weight: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     kind, device = weight.dtype, weight.device.type
     if torch.is_autocast_enabled(device) and kind is not torch.float64:
         kind = torch.get_autocast_dtype(device)
-    return tuple(None if each is None else each.to(kind) for each in (weight, *others))
+    return tuple(None if each is None else each.to(kind) for each in (cast_once(weight), *others))
 
 
 def _chunks(tokens: int) -> list[slice]:

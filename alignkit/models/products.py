@@ -1,9 +1,13 @@
-"""Products of activations with weight matrices in float32, by whichever of torch's two libraries is the fast one here.
+"""Products of activations with weight matrices: in float32 by whichever of torch's two libraries is the fast one here,
+under autocast with frozen weights that are cast once.
 
 torch gives float32 products to MKL, which takes its slow code on processors that are not Intel's; oneDNN, which torch
 has too, looks at what the processor can do. On an AMD processor with AVX-512 it was measured at two to three times the
 rate (benchmarks/results/speed.md). Values differ by float32 rounding. Other types, devices and processors are left to
 torch, and so are small products, whose cost is the call.
+
+Autocast keeps casts of weights that are trained, until the step is over; frozen ones (the base under an adapter, a
+reference) it casts for every product. Here these are cast once while `casts_kept`, for half their memory more.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakIdKeyDictionary
 
 LEAST = 1 << 21
 """Multiplications and additions from which the other library wins, in a model's forward and backward passes."""
@@ -62,10 +68,48 @@ def _goes(x: Tensor, weight: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., in] times weight [out, in] transposed, [..., out]."""
     if not _goes(x, weight):
-        return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x, cast_once(weight), bias)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
         return _Product.apply(x, weight, bias)  # type: ignore[no-any-return]
     return _onednn(x, weight, bias)
+
+
+class _Cast(NamedTuple):
+    """A weight in a lower type, and what it was made from: its memory (held weakly), and how often that was written."""
+
+    storage: StorageWeakRef
+    version: int
+    low: Tensor
+
+
+_casts: list[WeakIdKeyDictionary] = []
+
+
+@contextlib.contextmanager
+def casts_kept() -> Iterator[None]:
+    """Keep what frozen weights are cast to, until the end of the block."""
+    _casts.append(WeakIdKeyDictionary())
+    try:
+        yield
+    finally:
+        _casts.pop()
+
+
+def cast_once(weight: Tensor) -> Tensor:
+    """A float32 weight in the type that autocast would cast it to for a product, where it is frozen, autocast is on and
+    `casts_kept`; else the weight itself."""
+    device = weight.device.type
+    if not _casts or weight.requires_grad or type(weight) is not nn.Parameter or weight.dtype is not torch.float32:
+        return weight
+    if not torch.is_autocast_enabled(device):
+        return weight
+    kind, known = torch.get_autocast_dtype(device), _casts[-1].get(weight)
+    storage = weight.untyped_storage()
+    # An adapter is folded in by giving a weight other memory for a while.
+    same = known is not None and known.storage.cdata == storage._cdata and known.version == weight._version
+    if known is None or not same or known.low.dtype is not kind:
+        known = _casts[-1][weight] = _Cast(StorageWeakRef(storage), weight._version, weight.detach().to(kind))
+    return known.low
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
