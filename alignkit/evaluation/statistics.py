@@ -312,8 +312,8 @@ def events_of(*values: Scores) -> tuple[float, float] | None:
 def _on(levels: tuple[float, float], share: Interval) -> Interval:
     """An interval of a share as one of the mean of these two values."""
     low, high = levels
-    ends = (low + (high - low) * end for end in (share.mean, share.low, share.high))
-    return Interval(*ends, share.n)
+    mean, least, most = (low + (high - low) * end for end in (share.mean, share.low, share.high))
+    return Interval(mean, least, most, share.n)
 
 
 def _how_many(values: Scores) -> int:
