@@ -56,7 +56,7 @@ def test_the_loop_is_sent_the_means_of_each_round_with_its_metrics():
         mine = [row["loss"] for row in rows if row["round"] == index]
         assert sent["loss"] == pytest.approx(sum(mine) / 2, rel=1e-12)
         assert sent["number"] == index == rows[2 * index]["number"]
-    assert [text.split(", loss")[0] for text in texts] == [
+    assert [str(text).split(", loss")[0] for text in texts] == [
         "round 1/2, step 1/2", "round 1/2, step 2/2", "round 2/2, step 1/2", "round 2/2, step 2/2"
     ]  # fmt: skip
 

@@ -168,9 +168,8 @@ def paired(a: ArrayLike, b: ArrayLike, *, draw_prompts: bool = True, seed: int =
     levels = events_of(left, right)
     size = levels[1] - levels[0] if levels is not None else 1.0
     found = estimate(mean, (left - right) / size, draw_prompts=draw_prompts, seed=seed, share=levels is not None)
-    if levels is not None:
-        found = replace(found, least=-size, most=size)
-    return replace(found, value=found.value * size, error=found.error * size)
+    most = size if levels is not None else math.inf
+    return replace(found, value=found.value * size, error=found.error * size, least=-most, most=most)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

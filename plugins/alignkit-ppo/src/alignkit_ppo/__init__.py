@@ -141,8 +141,7 @@ def ppo(
     limit = float("inf") if value_clip_range is None else value_clip_range
     if not limit >= 0:
         raise ConfigError(f"value_clip_range={value_clip_range} must not be negative", where="ppo")
-    unclipped = (values - returns) ** 2
-    moved = values - old_values
+    moved, unclipped = values - old_values, (values - returns) ** 2
     clipped = (old_values + moved.clamp(-limit, limit) - returns) ** 2
     return {
         "policy_loss": policy_loss,
