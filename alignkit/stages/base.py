@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from alignkit.annotators import Annotator, FunctionAnnotator, dimensions_of
+from alignkit.annotators import Annotator, FunctionAnnotator
 from alignkit.calls import calling
 from alignkit.engine.checks import refuse_wrong_declarations
 from alignkit.errors import AlignkitError, ConfigError, PluginError
@@ -154,7 +154,6 @@ def _as_reward(value: Any, name: str | None) -> Reward:
 
 def _as_annotator(value: Any) -> Annotator:
     if callable(getattr(value, "annotate", None)):  # whatever its class is derived from
-        dimensions_of(value)
         return value
     if callable(value):
         return FunctionAnnotator(value)
