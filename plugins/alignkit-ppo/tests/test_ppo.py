@@ -532,10 +532,11 @@ def test_it_learns_from_its_own_samples_alone():
 def test_a_value_that_stays_within_its_range_is_not_clipped(limit: float | None) -> None:
     """V_old + (V - V_old) is V but for rounding, and that is on either side of the return."""
     generator = torch.Generator().manual_seed(0)
-    old = torch.randn(400, 1, generator=generator)
-    values = old + 0.1 * (torch.rand(400, 1, generator=generator) - 0.5)
+    old, returns = torch.randn(2, 4000, 1, generator=generator)
+    values = old + 0.3 * (torch.rand(4000, 1, generator=generator) - 0.5)
     zeros = torch.zeros_like(old)
-    found = ppo(zeros, zeros, zeros, values, old, zeros, value_clip_range=limit)["value_clip_fraction"]
+    assert bool((((old + (values - old) - returns) ** 2) > (values - returns) ** 2).any())
+    found = ppo(zeros, zeros, zeros, values, old, returns, value_clip_range=limit)["value_clip_fraction"]
     assert float(found.sum()) == 0.0
     moved = ppo(zeros, zeros, zeros, old + 1.0, old, old + 2.0, value_clip_range=0.2)["value_clip_fraction"]
     assert float(moved.mean()) == 1.0
