@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +82,15 @@ def join_processes(world: int) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         # Long, since the others wait while the first one does what only one need do.
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the process group before the interpreter does: its threads, left to themselves, may abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def first(value: Any, world: int) -> Any:
