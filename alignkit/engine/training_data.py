@@ -404,6 +404,18 @@ class TrainingData:
                     numbers = []
         return steps
 
+    def useful_tokens(self, step: Step) -> float:
+        """Share of the cells of a step's micro-batches, over all processes, that are no padding."""
+        if self.packed:
+            return 1.0
+        tokens = cells = 0
+        for numbers in filter(None, step.micro):
+            groups = [self._part(i)[0] for i in numbers]
+            rows = len(groups) if self.shared else sum(len(group.responses) for group in groups)
+            cells += rows * max(row_length(group, self.shared) for group in groups)
+            tokens += Reading.of_groups(groups, self.shared).tokens
+        return tokens / cells
+
     def count(self, step: Step, kind: str, mask: str | None) -> float:
         """The step's number of tokens, sequences, responses, pairs or groups, over all processes."""
         numbers = step.numbers
