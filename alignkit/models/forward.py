@@ -181,7 +181,7 @@ def states_and_logits(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tens
 
 
 def _attention(model: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:
-    return by_pieces(bare(model).config) if batch.pieces else nullcontext()
+    return by_pieces(body_of(model).config) if batch.pieces else nullcontext()
 
 
 def _inputs(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
@@ -265,7 +265,9 @@ def _probe_values(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             taken = gather_hidden(hidden_states(model, batch), batch)
             ordered = torch.cat([taken[r][batch.response_mask[r]] for r in range(len(taken))])
-            (gradient,) = torch.autograd.grad(ordered.float().pow(2).sum(), weight)
+            # Not of their squares: most families norm the states last, and the sum of these is always the same.
+            slopes = torch.arange(ordered.numel(), device=ordered.device).cos().view_as(ordered)
+            (gradient,) = torch.autograd.grad((ordered.float() * slopes).sum(), weight)
     finally:
         weight.requires_grad_(wanted)
     return ordered.detach().float(), gradient.float()
