@@ -223,7 +223,7 @@ def _packed(rows: Sequence[_Row], pad_id: int) -> MicroBatch:
     )
 
 
-def _of_responses(learned: Sequence[_Learned], pad_id: int) -> dict[str, Tensor]:
+def _of_responses(learned: Sequence[_Learned], pad_id: int) -> dict[str, Any]:
     """The fields of a batch that have an entry for each response."""
     longest = max(len(each.targets) for each in learned)
     return {
