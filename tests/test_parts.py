@@ -59,6 +59,18 @@ def test_parts_hold_each_response_once_and_no_more_than_a_micro_batch_may(shared
     assert seen == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 1), (7, 1), (8, 2)]
 
 
+@pytest.mark.parametrize("layout", [(True, True), (True, False), (False, False)])
+def test_the_share_of_useful_tokens_is_that_of_the_batches(layout):
+    data = training_data(tiny_policy(), GROUPS)
+    data.shared, data.packed = layout
+    for max_tokens in (10**6, small()):
+        (step,) = data.steps(0, 1, max_tokens, (0,))
+        batches = [data.collate(numbers) for numbers in step.micro]
+        cells = sum(batch.cells for batch in batches)
+        assert data.useful_tokens(step) == pytest.approx(sum(batch.tokens for batch in batches) / cells)
+        assert (data.useful_tokens(step) == 1) == data.packed
+
+
 def test_a_response_that_is_too_long_alone_is_a_part_alone():
     data = training_data(tiny_policy(), GROUPS)
     assert parts_of(data.encoded[0], True, 1) == [(k, k + 1) for k in range(5)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.encode import encode_groups
-from alignkit.engine.training_data import TrainingData
+from alignkit.engine.training_data import TrainingData, laid_out_for
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.metrics import Metric, alone, values_of
@@ -142,7 +142,7 @@ def answer_logprobs(
         max_response_tokens=longest,
         train="response",
     )
-    data = TrainingData(groups, list(encoded), shared=policy.shares_prompts, pad_id=policy.chat.pad_id)
+    data = TrainingData(groups, list(encoded), **laid_out_for(policy))
     out: list[Tensor | None] = [None] * len(groups)
     for group in encoded:
         out[group.index] = torch.full((len(group.responses), max(map(len, group.responses))), float("nan"))

@@ -347,7 +347,7 @@ class Learner(L.LightningModule):
         row |= {"loss": shares["total"], "grad_norm": norm, "lr": self.training_config.learning_rate * factor}
         self.round_means.update(row)
         assert self.lesson is not None
-        row |= self.lesson.metrics
+        row |= {"useful_tokens": self.data.useful_tokens(step), **self.lesson.metrics}
         heard: Any = self.trainer
         if heard.loggers or heard.callbacks:  # a progress bar is a callback; nobody else reads Lightning's own log
             self.log_dict({k: float(v) for k, v in row.items()}, batch_size=len(step.numbers))

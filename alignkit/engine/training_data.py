@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class TrainingData:
         encoded: as many, tokenised; `index` is the row in the groups that `of` was given.
         tensors: name -> [R, T] or [R], in the order of the responses.
         shared: whether prompts are shared in a row.
+        packed: whether a batch is a single row without padding.
         pad_id: for padding.
         named_pairs: (chosen, rejected) response numbers; None takes the pairs that the ranks make.
         parts: (group, first response, end) of what is learned in parts; they are numbered on after the groups.
@@ -72,6 +73,7 @@ class TrainingData:
     encoded: list[EncodedGroup]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     shared: bool = True
+    packed: bool = False
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
     parts: list[tuple[int, int, int]] = field(default_factory=list)
@@ -172,12 +174,12 @@ class TrainingData:
         encoded: Sequence[EncodedGroup],
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> TrainingData:
-        return cls(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id, named_pairs=pairs)
+        return cls(groups, list(encoded), named_pairs=pairs, **laid_out_for(model))
 
     def first(self, groups: int) -> TrainingData:
         """The first response of the first so many groups, with nothing known of them."""
         few = [replace(each, responses=each.responses[:1]) for each in self.encoded[:groups]]
-        return TrainingData(self.groups, few, shared=self.shared, pad_id=self.pad_id)
+        return TrainingData(self.groups, few, shared=self.shared, packed=self.packed, pad_id=self.pad_id)
 
     @cached_property
     def first_response(self) -> list[int]:
@@ -308,8 +310,8 @@ class TrainingData:
         found = self._laid_out.get(tuple(numbers))
         if found is None:
             few, groups, firsts = zip(*(self._part(i) for i in numbers), strict=True)
-            found = collate(few, groups, firsts, pad_id=self.pad_id, shared=self.shared)
-            if again and sum(each.input_ids.numel() for each in (*self._laid_out.values(), found)) <= KEPT_CELLS:
+            found = collate(few, groups, firsts, pad_id=self.pad_id, shared=self.shared, packed=self.packed)
+            if again and sum(each.cells for each in (*self._laid_out.values(), found)) <= KEPT_CELLS:
                 self._laid_out[tuple(numbers)] = found
         return found
 
@@ -339,11 +341,11 @@ class TrainingData:
     def micro_batches(
         self, numbers: Sequence[int], max_tokens: int, multiple_of: int = 1, together: bool = False
     ) -> list[list[int]]:
-        """These groups, grouped by length; those that a pair joins stay together.
+        """These groups, grouped so that little is padded; those that a pair joins stay together.
 
         Args:
             numbers: of the groups.
-            max_tokens: padded cells of a micro-batch; the responses of a group that has more are parted.
+            max_tokens: cells of a micro-batch, padding included; the responses of a group that has more are parted.
             multiple_of: see `plan_micro_batches`.
             together: no group is parted: something is said of several of its responses at once.
         """
@@ -352,10 +354,13 @@ class TrainingData:
             units = [[part] for i in numbers for part in ([i] if together else self._parted(i, max_tokens))]
         else:
             units = [unit for unit in self.units if unit[0] in wanted]
-        # A unit's rows are padded to its longest, so this bounds the cells of any batch of units.
-        lengths = [len(unit) * max(self._cells(i) for i in unit) for unit in units]
-        batches = plan_micro_batches(lengths, max_tokens, multiple_of)
+        batches = plan_micro_batches([self._unit_cells(u) for u in units], max_tokens, multiple_of, self.packed)
         return [[i for place in batch for i in units[place]] for batch in batches]
+
+    def _unit_cells(self, unit: Sequence[int]) -> int:
+        """Of groups that stay together. Padded rows are as long as the longest, so this bounds any batch of units."""
+        cells = [self._cells(i) for i in unit]
+        return sum(cells) if self.packed else len(unit) * max(cells)
 
     def _cells(self, number: int) -> int:
         group, _, _ = self._part(number)
@@ -363,8 +368,8 @@ class TrainingData:
         return row_length(group, self.shared) * rows
 
     def over(self, max_tokens: int) -> int:
-        """Padded cells of the largest group or of the largest that pairs join, where these are more; else 0."""
-        cells = [len(unit) * max(self._cells(i) for i in unit) for unit in self.units]
+        """Cells of the largest group or of the largest that pairs join, where these are more; else 0."""
+        cells = [self._unit_cells(unit) for unit in self.units]
         return most if (most := max(cells, default=0)) > max_tokens else 0
 
     def steps(
@@ -398,6 +403,18 @@ class TrainingData:
                     steps.append(Step(self.micro_batches(numbers, max_tokens, world, together), numbers, epoch))
                     numbers = []
         return steps
+
+    def useful_tokens(self, step: Step) -> float:
+        """Share of the cells of a step's micro-batches, over all processes, that are no padding."""
+        if self.packed:
+            return 1.0
+        tokens = cells = 0
+        for numbers in filter(None, step.micro):
+            groups = [self._part(i)[0] for i in numbers]
+            rows = len(groups) if self.shared else sum(len(group.responses) for group in groups)
+            cells += rows * max(row_length(group, self.shared) for group in groups)
+            tokens += Reading.of_groups(groups, self.shared).tokens
+        return tokens / cells
 
     def count(self, step: Step, kind: str, mask: str | None) -> float:
         """The step's number of tokens, sequences, responses, pairs or groups, over all processes."""
@@ -472,6 +489,11 @@ class TrainingData:
         pairs = pair_group if pair_group is not None else empty
         ranked = torch.tensor([self.ranked[i] for i in batch.group_order], dtype=torch.bool, device=device)
         return Layout(masks, response_group, pairs, len(numbers), ranked, counts if parted else None)
+
+
+def laid_out_for(model: Policy | RewardModel) -> dict[str, Any]:
+    """How `TrainingData` are laid out that this model reads."""
+    return {"shared": model.shares_prompts, "packed": model.packs_rows, "pad_id": model.chat.pad_id}
 
 
 def said_of_size(cells: int, max_tokens: int) -> str:

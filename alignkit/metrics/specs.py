@@ -99,6 +99,15 @@ STEPS: dict[str, MetricSpec] = {
         "step is a clipped one, and the learning rate means something else; exactly 0: nothing is trained",
         place="last",
     ),
+    "useful_tokens": MetricSpec(
+        "share of the tokens that went through the model that are no padding; 1 where rows are packed",
+        "below about 0.8: rows of unlike lengths are padded to the longest; a larger batch_size gives like ones to put "
+        "together, a smaller max_tokens keeps unlike ones apart",
+        title="Share of tokens that are no padding",
+        unit="share",
+        better="up",
+        place="last",
+    ),
 }
 """Of every training stage, per optimizer step."""
 

@@ -1,5 +1,5 @@
 """From encoded groups to the one batch of the house: the prompt once, its responses beside one another (shared
-prefix)."""
+prefix), and where attention goes piece by piece, all of it in one row without padding (packed)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.encode import EncodedGroup
+from alignkit.models.attention import Piece
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class MicroBatch:
 
     B rows, L tokens (padded on the right), R responses in all, T learned tokens of the longest response. In a row the
     prompt comes first (segment 0), then its responses (segments 1, 2, …), each starting at the position after the
-    prompt; padding is segment -1.
+    prompt; padding is segment -1. A packed batch is a single row, in which such rows stand one after another.
 
     Args:
         input_ids: [B, L].
@@ -33,6 +34,7 @@ class MicroBatch:
         last_index: [R] where in the row the last token of the response stands.
         responses: [R] the number of each response in the whole round or data set, in order.
         groups: [R] the number of the group of each response in the whole round or data set.
+        pieces: of a packed batch, in the order in which they stand in its row; of others empty.
     """
 
     input_ids: Tensor
@@ -46,6 +48,7 @@ class MicroBatch:
     last_index: Tensor
     responses: Tensor
     groups: Tensor
+    pieces: tuple[Piece, ...] = ()
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch on another device."""
@@ -61,6 +64,11 @@ class MicroBatch:
     def tokens(self) -> int:
         """Tokens of the rows, without their padding."""
         return int((self.segments >= 0).sum())
+
+    @property
+    def cells(self) -> int:
+        """Tokens of the rows, with their padding."""
+        return self.input_ids.numel()
 
 
 @dataclass(frozen=True)
@@ -97,17 +105,25 @@ class _Row:
         own = [*range(start), *(start + t for r in self.responses for t in range(len(r)))]
         return [*own, *range(len(own), width)]
 
+    def pieces(self, first: int) -> list[Piece]:
+        """What attention goes by, where `first` is the number of the first one."""
+        if len(self.responses) == 1:
+            return [(self.length, -1)]
+        before = [(len(self.prompt), -1)] if self.prompt else []
+        return before + [(len(r), first if before else -1) for r in self.responses if r]
+
     def segments(self) -> list[int]:
         return [0] * len(self.prompt) + [k for k, r in enumerate(self.responses, start=1) for _ in r]
 
-    def learned(self, row: int) -> Iterator[_Learned]:
+    def learned(self, row: int, at: int = 0) -> Iterator[_Learned]:
+        """Of each response, in the batch's row `row`, where this one begins in place `at`."""
         start = len(self.prompt)
         for response, number in zip(self.responses, self.numbers, strict=True):
             end = start + len(response)
             before = [len(self.prompt) - 1, *range(start, end - 1)][: len(response)]
             targets = [self.prompt[i] for i in self.trained] + response
-            predict = [i - 1 for i in self.trained] + before
-            yield _Learned(row, targets, predict, end - 1, number, self.group)
+            predict = [at + i for i in [*(i - 1 for i in self.trained), *before]]
+            yield _Learned(row, targets, predict, at + end - 1, number, self.group)
             start = end
 
 
@@ -156,8 +172,9 @@ def collate(
     *,
     pad_id: int,
     shared: bool = True,
+    packed: bool = False,
 ) -> MicroBatch:
-    """Lay groups out as one padded batch.
+    """Lay groups out as one batch.
 
     Args:
         groups: encoded groups, each with at least one response.
@@ -165,6 +182,7 @@ def collate(
         first_responses: the number of each group's first response in the whole round.
         pad_id: any valid id; padding is never attended to.
         shared: one row per group (the prompt computed once), or one row per response.
+        packed: these one after another in a single row, without padding.
 
     Returns:
         the batch, on the CPU.
@@ -174,22 +192,49 @@ def collate(
         for group, n, first in zip(groups, numbers, first_responses, strict=True)
         for row in _rows(group, n, first, shared)
     ]
+    if packed:
+        return _packed(rows, pad_id)
     width = max(row.length for row in rows)
-    learned = [each for b, row in enumerate(rows) for each in row.learned(b)]
-    longest = max(len(each.targets) for each in learned)
     return MicroBatch(
         input_ids=_padded([row.ids() for row in rows], width, pad_id),
         position_ids=torch.tensor([row.positions(width) for row in rows]),
         segments=_padded([row.segments() for row in rows], width, -1),
         shared=any(len(row.responses) > 1 for row in rows),
-        row=torch.tensor([each.row for each in learned]),
-        targets=_padded([each.targets for each in learned], longest, pad_id),
-        predict_index=_padded([each.predict for each in learned], longest, 0),
-        response_mask=_padded([[1] * len(each.targets) for each in learned], longest, 0).bool(),
-        last_index=torch.tensor([each.last for each in learned]),
-        responses=torch.tensor([each.number for each in learned]),
-        groups=torch.tensor([each.group for each in learned]),
+        **_of_responses([each for b, row in enumerate(rows) for each in row.learned(b)], pad_id),
     )
+
+
+def _packed(rows: Sequence[_Row], pad_id: int) -> MicroBatch:
+    ids, positions, segments = list[int](), list[int](), list[int]()
+    learned, pieces = list[_Learned](), list[Piece]()
+    for row in rows:
+        learned += row.learned(0, len(ids))
+        pieces += row.pieces(len(pieces))
+        ids += row.ids()
+        positions += row.positions(row.length)
+        segments += row.segments()
+    return MicroBatch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        segments=torch.tensor([segments]),
+        shared=any(len(row.responses) > 1 for row in rows),
+        pieces=tuple(pieces),
+        **_of_responses(learned, pad_id),
+    )
+
+
+def _of_responses(learned: Sequence[_Learned], pad_id: int) -> dict[str, Any]:
+    """The fields of a batch that have an entry for each response."""
+    longest = max(len(each.targets) for each in learned)
+    return {
+        "row": torch.tensor([each.row for each in learned]),
+        "targets": _padded([each.targets for each in learned], longest, pad_id),
+        "predict_index": _padded([each.predict for each in learned], longest, 0),
+        "response_mask": _padded([[1] * len(each.targets) for each in learned], longest, 0).bool(),
+        "last_index": torch.tensor([each.last for each in learned]),
+        "responses": torch.tensor([each.number for each in learned]),
+        "groups": torch.tensor([each.group for each in learned]),
+    }
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
@@ -197,12 +242,15 @@ def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
-def plan_micro_batches(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
-    """Split the items of one optimizer step into micro-batches of like lengths.
+def plan_micro_batches(
+    lengths: Sequence[int], max_tokens: int, multiple_of: int = 1, packed: bool = False
+) -> list[list[int]]:
+    """Split the items of one optimizer step into micro-batches, of like lengths where these are padded.
 
     Args:
         lengths: tokens of each item's row (all its rows together, when prompts are not shared).
-        max_tokens: padded cells that a micro-batch may hold; a single longer item gets one of its own.
+        max_tokens: cells that a micro-batch may hold, padding included; a single longer item gets one of its own.
+        packed: there is no padding: each goes where it still fits.
         multiple_of: the number of micro-batches is a multiple of this (processes); the last ones may be empty.
 
     Returns:
@@ -210,7 +258,15 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, multiple_of: int
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
-    for index in order:
+    room: list[int] = []
+    for index in order if packed else ():
+        place = next((b for b, left in enumerate(room) if lengths[index] <= left), len(batches))
+        if place == len(batches):
+            batches.append([])
+            room.append(max_tokens)
+        batches[place].append(index)
+        room[place] -= lengths[index]
+    for index in () if packed else order:
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(index)
         else:

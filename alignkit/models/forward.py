@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
+from alignkit.models.attention import as_now, by_pieces, mask_of_pieces
 from alignkit.models.batch import MicroBatch, collate
 
 log = logging.getLogger("alignkit")
@@ -42,7 +44,7 @@ DENIED = frozenset(
 TOLERANCE = 2e-4
 """Largest difference of hidden states (relative to their scale) a probe accepts, float32; measured 1e-6 to 2e-5."""
 
-_PROBED: dict[str, bool] = {}
+_PROBED: dict[tuple[str, bool], bool] = {}
 
 UNFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
 """What models raise that cannot be read in some way."""
@@ -86,7 +88,8 @@ def checkpoint_layers(model: nn.Module) -> None:
 def _computed_again(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return layer(*args, **kwargs)
-    return checkpoint(layer, *args, use_reentrant=False, **kwargs)
+    again = as_now()
+    return checkpoint(layer, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()), **kwargs)
 
 
 def window_of(config: Any) -> int | None:
@@ -160,7 +163,9 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
     Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
     """
-    return body_of(model)(**_inputs(model, batch)).last_hidden_state
+    with _attention(model, batch):
+        states: Tensor = body_of(model)(**_inputs(model, batch)).last_hidden_state
+    return states
 
 
 def states_and_logits(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -168,14 +173,23 @@ def states_and_logits(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tens
     states: list[Tensor] = []
     hook = body_of(model).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
     try:
-        logits = bare(model)(**_inputs(model, batch)).logits
+        with _attention(model, batch):
+            logits = bare(model)(**_inputs(model, batch)).logits
     finally:
         hook.remove()
     return states[0], logits
 
 
+def _attention(model: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:
+    return by_pieces(body_of(model).config) if batch.pieces else nullcontext()
+
+
 def _inputs(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
-    mask = attention_masks(model, batch) if batch.shared else (batch.segments >= 0).long()
+    mask: Any
+    if batch.pieces:
+        mask = masks_of(model, functools.partial(mask_of_pieces, batch.pieces))
+    else:
+        mask = attention_masks(model, batch) if batch.shared else (batch.segments >= 0).long()
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
     return {**inputs, "attention_mask": mask, "use_cache": False}
 
@@ -196,15 +210,31 @@ def can_share_prompts(model: nn.Module) -> bool:
         return False
     if family in PROVEN:
         return True
-    digest = config_digest(model)
-    if digest not in _PROBED:
-        _PROBED[digest] = _probe(model)
-        if not _PROBED[digest]:
-            log.warning("%s: the shared-prefix forward differs from the plain one; using the plain forward", family)
-    return _PROBED[digest]
+    if not _probed(model, packed=False):
+        log.warning("%s: the shared-prefix forward differs from the plain one; using the plain forward", family)
+        return False
+    return True
 
 
-def _probe(model: nn.Module) -> bool:
+def can_pack_rows(model: nn.Module) -> bool:
+    """Whether batches of a single row are right for this model, and fast.
+
+    On a processor they are: nothing is computed for padding, nor of a dense mask. On a GPU each piece would be a few
+    small kernels of its own, and padded rows with a mask are taken until somebody has measured.
+    """
+    if next(model.parameters()).device.type != "cpu" or not can_share_prompts(model):
+        return False
+    return getattr(bare(model).config, "model_type", "") in PROVEN or _probed(model, packed=True)
+
+
+def _probed(model: nn.Module, packed: bool) -> bool:
+    key = config_digest(model), packed
+    if key not in _PROBED:
+        _PROBED[key] = _probe(model, packed)
+    return _PROBED[key]
+
+
+def _probe(model: nn.Module, packed: bool = False) -> bool:
     """Compare values and one gradient of the two layouts on two small groups."""
     vocabulary = min(int(bare(model).config.vocab_size), 50)
     generator = torch.Generator().manual_seed(0)
@@ -215,9 +245,11 @@ def _probe(model: nn.Module) -> bool:
     groups = [EncodedGroup(ids(5), [ids(4), ids(3)], None, 0), EncodedGroup(ids(3), [ids(2), ids(6)], None, 1)]
     device = next(model.parameters()).device
     try:
-        results = [_probe_values(model, groups, shared, device) for shared in (True, False)]
+        layouts = ({"shared": True, "packed": packed}, {"shared": False})
+        batches = [collate(groups, [0, 1], [0, 2], pad_id=0, **each).to(device) for each in layouts]
+        results = [_probe_values(model, batch) for batch in batches]
     except UNFIT as error:
-        log.warning("shared-prefix probe failed: %s", error)
+        log.log(logging.DEBUG if packed else logging.WARNING, "shared-prefix probe failed: %s", error)
         return False
     scale = max(float(results[1][0].abs().max()), 1.0)
     close = float((results[0][0] - results[1][0]).abs().max()) < TOLERANCE * scale
@@ -225,8 +257,7 @@ def _probe(model: nn.Module) -> bool:
     return close and float((results[0][1] - results[1][1]).abs().max()) < 10 * TOLERANCE * slope
 
 
-def _probe_values(model: nn.Module, groups: list[EncodedGroup], shared: bool, device: Any) -> tuple[Tensor, Tensor]:
-    batch = collate(groups, [0, 1], [0, 2], pad_id=0, shared=shared).to(device)
+def _probe_values(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     weight = bare(model).get_input_embeddings().weight
     wanted = weight.requires_grad
     weight.requires_grad_(True)
@@ -234,7 +265,9 @@ def _probe_values(model: nn.Module, groups: list[EncodedGroup], shared: bool, de
         with torch.enable_grad():
             taken = gather_hidden(hidden_states(model, batch), batch)
             ordered = torch.cat([taken[r][batch.response_mask[r]] for r in range(len(taken))])
-            (gradient,) = torch.autograd.grad(ordered.float().pow(2).sum(), weight)
+            # Not of their squares: most families norm the states last, and the sum of these is always the same.
+            slopes = torch.arange(ordered.numel(), device=ordered.device).cos().view_as(ordered)
+            (gradient,) = torch.autograd.grad((ordered.float() * slopes).sum(), weight)
     finally:
         weight.requires_grad_(wanted)
     return ordered.detach().float(), gradient.float()

@@ -30,7 +30,7 @@ def response_logprobs(
     Returns:
         [prompts][K].
     """
-    shared = policy.shares_prompts
+    shared, packed = policy.shares_prompts, policy.packs_rows
     whole = [
         EncodedGroup(list(prompt), [list(ids) for ids in after], None, number)
         for number, (prompt, after) in enumerate(zip(prompts, responses, strict=True))
@@ -42,10 +42,11 @@ def response_logprobs(
     ]
     cells = [row_length(group, shared) * (1 if shared else len(group.responses)) for group in encoded]
     found: list[list[float]] = [[] for _ in encoded]
-    for numbers in plan_micro_batches(cells, max_tokens):
+    for numbers in plan_micro_batches(cells, max_tokens, packed=packed):
         groups = [encoded[i] for i in numbers]
         firsts = [sum(len(g.responses) for g in groups[:place]) for place in range(len(groups))]
-        batch = collate(groups, numbers, firsts, pad_id=policy.chat.pad_id, shared=shared).to(policy.device)
+        batch = collate(groups, numbers, firsts, pad_id=policy.chat.pad_id, shared=shared, packed=packed)
+        batch = batch.to(policy.device)
         logprobs = policy.tensors(batch)["logprobs"].double() * batch.response_mask
         for value, group in zip(logprobs.sum(-1).tolist(), batch.groups.tolist(), strict=True):
             found[group].append(value)

@@ -308,6 +308,11 @@ class Policy(nn.Module):
             self._shares = forward.can_share_prompts(self.model)
         return self._shares
 
+    @property
+    def packs_rows(self) -> bool:
+        """Whether its batches are single rows without padding (see `can_pack_rows`)."""
+        return self.shares_prompts and forward.can_pack_rows(self.model)
+
     def flops(
         self,
         reading: Reading,

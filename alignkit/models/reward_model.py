@@ -217,6 +217,11 @@ class RewardModel(nn.Module):
             self._shares = self.pools_here and forward.can_share_prompts(self.model)
         return self._shares
 
+    @property
+    def packs_rows(self) -> bool:
+        """Whether its batches are single rows without padding (see `can_pack_rows`)."""
+        return self.shares_prompts and forward.can_pack_rows(self.model)
+
     def flops(self, reading: Reading, *, folded: bool = False, gradient: bool = False) -> Flops:
         """Floating-point operations of a pass; see `alignkit.models.arithmetic`.
 

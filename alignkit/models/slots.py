@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import forward
+from alignkit.models.attention import by_hand, refuse_unknown
 from alignkit.models.packed import decoding_copy, detached
 
 ATTENTION = "alignkit_slots"
@@ -106,10 +107,6 @@ class Slots:
         return logits
 
 
-HARMLESS = frozenset({"sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "dropout"})
-"""What families pass to their attention that the masks (or nothing) stand for already."""
-
-
 def attend(
     module: Any,
     query: Tensor,
@@ -142,8 +139,7 @@ def attend(
     Raises:
         NotImplementedError: the family's attention knows more than this.
     """
-    if more := sorted(k for k, v in other.items() if v is not None and v is not False and k not in HARMLESS):
-        raise NotImplementedError(f"attention with {more}")
+    refuse_unknown(other)
     rows, heads, tokens, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
     query = query.to(key.dtype)
@@ -157,15 +153,11 @@ def attend(
         key = key.mT
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)
-    scores = torch.matmul(grouped, key)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + attention_mask
+    nothing = None
     if s_aux is not None:
-        nothing = s_aux.to(scores.dtype).reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
-        scores = torch.cat([scores, nothing.unsqueeze(-1)], -1)
-    weights = scores.softmax(-1)[..., : key.shape[-1]].to(value.dtype)
-    return torch.matmul(weights, value).reshape(rows, heads, tokens, -1).transpose(1, 2), None
+        nothing = s_aux.reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
+    found = by_hand(grouped, key, value, attention_mask, softcap, nothing)
+    return found.reshape(rows, heads, tokens, -1).transpose(1, 2), None
 
 
 __all__ = ["Slots", "attend"]

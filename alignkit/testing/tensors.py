@@ -11,7 +11,7 @@ from alignkit.data.chat import ChatFormat
 from alignkit.data.encode import encode_groups
 from alignkit.engine.assemble import assemble
 from alignkit.engine.reduction import Layout, reduce_terms
-from alignkit.engine.training_data import Step, TrainingData
+from alignkit.engine.training_data import Step, TrainingData, laid_out_for
 from alignkit.groups import Groups
 from alignkit.models import Policy, RewardModel
 from alignkit.models.batch import collate
@@ -24,7 +24,7 @@ def training_data(
     """The groups as a model reads them; all must fit. `pairs` as in `Batch.pairs`."""
     encoded, problems = encode_groups(groups, model.chat, max_prompt_tokens=500, max_response_tokens=500)
     assert not problems, problems
-    return TrainingData(groups, list(encoded), shared=model.shares_prompts, pad_id=model.chat.pad_id, named_pairs=pairs)
+    return TrainingData(groups, list(encoded), named_pairs=pairs, **laid_out_for(model))
 
 
 def tensors_of(

@@ -1,0 +1,204 @@
+"""Attention of texts that lie one after another in a single row, piece by piece: no padding, and no mask of the row.
+
+A piece is a text, or a prompt that several responses share, or one of these responses. A text and a prompt attend to
+themselves; a response attends to its prompt and to itself, in one call whose mask is as small as the piece. It goes
+through transformers' registry of attentions, so that every family profits whose attention is asked for there;
+`alignkit.models.forward` tries it before it is used. Layers get the pieces in the place of their mask, which is what
+they hand on unread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTENTION = "alignkit_pieces"
+"""Name of the attention in the library's registry."""
+
+HARMLESS = frozenset({"sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "dropout"})
+"""What families pass to their attention that the masks (or nothing) stand for already."""
+
+Piece = tuple[int, int]
+"""(tokens, number of the piece that it sees besides itself; -1: none)."""
+
+
+def mask_of_pieces(pieces: Sequence[Piece], window: int | None) -> Tensor:
+    """[1, 1, P, 3], on the CPU whatever the model is on: the pieces, as a mask that passes through every layer.
+
+    Args:
+        pieces: in the order in which they stand in the row.
+        window: how many tokens, itself included, a token looks back on; None: all.
+    """
+    return torch.tensor([(*piece, window or 0) for piece in pieces])[None, None]
+
+
+_within: list[Any] = []
+
+
+@contextlib.contextmanager
+def by_pieces(config: Any) -> Iterator[None]:
+    """Within it a model of this configuration takes `mask_of_pieces` for its masks."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attend)
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    _within.append(config)
+    try:
+        yield
+    finally:
+        _within.pop()
+        config._attn_implementation = before
+
+
+def as_now() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What brings the attention of now back when layers are computed again, in the backward pass."""
+    if not _within:
+        return contextlib.nullcontext
+    return functools.partial(by_pieces, _within[-1])
+
+
+def refuse_unknown(other: dict[str, Any]) -> None:
+    """Raise where a family passes to its attention what is not computed here.
+
+    Raises:
+        NotImplementedError: naming it.
+    """
+    if more := sorted(k for k, v in other.items() if v is not None and v is not False and k not in HARMLESS):
+        raise NotImplementedError(f"attention with {more}")
+
+
+@functools.cache
+def _sixteen_bits_are_slow() -> bool:
+    """Of attention on this processor: without matrix units (AMX) torch's kernel takes 1.5 to 2.2 times as long in
+    bfloat16 as in float32 (`benchmarks/shared_prefix.py`)."""
+    return not torch.cpu._is_amx_tile_supported()
+
+
+def _types(query: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """(of the computation, of what comes of it), as autocast would have them but for the processor's slow ones."""
+    kind, device = query.dtype, query.device.type
+    if kind is not torch.float64 and torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    slow = device == "cpu" and kind in (torch.bfloat16, torch.float16) and _sixteen_bits_are_slow()
+    return torch.float32 if slow else kind, kind
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each piece of a row.
+
+    Args:
+        module: the family's attention.
+        query: [1, heads, tokens, H].
+        key: [1, key heads, tokens, H].
+        value: [1, key heads, tokens, H].
+        attention_mask: see `mask_of_pieces`.
+        scaling: of the products; None: one over the root of H.
+        softcap: scores are kept below it by tanh (Gemma 2).
+        s_aux: [heads], a score of nothing beside those of the keys (gpt-oss).
+        other: what else a family passes.
+
+    Returns:
+        ([1, tokens, heads, H], None).
+
+    Raises:
+        NotImplementedError: the family's attention knows more than this.
+    """
+    refuse_unknown(other)
+    pieces = attention_mask[0, 0].tolist()
+    sizes = [size for size, _, _ in pieces]
+    inner, outer = _types(query)
+    # Split, not sliced: the gradients of the pieces are then put together once, and not padded to the row each.
+    queries, keys, values = (each.to(inner).split(sizes, 2) for each in (query, key, value))
+    found = []
+    with torch.autocast(query.device.type, enabled=False):
+        for place, (_, before, window) in enumerate(pieces):
+            k, v = keys[place], values[place]
+            if before >= 0:
+                k, v = torch.cat([keys[before], k], 2), torch.cat([values[before], v], 2)
+            found.append(_of_piece(queries[place], k, v, window, scaling, softcap, s_aux).transpose(1, 2))
+    return torch.cat(found, 1).to(outer), None
+
+
+def _of_piece(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> Tensor:
+    """[1, heads, tokens, H] of the last tokens of a text, which see the keys before them; 0 is no window."""
+    tokens, width = query.shape[2], key.shape[2]
+    simple = softcap is None and s_aux is None
+    causal = tokens == width and (not window or width <= window)
+    seen = None if simple and causal else _seen(tokens, width, window, query.device)
+    if simple:
+        return nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=seen,
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    assert seen is not None
+    heads = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(heads, 1) for each in (key, value))
+    scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    nothing = None if s_aux is None else s_aux.reshape(1, -1, 1).expand(1, -1, tokens)
+    added = torch.zeros(seen.shape, dtype=key.dtype, device=key.device).masked_fill_(~seen, -torch.inf)
+    return by_hand(scaled, key.mT, value, added, softcap, nothing)
+
+
+@functools.lru_cache(128)
+def _seen(tokens: int, width: int, window: int, device: torch.device) -> Tensor:
+    """[tokens, width] bool: which keys the last tokens of a text see."""
+    back = torch.arange(width - tokens, width, device=device)[:, None] - torch.arange(width, device=device)
+    return (back >= 0) & (back < window) if window else back >= 0
+
+
+def by_hand(
+    query: Tensor, key: Tensor, value: Tensor, added: Tensor, softcap: float | None, nothing: Tensor | None
+) -> Tensor:
+    """Attention as no kernel has it, at the least in float32 between the two products.
+
+    Args:
+        query: [rows, heads, queries, H], scaled.
+        key: [rows, heads, H, width].
+        value: [rows, heads, width, H].
+        added: to the scores, of a shape that broadcasts to [rows, heads, queries, width].
+        softcap: scores are kept below it by tanh; None: they are not.
+        nothing: [rows, heads, queries], the score of seeing nothing; None: there is none.
+
+    Returns:
+        [rows, heads, queries, H].
+    """
+    scores = torch.matmul(query, key)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + added
+    if nothing is not None:
+        scores = torch.cat([scores, nothing.to(scores.dtype).unsqueeze(-1)], -1)
+    weights = scores.softmax(-1)[..., : key.shape[-1]].to(value.dtype)
+    return torch.matmul(weights, value)
+
+
+__all__ = ["Piece", "as_now", "by_hand", "by_pieces", "mask_of_pieces", "refuse_unknown"]
