@@ -2,8 +2,8 @@
 
 What lies on the pretended device is an ordinary tensor, marked by its storage. Two of PyTorch's modes stand between:
 one at Python's calls (`.device`, `.to`, `device=…` say and do what they would on a GPU), one at the operations beneath,
-also those of a backward pass. It refuses what a GPU refuses: tensors of two devices in one operation, except for numbers
-of the CPU (tensors without dimensions), indices from the CPU, and copies.
+also those of a backward pass. It refuses what a GPU refuses: tensors of two devices in one operation, except for
+numbers of the CPU (tensors without dimensions), indices from the CPU, and copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 
 COPIES = frozenset({"copy_", "_copy_from", "_foreach_copy_", "set_"})
 """Operations whose tensors may lie anywhere; what comes out lies where the first does."""
@@ -113,6 +113,8 @@ class PretendedGPU(TorchFunctionMode):
 
     def where(self, x: Tensor) -> torch.device:
         """The device of a tensor."""
+        if x.is_meta:
+            return META
         return GPU if x.untyped_storage()._cdata in self._marked else CPU
 
     def mark(self, x: Tensor, device: torch.device) -> Tensor:
@@ -176,7 +178,7 @@ def _to(mode: PretendedGPU, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if isinstance(other := kwargs.pop("other", args[0] if args else None), Tensor):
         return mode.moved(x, mode.where(other), other.dtype)
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
-    if device is not None and device.type == "meta":
+    if x.is_meta or (device is not None and device.type == "meta"):
         return x.to(device, dtype)
     target = mode.where(x) if device is None else _named(device)
     if target != mode.where(x):
