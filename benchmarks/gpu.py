@@ -159,6 +159,7 @@ def main() -> None:
     chosen = parser.parse_args()
     device, accelerator = ("cuda", "gpu") if there else ("cpu", "cpu")
     dtype = torch.bfloat16 if "bf16" in chosen.precision else torch.float32
+    ours.NEW_TOKENS = min(ours.NEW_TOKENS, chosen.tokens)
     limits = ceilings(device, dtype)
     name = torch.cuda.get_device_name() if there else "CPU"
     kept = [
