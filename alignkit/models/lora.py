@@ -239,7 +239,10 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
             there = set(opened.keys())
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(file), remedy="save the adapter anew") from error
-    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=trainable)
+    here = str(next(model.parameters()).device)  # peft reads to a GPU that it finds, wherever the base is
+    adapted = PeftModel.from_pretrained(
+        model, str(folder), adapter_name=TRAINED, is_trainable=trainable, torch_device=here
+    )
     wanted = set(get_peft_model_state_dict(adapted, adapter_name=TRAINED, save_embedding_layers=False))
     refuse_missing(sorted(wanted - there), str(file))
     refuse_unfoldable(adapted, str(folder))

@@ -249,7 +249,8 @@ class Policy(nn.Module):
             return True
         adapter = "state_" + file_digest(Path(folder) / "adapter_model.safetensors")[:12]
         if adapter not in self.model.peft_config:
-            self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False)
+            here = str(self.device)  # peft reads to a GPU that it finds, wherever the base is
+            self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False, torch_device=here)
             products.route(self.model.eval())
             self._freeze_all_but_trained()
         self._states[name] = adapter

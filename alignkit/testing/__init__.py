@@ -25,6 +25,7 @@ from alignkit.testing.given import (
     tiny_policy,
 )
 from alignkit.testing.learning import Watched, first_gradients, learn, one_step, rollouts, same_gradients
+from alignkit.testing.pretended import PretendedGPU, pretended_gpu
 from alignkit.testing.tensors import learned_ids, learned_sequences, reduced, tensors_of, training_data
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PROMPTS",
     "TEXTS",
     "PluginHost",
+    "PretendedGPU",
     "Watched",
     "bound",
     "conformance",
@@ -46,6 +48,7 @@ __all__ = [
     "learned_sequences",
     "letters",
     "one_step",
+    "pretended_gpu",
     "ranking",
     "reduced",
     "rollouts",

@@ -61,12 +61,15 @@ def length(prompt: str, response: str) -> float:
     return float(len(response) % 17)
 
 
-def main(job: str, precision: str, steps: int, rows: int) -> None:
-    """Run it and print."""
+def main(
+    job: str, precision: str, steps: int, rows: int, model: str = MODEL, accelerator: str = "cpu"
+) -> dict[str, Any]:
+    """Run it; its seconds, item count and peak of the memory that it works in."""
+    seconds.clear()
     peak = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", seed=0, precision=precision, trainer={"accelerator": "cpu"}, quiet=True)
-        policy = run.policy(MODEL)
+        run = Run(Path(folder) / "run", seed=0, precision=precision, trainer={"accelerator": accelerator}, quiet=True)
+        policy = run.policy(model)
         if job == "sft":
             timed(Learner)
             data = Groups.from_rows(
@@ -102,8 +105,9 @@ def main(job: str, precision: str, steps: int, rows: int) -> None:
                 **({"reference": policy} if job.startswith("ppo") else {}),
                 **values,
             )
-    print(json.dumps({"seconds": seconds, "items": rows, "peak": peak.read()["cpu"]}))
+    found = peak.read()
+    return {"seconds": list(seconds), "items": rows, "peak": found.get("cuda", found["cpu"])}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
