@@ -22,6 +22,8 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from alignkit.models import attention
+
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 
 COPIES = frozenset({"copy_", "_copy_from", "_foreach_copy_", "set_"})
@@ -185,7 +187,7 @@ def _to(mode: PretendedGPU, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if target != mode.where(x):
         return mode.moved(x, target, dtype)
     more = {} if layout is None else {"memory_format": layout}
-    return x.to(x.dtype if dtype is None else dtype, copy=copy, **more)
+    return x.to(x.dtype if dtype is None else dtype, copy=copy, **more)  # type: ignore[call-overload, no-any-return]
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -256,6 +258,7 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         "reset_peak_memory_stats": None,
         "manual_seed_all": None,
     }
+    attention._seen.cache_clear()
     gpu = PretendedGPU()
     with contextlib.ExitStack() as stack:
         for name, value in there.items():
@@ -264,4 +267,5 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", gpu.backward))
         stack.enter_context(_Operations(gpu))
         stack.enter_context(gpu)
+        stack.callback(attention._seen.cache_clear)
         yield gpu
