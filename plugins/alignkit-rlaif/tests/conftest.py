@@ -50,7 +50,9 @@ class PlantedPolicy(Policy):
         out = torch.zeros(batch.targets.shape)
         for r, target in enumerate(batch.targets[:, 0].tolist()):
             row = int(batch.row[r])
-            prompt = self.tokenizer.decode(batch.input_ids[row][batch.segments[row] == 0])
+            last = int(batch.predict_index[r, 0])
+            start = int((batch.position_ids[row, : last + 1] == 0).nonzero()[-1])  # texts may share a row
+            prompt = self.tokenizer.decode(batch.input_ids[row, start : last + 1])
             first, second = by_rule(self.rule, prompt)
             self.asked += 1
             self.prompts.append(prompt)
