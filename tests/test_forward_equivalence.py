@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from alignkit.data.encode import EncodedGroup
+from alignkit.engine.reference import Reference
+from alignkit.engine.setting import Models
 from alignkit.models import forward
 from alignkit.models.attention import attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
@@ -350,3 +352,18 @@ def test_policy_tensors_pad_with_zeros():
         out = policy.tensors(batch, {"logprobs", "entropy"})
     assert (out["logprobs"][~batch.response_mask] == 0).all()
     assert (out["logprobs"][batch.response_mask] < 0).all()
+
+
+def test_batches_are_laid_out_for_every_model_that_reads_them():
+    """A reference or a value model of a family that cannot share prompts, or not in one row, reads the same batches."""
+    for shares, packs in ((False, False), (True, False)):
+        policy, other = Policy.load("tiny"), Policy.load("tiny")
+        assert policy.packs_rows
+        other._shares, other._beside = shares, (True, packs)
+        Models(policy, policy, Reference(other))
+        assert (policy.shares_prompts, policy.packs_rows) == (shares, packs)
+        alone = Policy.load("tiny")
+        Models(alone, alone, None, other)
+        assert (alone.shares_prompts, alone.packs_rows) == (shares, packs)
+        Models(own := Policy.load("tiny"), own, Reference(own))
+        assert own.packs_rows

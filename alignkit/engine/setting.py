@@ -30,6 +30,11 @@ class Models:
     reference: Reference | None = None
     value_model: Policy | None = None
 
+    def __post_init__(self) -> None:
+        for other in (self.reference and self.reference.model, self.value_model):
+            if other is not None:  # it reads the policy's batches
+                self.policy.read_beside(other)
+
 
 @dataclass(frozen=True)
 class Setting:

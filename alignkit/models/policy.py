@@ -115,6 +115,7 @@ class Policy(nn.Module):
         self.adapted = False
         self._states: dict[str, str | None] = {}
         self._shares: bool | None = None
+        self._beside = (True, True)
         self._counted: tuple[tuple[bool, int], Arithmetic] | None = None
 
     def train(self, mode: bool = True) -> Self:
@@ -307,12 +308,18 @@ class Policy(nn.Module):
         """Whether a prompt is computed once for its responses (see `can_share_prompts`)."""
         if self._shares is None:
             self._shares = forward.can_share_prompts(self.model)
-        return self._shares
+        return self._shares and self._beside[0]
 
     @property
     def packs_rows(self) -> bool:
         """Whether its batches are single rows without padding (see `can_pack_rows`)."""
-        return self.shares_prompts and forward.can_pack_rows(self.model)
+        return self.shares_prompts and self._beside[1] and forward.can_pack_rows(self.model)
+
+    def read_beside(self, other: Policy) -> None:
+        """Have batches laid out so that another model, of a family of its own perhaps, reads them rightly too."""
+        if other is not self:
+            shares, packs = self._beside
+            self._beside = shares and other.shares_prompts, packs and other.packs_rows
 
     def flops(
         self,

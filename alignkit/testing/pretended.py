@@ -186,8 +186,8 @@ def _to(mode: PretendedGPU, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     target = mode.where(x) if device is None else _named(device)
     if target != mode.where(x):
         return mode.moved(x, target, dtype)
-    more = {} if layout is None else {"memory_format": layout}
-    return x.to(x.dtype if dtype is None else dtype, copy=copy, **more)  # type: ignore[call-overload, no-any-return]
+    more: dict[str, Any] = {} if layout is None else {"memory_format": layout}
+    return x.to(x.dtype if dtype is None else dtype, copy=copy, **more)
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
