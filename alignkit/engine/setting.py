@@ -31,7 +31,7 @@ class Models:
     value_model: Policy | None = None
 
     def __post_init__(self) -> None:
-        for other in (self.reference and self.reference.model, self.value_model):
+        for other in (None if self.reference is None else self.reference.model, self.value_model):
             if other is not None:  # it reads the policy's batches
                 self.policy.read_beside(other)
 
