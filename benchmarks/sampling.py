@@ -71,7 +71,7 @@ class Job:
 
     def products(self, dtype: torch.dtype) -> float:
         """Seconds that the products of all steps take by `torch.nn.functional.linear`, the median of three."""
-        weights = [m.weight.detach().to(dtype) for m in self.policy.model.modules() if type(m) is torch.nn.Linear]
+        weights = [m.weight.detach().to(dtype) for m in self.policy.model.modules() if isinstance(m, torch.nn.Linear)]
         states = {weight.shape[1]: torch.randn(self.sequences, weight.shape[1]).to(dtype) for weight in weights}
 
         def once() -> float:
