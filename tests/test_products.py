@@ -40,8 +40,8 @@ DEMOS = Groups.from_rows({"prompt": f"p {i}", "responses": ["x" * (1 + i % 4)]} 
 def calls(monkeypatch):
     """Counts the products that go through oneDNN."""
     seen = []
-    plain = products._onednn
-    monkeypatch.setattr(products, "_onednn", lambda *given: seen.append(given) or plain(*given))
+    plain = products.onednn
+    monkeypatch.setattr(products, "onednn", lambda *given: seen.append(given) or plain(*given))
     return seen
 
 

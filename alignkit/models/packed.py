@@ -39,8 +39,7 @@ class Product(nn.Module):
         states = states.to(self.in_dtype)
         if not self.packs:
             return nn.functional.linear(states, self.packed, self.bias)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
-        return found
+        return products.onednn(states, self.packed, self.bias)
 
 
 def packs(weight: Tensor) -> bool:

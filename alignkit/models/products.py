@@ -71,7 +71,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x, cast_once(weight), bias)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
         return _Product.apply(x, weight, bias)  # type: ignore[no-any-return]
-    return _onednn(x, weight, bias)
+    return onednn(x, weight, bias)
 
 
 class _Cast(NamedTuple):
@@ -112,7 +112,8 @@ def cast_once(weight: Tensor) -> Tensor:
     return known.low
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product by oneDNN; the weight [out, in], or as `torch.ops.mkldnn._reorder_linear_weight` packs it."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 
@@ -123,7 +124,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return onednn(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -132,8 +133,8 @@ class _Product(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _onednn(flat, weight.t()).view(x.shape) if wants_x else None,
-            _onednn(flat.t(), x.reshape(-1, x.shape[-1]).t()) if wants_weight else None,
+            onednn(flat, weight.t()).view(x.shape) if wants_x else None,
+            onednn(flat.t(), x.reshape(-1, x.shape[-1]).t()) if wants_weight else None,
             flat.sum(0) if wants_bias else None,
         )
 

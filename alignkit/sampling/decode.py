@@ -176,8 +176,7 @@ def decode(
     """
     n = len(keys[0]) if keys else 0
     batch = _Batch(reader, rule, max(batch_size, n))
-    owed = dict.fromkeys(range(len(prompts)), n)
-    answers: dict[int, list[Sampled]] = {place: [Sampled() for _ in range(n)] for place in owed}
+    answers: dict[int, dict[int, Sampled]] = {}
     waiting = 0
     while waiting < len(prompts) or len(batch.rows):
         room = batch.room()
@@ -188,10 +187,10 @@ def decode(
         else:
             batch.step()
         for place, number, sampled in batch.ended():
-            answers[place][number] = sampled
-            owed[place] -= 1
-            if not owed[place]:
-                yield place, answers.pop(place)
+            answers.setdefault(place, {})[number] = sampled
+            if len(answers[place]) == n:
+                done = answers.pop(place)
+                yield place, [done[each] for each in range(n)]
 
 
 def _admitted(prompts: Sequence[Sequence[int]], first: int, most: int) -> int:
