@@ -138,7 +138,7 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--samples", type=int, default=4, help="for methods that sample nothing (default: 4)")
     compare.add_argument("--answers", type=int, default=1, help="held-out answers per prompt (default: 1)")
     compare.add_argument("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
-    compare.add_argument("--max-tokens", type=int, default=2048, help="padded cells of a micro-batch (default: 2048)")
+    compare.add_argument("--max-tokens", type=int, default=2048, help="cells of a micro-batch (default: 2048)")
     compare.add_argument("--sampler", default="default", help="of the methods' samples (default: default)")
     compare.add_argument("--repeat", action="store_true", help="a method goes on until its budget is spent")
     tune = "trials of each method's own search space, on prompts of their own (default: 0)"

@@ -41,7 +41,7 @@ class Conditions:
         answers: held-out answers per prompt.
         repeat: whether a method that ends before its budget goes on from its own result.
         max_new_tokens: longest answer; None: the suite's.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         sampler: of the methods' samples.
         tuning: whether settings are tried: on a part of the prompts that the suite teaches, measured on the rest.
     """

@@ -78,7 +78,7 @@ def compare(
         answers: held-out answers per prompt.
         max_new_tokens: longest answer; default the suite's.
         repeat: a method that ends before its budget goes on from its own result, version after version.
-        max_tokens: padded cells of a micro-batch: the memory of a step.
+        max_tokens: cells of a micro-batch: the memory of a step.
         sampler: a registered sampler, of the methods' samples.
         threads: of the processor for one cell.
         quiet: say nothing.

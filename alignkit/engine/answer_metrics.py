@@ -127,7 +127,7 @@ def answer_logprobs(
     Args:
         policy: whose log-probs.
         groups: with responses, sampled by it or not.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         max_prompt_tokens: at which the sampler cut prompts.
         meter: counts the passes.
 

@@ -32,7 +32,7 @@ class Known:
         temperature: of the log-probs.
         max_prompt_tokens: oldest exchanges of a longer prompt are left out.
         max_response_tokens: longest response learned from.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         meter: counts the forward passes; the reference has its own.
     """
 

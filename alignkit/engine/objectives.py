@@ -85,7 +85,7 @@ class StreamData:
         data: its rows.
         objective: what is learned from them.
         batch_size: groups per optimizer step.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         seed: path of the order's random numbers.
     """
 

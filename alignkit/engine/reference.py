@@ -75,7 +75,7 @@ def kl_per_response(
         groups: its samples, with the log-probs that they were drawn with.
         reference: None: the policy is its own reference, and the KL is 0.
         temperature: of sampling; both distributions are tempered alike.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         max_prompt_tokens: at which the sampler cut prompts.
 
     Returns:

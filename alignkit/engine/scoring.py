@@ -19,7 +19,7 @@ class Scorer:
 
     Args:
         model: the reward model.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         max_length: longest prompt and longest response, each; default what the model was trained with, else `LONGEST`.
     """
 

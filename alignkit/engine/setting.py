@@ -42,7 +42,7 @@ class Setting:
 
     Args:
         seed: path of the random numbers: (run seed, stage name).
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         world: (rank, processes).
         spending: counts the work, and says when to stop.
         say: where lasting lines go.

@@ -387,7 +387,7 @@ class TrainingData:
             batch_size: groups per step; 0 for all. Groups that a pair joins count together, so a step may hold a few
                 more.
             epochs: passes.
-            max_tokens: padded cells per micro-batch.
+            max_tokens: cells per micro-batch.
             seed: path of the order's random numbers.
             world: processes.
             together: as for `micro_batches`.
@@ -500,7 +500,7 @@ def said_of_size(cells: int, max_tokens: int) -> str:
     """What is said, before the first step, of a group that a loss needs whole.
 
     Args:
-        cells: padded cells of the largest.
+        cells: cells of the largest.
         max_tokens: of a micro-batch.
     """
     return (

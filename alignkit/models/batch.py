@@ -141,7 +141,7 @@ def parts_of(group: EncodedGroup, shared: bool, max_tokens: int) -> list[tuple[i
     Args:
         group: with its responses.
         shared: whether the prompt is computed once for a part.
-        max_tokens: padded cells that a micro-batch may hold.
+        max_tokens: cells that a micro-batch may hold.
 
     Returns:
         (first, end) of each part; one where the group fits.

@@ -25,7 +25,7 @@ def response_logprobs(
         policy: whose; it computes a prompt once for all its responses where it can.
         prompts: [prompts] ids.
         responses: [prompts][K] ids.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
 
     Returns:
         [prompts][K].

@@ -71,7 +71,7 @@ class Run:
             heads, and the optimizer's copy of the weights, are float32 at least. "16-true" samples, scores and
             evaluates, and does not train.
         trainer: further arguments of `lightning.Trainer` (accelerator, devices, strategy, logger, callbacks …).
-        max_tokens: padded cells of one micro-batch: the memory of a step.
+        max_tokens: cells of one micro-batch: the memory of a step.
         host: the plugins; default all that are installed.
         quiet: say nothing.
 
@@ -103,7 +103,7 @@ class Run:
         self._devices = {k: object_key(v) for k, v in self.trainer.items() if k not in HARMLESS}
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             what = f"max_tokens={max_tokens!r} must be a positive whole number"
-            raise ConfigError(what, where="Run", remedy="it is the padded cells of one micro-batch: 2048, say")
+            raise ConfigError(what, where="Run", remedy="it is the cells of one micro-batch: 2048, say")
         self.max_tokens = max_tokens
         self.planning, self.planned = plan, list[planning.Planned]()
         self.host = host or default_host()

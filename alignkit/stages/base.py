@@ -63,7 +63,7 @@ class Made:
         name: of the stage.
         folder: where it is; None while it is planned.
         result: its small results.
-        max_tokens: padded cells of a micro-batch, for what loads a model later.
+        max_tokens: cells of a micro-batch, for what loads a model later.
         precision: of the run.
         device: where models run.
     """

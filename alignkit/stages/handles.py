@@ -101,7 +101,7 @@ class RewardHandle(Reward):
     Args:
         handle: its stage.
         name: of its column, such as "helpfulness".
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         precision: dtype name of the weights.
         device: where it scores.
     """

@@ -27,7 +27,7 @@ class Place:
         name: of the stage.
         seed: of the run.
         precision: as Lightning names it.
-        max_tokens: padded cells of one micro-batch.
+        max_tokens: cells of one micro-batch.
         trainer: further arguments of `lightning.Trainer`.
         host: the plugins.
         find_device: gives the device on which models run that Lightning does not place.

@@ -58,7 +58,7 @@ def one_step(
         groups: to learn from.
         loss: a function or a name.
         terms: of the loss; one alone is called "loss".
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
         pairs: as in `Batch.pairs`.
         rows: what is logged is appended here.
         streams: makes further streams for the model.

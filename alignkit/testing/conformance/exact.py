@@ -134,7 +134,7 @@ def problem(subject: Subject, max_tokens: int) -> Iterator[tuple[Problem, Path]]
 
     Args:
         subject: the optimizer.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
     """
     suite = exact_suite(subject)
     with tempfile.TemporaryDirectory() as name:

@@ -77,7 +77,7 @@ class LocalBackend:
 
     Args:
         model: a specification for `Policy.load`, a `PolicyHandle` or a live `Policy`.
-        max_tokens: padded cells of a micro-batch.
+        max_tokens: cells of a micro-batch.
     """
 
     def __init__(self, model: Any, max_tokens: int = 4096) -> None:
