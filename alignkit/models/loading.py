@@ -17,6 +17,7 @@ import torch
 
 from alignkit.errors import ConfigError
 from alignkit.files import read_json
+from alignkit.models.gguf_once import reading_once
 
 log = logging.getLogger("alignkit")
 
@@ -138,7 +139,7 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
     from transformers import AutoModelForCausalLM
 
     if source.kind == "gguf":
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+        with contextlib.redirect_stderr(io.StringIO()), reading_once():  # its progress bar has no switch
             tokenizer = load_tokenizer(source)
             model = _dequantized(load_model(AutoModelForCausalLM, source, dtype))
     else:
