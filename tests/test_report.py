@@ -429,7 +429,7 @@ def test_the_terminal_table_has_every_version_and_fits(plain):
     head, _, gold = lines[lines.index("") + 1 :][:3]
     assert head.split("  ")[0] == "difference"
     assert [" ".join(each.split()) for each in head.split("  ")[1:] if each] == ["V2 - V0", "V2 - V1"]
-    assert gold.split() == "gold +2.000 [+2.000, +2.000] +1.000 [+1.000, +1.000]".split()
+    assert gold.split() == ["gold", "+2.000", "[+2.000,", "+2.000]", "+1.000", "[+1.000,", "+1.000]"]
     assert "gold: rose from V0 to V2." in lines
     assert "safety: fell from V0 to V2." in lines
     assert lines[-1].startswith("Cost: KL 1.400 nats a response, ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit import LoRA
+from alignkit import ConfigError, LoRA, Run
 from alignkit.engine.scoring import LONGEST, Scorer
 from alignkit.models import Policy, RewardModel
 from alignkit.testing import PAIRS, save_states, training_data
@@ -33,6 +33,36 @@ def test_scores_are_read_at_the_last_token_whatever_pad_is(states):
     with torch.no_grad():
         hidden = model.body(ids).last_hidden_state[0, -1]
         torch.testing.assert_close(values[0][2], model.head(hidden)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["alone", "shared", "packed"])
+def test_a_mean_is_over_the_tokens_of_the_response_alone(states, layout):
+    model = RewardModel.from_policy(states / "base", seed=1)
+    model.pool("mean")
+    data = training_data(model, PAIRS)
+    data.shared, data.packed = layout != "alone", layout == "packed"
+    batch = data.collate(range(len(data.encoded)))
+    with torch.no_grad():
+        scores = model.scores(batch)
+        for score, number, group in zip(scores, batch.responses.tolist(), batch.groups.tolist(), strict=True):
+            prompt = data.encoded[group].prompt_ids
+            response = data.encoded[group].responses[number - data.first_response[group]]
+            states_of = model.body(torch.tensor([[*prompt, *response]])).last_hidden_state[0, len(prompt) :]
+            torch.testing.assert_close(score, model.head(states_of.mean(0))[0], rtol=0, atol=1e-5)
+
+
+def test_where_a_score_is_read_is_kept_with_the_model(tmp_path):
+    with Run(tmp_path / "run", seed=0, quiet=True) as run:
+        policy = run.policy("tiny", lora=LoRA(r=2))
+        loss = "margin_ranking"
+        found = {}
+        for name, options in (("last", {}), ("mean", {"pooling": "mean"})):
+            found[name] = run.train_reward(policy, PAIRS, loss=loss, heldout_fraction=0.0, name=name, **options)
+        on = run.train_reward(found["mean"], PAIRS, loss=loss, heldout_fraction=0.0, name="on")
+    kept = [RewardModel.load(each.model_folder).pooling for each in (found["last"], found["mean"], on)]
+    assert kept == ["last", "mean", "mean"]
+    scores = [Scorer.load(each.model_folder).score(PAIRS).values for each in found.values()]
+    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)])
@@ -68,6 +98,8 @@ def test_foreign_classifier_goes_through_its_own_forward(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     model = RewardModel.load(tmp_path)
     assert not model.pools_here
+    with pytest.raises(ConfigError, match="reads its score by itself"):
+        model.pool("mean")
     assert not model.shares_prompts
     data = training_data(model, PAIRS)
     batch = data.collate([0])

@@ -132,6 +132,44 @@ def test_a_prompt_with_more_samples_than_the_batch_holds_is_answered():
     assert few.column("response_ids") == many.column("response_ids")
 
 
+class Noting(Slots):
+    """Notes how many tokens each pass reads."""
+
+    def _forward(self, ids, *given):
+        self.passes = [*getattr(self, "passes", []), ids.numel()]
+        return super()._forward(ids, *given)
+
+
+def test_what_prompts_begin_with_is_read_once(monkeypatch):
+    system = list(range(30, 45))
+    first = [[*system, *rest] for rest in ([5, 6, 7], [9], [8, 4])]
+    later = [
+        [[*system, 3, 2]],
+        [[1, 2, 3, 4], [1, 2, 5]],
+        [[*system, 11], [*system, 12, 13]],
+        [[7, *system], [7, *system, 1]],
+    ]
+    with Policy.load("tiny").generating() as model:
+        found = []
+        for least in (slots.LEAST_SHARED, 1000):
+            monkeypatch.setattr(slots, "LEAST_SHARED", least)
+            reader = Noting(model, 0)
+            logits = [reader.admit(first, 2)]
+            for prompts in later:
+                logits += [reader.read(torch.arange(len(reader.lengths)) + 50), reader.admit(prompts, 1)]
+            reader.keep(torch.arange(2, len(reader.lengths)))
+            logits.append(reader.read(torch.arange(len(reader.lengths)) + 60))
+            found.append((logits, reader.lengths.tolist(), reader.passes))
+    (ours, lengths, passes), (plain, same, apart) = found
+    assert lengths == same
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    # The beginning, three rests of up to three tokens; later ones go on from it, and a new one takes its place.
+    assert passes[:2] == [15, 9]
+    assert [n for n in passes[2:] if n not in (6, 7, 9, 11, 13)] == [2, 8, 4, 15, 4]
+    assert apart[0] == 54
+
+
 def test_room_grows_with_what_is_written():
     policy = Policy.load("tiny")
     assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < 2e-4

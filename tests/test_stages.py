@@ -154,7 +154,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "train_reward": {
         "init": (policy("a"), reward_model("b")), "comparisons": (groups("c"), [groups("c"), PAIRS]),
         "loss": (ranking, other_ranking), "replay": ((), [groups("d")]), "replay_fraction": (1.0, 0.5),
-        "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), **SHARED,
+        "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), "pooling": (None, "mean"), **SHARED,
     },
     "reward_model": {"spec": (None, None), "column": ("r", "s")},
     "improve": {

@@ -281,3 +281,12 @@ def gather_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
 def last_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
     """[R, H]: the state at the last token of each response, found by layout, not by looking for a pad id."""
     return hidden[batch.row, batch.last_index]
+
+
+def mean_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
+    """[R, H]: the mean of the states at the tokens of each response, which never include those of its prompt."""
+    own = batch.segments[batch.row, batch.last_index]
+    inside = batch.segments[batch.row.unsqueeze(1), batch.predict_index] == own.unsqueeze(1)
+    taken = (inside & batch.response_mask).unsqueeze(-1)  # at all tokens but the last, which predicts nothing learned
+    total = gather_hidden(hidden, batch).where(taken, 0).sum(1) + last_hidden(hidden, batch)
+    return total / (taken.sum(1) + 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
-from alignkit.models import forward, products
+from alignkit.models import adapted, forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
@@ -159,6 +159,7 @@ class Policy(nn.Module):
             policy.fold()
             policy._freeze(True)
         products.route(policy.model)
+        adapted.route(policy.model)
         return policy
 
     @staticmethod
@@ -253,6 +254,7 @@ class Policy(nn.Module):
             here = str(self.device)  # peft reads to a GPU that it finds, wherever the base is
             self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False, torch_device=here)
             products.route(self.model.eval())
+            adapted.route(self.model.eval())
             self._freeze_all_but_trained()
         self._states[name] = adapter
         return True

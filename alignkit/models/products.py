@@ -74,6 +74,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return onednn(x, weight, bias)
 
 
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` of what needs no gradient and is of one type, into memory of its own."""
+    return onednn(x, weight, bias) if _goes(x, weight) else nn.functional.linear(x, weight, bias)
+
+
 class _Cast(NamedTuple):
     """A weight in a lower type, and what it was made from: its memory (held weakly), and how often that was written."""
 
@@ -144,6 +149,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
+
+
+LINEAR = (nn.Linear, Linear)
+"""Torch's linear layer, routed or not."""
 
 
 @functools.cache

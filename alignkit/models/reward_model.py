@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import read_json, write_json
-from alignkit.models import forward, products
+from alignkit.models import adapted, forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import one_number
@@ -34,7 +34,9 @@ from alignkit.models.ways import positions_of
 HEAD = "score_head.safetensors"
 
 LIMITS = "reward_limits.json"
-"""What a reward model was trained with, beside its weights: how long a dialogue it reads, and as which ids."""
+"""What a reward model was trained with, beside its weights: how long a dialogue it reads, as which ids, and where."""
+
+Pooling = Literal["last", "mean"]
 
 
 class RewardModel(nn.Module):
@@ -42,8 +44,8 @@ class RewardModel(nn.Module):
 
     Causal families started from a policy are pooled here, at the last token of each response as the batch lays it
     out: right whatever the pad id is (transformers looks for the last token that is not the pad id, one too early
-        when pad is
-    EOS). Any other classifier is used through its own forward, one padded row per response.
+    when pad is EOS), or over all of its tokens (`pooling`). Any other classifier is used through its own forward, one
+    padded row per response.
 
     A classifier from elsewhere reads the ids of its own template for the whole conversation, as it was trained to, and
     its score is that of transformers' own forward, which does not read its pad id at the end.
@@ -56,6 +58,8 @@ class RewardModel(nn.Module):
 
     Attributes:
         max_length: tokens of a prompt and of a response, each, that it was trained with; None where nobody knows.
+        pooling: "last": the score is read at a response's last token; "mean": it is the mean over all of its tokens,
+            for which transformers has no class, so that nothing else than this library reads it right.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
@@ -67,6 +71,7 @@ class RewardModel(nn.Module):
         self.chat.positions = positions_of(model)
         self.adapted = False
         self.max_length: int | None = None
+        self.pooling: Pooling = "last"
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
 
@@ -76,6 +81,20 @@ class RewardModel(nn.Module):
         self.chat.whole, self.chat.unread_id = True, pad if self.pools_here else None
         if pad is not None:
             self.chat.pad_id = int(pad)
+
+    def pool(self, pooling: Pooling) -> None:
+        """Read scores so from now on.
+
+        Raises:
+            ConfigError: a mean, of a classifier that pools by itself.
+        """
+        if pooling != "last" and not self.pools_here:
+            raise ConfigError(
+                f"pooling={pooling!r}: {type(self.model).__name__} reads its score by itself",
+                where="reward model",
+                remedy="leave pooling out, or start from a policy",
+            )
+        self.pooling = pooling
 
     def train(self, mode: bool = True) -> Self:
         """Stay as it is, for any `mode`: see `Policy.train`."""
@@ -107,6 +126,7 @@ class RewardModel(nn.Module):
                 reward_model._adapt(lora)
         reward_model._freeze(True)
         products.route(reward_model.body)
+        adapted.route(reward_model.body)
         return reward_model
 
     @classmethod
@@ -134,8 +154,10 @@ class RewardModel(nn.Module):
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
         products.route(reward_model.body)
+        adapted.route(reward_model.body)
         limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
         reward_model.max_length = limits.get("max_length")
+        reward_model.pool(limits.get("pooling", "last"))
         if limits.get("whole"):
             reward_model.reads_whole()
         return reward_model
@@ -185,7 +207,7 @@ class RewardModel(nn.Module):
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole})
+        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole, "pooling": self.pooling})
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path)
             return
@@ -247,8 +269,8 @@ class RewardModel(nn.Module):
             return (
                 self.model(input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()).logits[:, 0].float()
             )
-        hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
-        return one_number(self.head, hidden)
+        pooled = forward.last_hidden if self.pooling == "last" else forward.mean_hidden
+        return one_number(self.head, pooled(forward.hidden_states(self.model, batch), batch))
 
 
 def _classifier_from(causal: Any) -> Any:
@@ -286,4 +308,4 @@ def _no_classifier(config: Any) -> ConfigError:
     )
 
 
-__all__ = ["HEAD", "RewardModel"]
+__all__ = ["HEAD", "Pooling", "RewardModel"]

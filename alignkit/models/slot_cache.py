@@ -21,13 +21,14 @@ def rounded(width: int) -> int:
 class SlotLayer(CacheLayerMixin):
     """One layer's keys [slots, heads, H, width] and values [slots, heads, width, H].
 
-    `first`, `n` and `width` say where prompts belong that are read next; `rows` and `at`, where the next token of each
-    sequence does, and `width` how far is looked back.
+    `first`, `n` and `width` say where prompts belong that are read next, after the first `shared` tokens of the
+    `beginning`; `rows` and `at`, where the next token of each sequence does, and `width` how far is looked back.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = self.n = self.width = 0
+        self.first = self.n = self.width = self.shared = 0
+        self.beginning: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.at: Tensor | None = None
 
@@ -40,6 +41,16 @@ class SlotLayer(CacheLayerMixin):
             keys[self.rows, :, :, self.at] = key_states[:, :, 0]
             values[self.rows, :, self.at] = value_states[:, :, 0]
             return keys[:size, :, :, :width], values[:size, :, :width]
+        if not self.n:
+            self.beginning = key_states, value_states
+            return key_states, value_states
+        if self.shared:
+            assert self.beginning is not None
+            rows = len(key_states)
+            before = (each.expand(rows, -1, -1, -1) for each in self.beginning)
+            key_states, value_states = (
+                torch.cat(pair, 2) for pair in zip(before, (key_states, value_states), strict=True)
+            )
         end, tokens = self.first + len(key_states) * self.n, key_states.shape[2]
         keys, values = self._room(end, tokens, key_states, value_states)
         keys[self.first : end, :, :, :tokens] = key_states.mT.repeat_interleave(self.n, 0)
@@ -89,10 +100,22 @@ class SlotCache(Cache):
         self.slots = [SlotLayer() for _ in range(layers)]
         super().__init__(layers=list(self.slots))
 
-    def place_prompts(self, first: int, n: int, width: int) -> None:
-        """Prompts are read next, each for n sequences, the first of which has the slot `first`."""
+    def place_beginning(self, width: int) -> None:
+        """What prompts begin with is read next: one row, which has no slot."""
         for layer in self.slots:
-            layer.first, layer.n, layer.width, layer.rows = first, n, width, None
+            layer.n, layer.shared, layer.width, layer.rows = 0, 0, width, None
+
+    def place_prompts(self, first: int, n: int, shared: int, width: int) -> None:
+        """Prompts are read next, each for n sequences, the first of which has the slot `first`.
+
+        Args:
+            first: the slot.
+            n: sequences of each.
+            shared: tokens of the beginning that was read, which come before them; 0: they have none in common.
+            width: of the rows.
+        """
+        for layer in self.slots:
+            layer.first, layer.n, layer.shared, layer.width, layer.rows = first, n, shared, shared + width, None
 
     def place_tokens(self, at: Tensor) -> int:
         """A token of each sequence is read next, at these places [live]; the width that is looked at."""

@@ -8,6 +8,7 @@ one, and others may join at any time. `alignkit.models.ways` compares what comes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,9 @@ from alignkit.models.packed import decoding_copy, detached
 
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""
+
+LEAST_SHARED = 8
+"""Tokens that prompts must have in common, to be read once for all of them."""
 
 
 class Slots:
@@ -47,22 +51,43 @@ class Slots:
         self.model.set_attn_implementation(ATTENTION)
         self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.beginning: list[int] = []
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
-        sizes = [len(prompt) for prompt in prompts]
+        shared = self._begin(prompts)
+        rest = [prompt[shared:] for prompt in prompts]
+        sizes = [len(each) for each in rest]
         width = max(2, *sizes)  # one of a single token would be taken for a step
-        ids = torch.tensor([[*prompt, *[self.pad_id] * (width - len(prompt))] for prompt in prompts])
-        self.cache.place_prompts(len(self.lengths), n, width)
-        places = torch.arange(width, device=self.device)
-        back = places[:, None] - places
+        ids = torch.tensor([[*each, *[self.pad_id] * (width - len(each))] for each in rest])
+        self.cache.place_prompts(len(self.lengths), n, shared, width)
+        last = torch.tensor(sizes, device=self.device) - 1
+        logits = self._read_prompts(ids.to(self.device), shared, last)
+        self.lengths = torch.cat([self.lengths, (shared + last + 1).repeat_interleave(n)])
+        return logits.repeat_interleave(n, 0)
+
+    def _begin(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many tokens all of these prompts begin with, such as a system message: those are read once."""
+        known, most = self.beginning, min(map(len, prompts)) - 1
+        if known and len(known) <= most and all(list(prompt[: len(known)]) == known for prompt in prompts):
+            return len(known)
+        alike = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
+        shared = min(sum(1 for _ in itertools.takewhile(bool, alike)), most)
+        if len(prompts) < 2 or shared < LEAST_SHARED:
+            return 0
+        self.beginning = list(prompts[0][:shared])
+        self.cache.place_beginning(shared)
+        self._read_prompts(torch.tensor([self.beginning], device=self.device), 0, torch.tensor([shared - 1]))
+        return shared
+
+    def _read_prompts(self, ids: Tensor, before: int, last: Tensor) -> Tensor:
+        """Logits [rows, V] after the place `last` of each row of tokens, with so many before them."""
+        places = torch.arange(before, before + ids.shape[1], device=self.device)
+        back = places[:, None] - torch.arange(before + ids.shape[1], device=self.device)
 
         def seen(window: int | None) -> Tensor:
             return ((back >= 0) if window is None else (back >= 0) & (back < window))[None, None]
 
-        last = torch.tensor(sizes, device=self.device) - 1
-        logits = self._forward(ids.to(self.device), places.expand(len(prompts), -1), seen, last)
-        self.lengths = torch.cat([self.lengths, (last + 1).repeat_interleave(n)])
-        return logits.repeat_interleave(n, 0)
+        return self._forward(ids, places.expand(len(ids), -1), seen, last.to(self.device))
 
     def keep(self, index: Tensor) -> None:
         target = torch.nonzero(index != torch.arange(len(index), device=index.device)).flatten()
@@ -125,9 +150,9 @@ def attend(
     Args:
         module: the family's attention.
         query: [rows, heads, tokens, H].
-        key: [rows, key heads, H, width]; of prompts [rows, key heads, tokens, H].
+        key: [rows, key heads, H, width]; of prompts [rows, key heads, width, H], their beginning before them.
         value: [rows, key heads, width, H].
-        attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, tokens].
+        attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, width].
         scaling: of the products; None: one over the root of H.
         softcap: scores are kept below it by tanh (Gemma 2).
         s_aux: [heads], a score of nothing beside those of the keys (gpt-oss).

@@ -20,7 +20,7 @@ from alignkit.errors import ConfigError
 from alignkit.models import forward
 from alignkit.models.batch import collate
 from alignkit.models.head import scaled_head
-from alignkit.models.slots import Slots
+from alignkit.models.slots import LEAST_SHARED, Slots
 from alignkit.models.stepwise import Anew, Cached, Reader
 
 log = logging.getLogger("alignkit")
@@ -90,10 +90,11 @@ def _slots_agree(model: Any, kind: str) -> bool:
     ids = _ids_for(model)
     try:
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*ids, strict=True)]
-            if not _agrees(partial(_written, Slots(model, 0, packed=False), ids), own):
-                return False
-        return _agrees(partial(_written, Slots(model, 0), ids), own, _alike)
+            for each in (ids, _alike_at_first(ids)):
+                own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*each, strict=True)]
+                if not _agrees(partial(_written, Slots(model, 0, packed=False), each), own):
+                    return False
+        return _agrees(partial(_written, Slots(model, 0), each), own, _alike)
     except forward.UNFIT as error:
         log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))
         return False
@@ -151,6 +152,13 @@ def _ids_for(model: Any) -> Ids:
     size = model.get_input_embeddings().weight.shape[0]
     prompts, answers = ([[i % size for i in ids] for ids in rows] for rows in (PROMPTS, ANSWERS))
     return prompts, answers
+
+
+def _alike_at_first(ids: Ids) -> Ids:
+    """The same prompts after a beginning that both have."""
+    (first, second), answers = ids
+    beginning = (first * LEAST_SHARED)[:LEAST_SHARED]
+    return [[*beginning, *first], [*beginning, *second]], answers
 
 
 def _own(model: Any, row: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from alignkit.budget import Budget, stopped
 from alignkit.errors import ConfigError
@@ -41,6 +41,9 @@ class TrainReward(TrainingStage[RewardHandle]):
         replay_fraction: share of their rows that is drawn.
         heldout_fraction: share of the *prompts* kept back, on which accuracy is reported.
         column: name of its scores; default the last part of `name`.
+        pooling: where a score is read: at the "last" token of a response, as in InstructGPT and Llama 2, or as the
+            "mean" over all of its tokens, which learns what is said from far fewer comparisons, and less of how a
+            response ends; default that of `init`, "last" for a policy.
     """
 
     verb: ClassVar[str] = "train_reward"
@@ -55,6 +58,7 @@ class TrainReward(TrainingStage[RewardHandle]):
     replay_fraction: float = 1.0
     heldout_fraction: float = 0.1
     column: str | None = field(default=None, metadata=NO_EFFECT)
+    pooling: Literal["last", "mean"] | None = None
     name: str = "reward"
 
     def __post_init__(self) -> None:
@@ -125,10 +129,14 @@ class TrainReward(TrainingStage[RewardHandle]):
     def _model(self, place: Place) -> Any:
         from alignkit.models import RewardModel
 
+        folder = self.init.model_folder
         if isinstance(self.init, RewardHandle):
-            return RewardModel.load(self.init.model_folder, trainable=True, dtype=place.dtype)
-        seed = derived_seed(*place.path, "init")
-        return RewardModel.from_policy(self.init.model_folder, lora=self.init.lora, dtype=place.dtype, seed=seed)
+            model = RewardModel.load(folder, trainable=True, dtype=place.dtype)
+        else:
+            seed = derived_seed(*place.path, "init")
+            model = RewardModel.from_policy(folder, lora=self.init.lora, dtype=place.dtype, seed=seed)
+        model.pool(self.pooling or model.pooling)
+        return model
 
     def handle(self, made: Made) -> RewardHandle:
         column = self.column or "reward"

