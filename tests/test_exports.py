@@ -184,6 +184,23 @@ def test_an_exported_reward_model_is_a_classifier_that_scores_batches_alone(
     torch.testing.assert_close(torch.tensor(again), torch.tensor(values), rtol=0, atol=1e-4)
 
 
+def test_a_reward_model_is_exported_with_its_zero_at_given_rows(tmp_path: Path) -> None:
+    with Run(tmp_path / "r", quiet=True) as run:
+        reward = run.train_reward(run.policy("tiny"), PAIRS, loss="pairwise_ranking", learning_rate=1e-2)
+        out = run.export(reward, centre=ROWS)
+        again = run.reward_model(out, name="again")
+        twice = run.export(again, centre=PAIRS, name="twice")
+        before, shown, after = (torch.tensor(each.score(rows).values) for each, rows in
+                                ((reward, PAIRS), (reward, ROWS), (again, PAIRS)))  # fmt: skip
+        with pytest.raises(ConfigError, match="centre, and this is no reward model"):
+            run.export(run.policy("tiny", name="p"), centre=ROWS, name="wrong")
+    mean = float(shown.mean())
+    assert abs(mean) > 1e-3
+    torch.testing.assert_close(after, before - mean, rtol=0, atol=1e-5)
+    assert (read(out)["mean"], read(out)["std"]) == (pytest.approx(mean, abs=1e-6), 1.0)
+    assert read(twice)["mean"] == pytest.approx(float(before.mean()), abs=1e-5)
+
+
 def test_a_reward_model_of_a_stage_has_a_pad_id_too(tmp_path: Path) -> None:
     RewardModel.from_policy(folder_of(tmp_path / "m", without_pad())).save(tmp_path / "rm")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")

@@ -184,6 +184,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "groups": {"groups": (PROMPTS, PAIRS)},
     "export": {
         "model": (policy("a", LoRA(r=2)), policy("b", LoRA(r=2))), "dtype": (None, "float32"), "adapter": (False, True),
+        "centre": (None, PROMPTS),
     },
 }  # fmt: skip
 
@@ -233,6 +234,8 @@ def test_a_changed_field_changes_the_key_unless_it_is_marked(
     if name == "base":  # of an adapter from elsewhere, which names another
         table["spec"] = (pefts_folder(tmp_path / "peft", folders["policy"].model_folder), None)
         values["spec"] = changed["spec"] = table["spec"][0]
+    if name == "centre":  # of a reward model
+        values["model"] = changed["model"] = folders["rewards"][0]
     if name == "patience":  # it waits for a better score on held-out prompts
         values, changed = ({**each, "heldout": PROMPTS} for each in (values, changed))
     if name == "streams":  # they come with a method that declares them

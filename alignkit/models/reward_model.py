@@ -58,6 +58,7 @@ class RewardModel(nn.Module):
 
     Attributes:
         max_length: tokens of a prompt and of a response, each, that it was trained with; None where nobody knows.
+        centre: is taken off every score.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
@@ -69,6 +70,7 @@ class RewardModel(nn.Module):
         self.chat.positions = positions_of(model)
         self.adapted = False
         self.max_length: int | None = None
+        self.centre = 0.0
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
 
@@ -143,7 +145,7 @@ class RewardModel(nn.Module):
         limits = (
             read_record(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
         )
-        reward_model.max_length = limits.get("max_length")
+        reward_model.max_length, reward_model.centre = limits.get("max_length"), float(limits.get("centre", 0))
         if limits.get("whole"):
             reward_model.reads_whole()
         return reward_model
@@ -192,7 +194,7 @@ class RewardModel(nn.Module):
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole})
+        self._note_limits(path)
         if not self.adapted:
             with self._padded():
                 save_plain(self.model, self.tokenizer, path)
@@ -216,13 +218,22 @@ class RewardModel(nn.Module):
         Args:
             folder: where to.
             dtype: of the trunk; None: that of its base. A score head of its own stays as it is, in float32.
+
+        What is taken off every score stands in the configuration as `mean` (and `std` 1), where OpenRLHF reads it; a
+        classifier of transformers has no place for it, and gives the score itself.
         """
         path = Path(folder)
         with self.scoring():
             plain = plain_copy(self.model, plain_state(self.model), dtype or self.kept_in, ["score"])
+        if self.centre:
+            plain.config.mean, plain.config.std = self.centre, 1.0
         with self._padded(plain):
             save_plain(plain, self.tokenizer, path)
-        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole})
+        self._note_limits(path)
+
+    def _note_limits(self, folder: Path) -> None:
+        noted = {"max_length": self.max_length, "whole": self.chat.whole, "centre": self.centre}
+        write_json(folder / LIMITS, noted)
 
     @contextlib.contextmanager
     def _padded(self, model: Any = None) -> Iterator[None]:
@@ -289,11 +300,10 @@ class RewardModel(nn.Module):
     def scores(self, batch: MicroBatch) -> Tensor:
         """Raw scores [R] (float32) of a batch on the model's device."""
         if not self.pools_here:
-            return (
-                self.model(input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()).logits[:, 0].float()
-            )
+            mask = (batch.segments >= 0).long()
+            return self.model(input_ids=batch.input_ids, attention_mask=mask).logits[:, 0].float() - self.centre
         hidden = forward.last_hidden(forward.hidden_states(self.model, batch), batch)
-        return one_number(self.head, hidden)
+        return one_number(self.head, hidden) - self.centre
 
 
 def _classifier_from(causal: Any) -> Any:

@@ -7,10 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from alignkit.errors import ConfigError
-from alignkit.stages.base import Cost, Made, Product, Stage
+from alignkit.errors import ConfigError, DataError
+from alignkit.groups import Groups
+from alignkit.stages.base import Cost, Made, Product, Stage, rows_of
 from alignkit.stages.card import model_card
-from alignkit.stages.handles import PolicyHandle, RewardHandle
+from alignkit.stages.handles import GroupsHandle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
 
 
@@ -24,6 +25,8 @@ class Export(Stage[Path | None]):
         model: what is written, a policy or a reward model.
         dtype: of its weights; default that of the base, whatever it was trained in. A score head stays in float32.
         adapter: write the adapter of a policy alone, as a peft folder that names its base.
+        centre: rows, such as demonstrations, whose responses a reward model is to score 0 in the mean: their mean score
+            is taken off where alignkit scores, and stands as `mean` in the configuration.
     """
 
     verb: ClassVar[str] = "export"
@@ -33,9 +36,12 @@ class Export(Stage[Path | None]):
     _: KW_ONLY
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     adapter: bool = False
+    centre: Groups | GroupsHandle | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.centre is not None and not isinstance(self.model, RewardHandle):
+            raise ConfigError("centre, and this is no reward model", where=self.name, remedy="leave centre out")
         if not self.adapter:
             return
         if isinstance(self.model, RewardHandle):
@@ -65,6 +71,8 @@ class Export(Stage[Path | None]):
         with place.meter.phase("load"):
             kind: Any = Policy if isinstance(self.model, PolicyHandle) else RewardModel
             model = kind.load(self.model.model_folder)
+        if self.centre is not None:
+            self._centred(place, model, rows_of(self.centre))
         with place.meter.phase("write"):
             if self.adapter:
                 model.export_adapter(folder)
@@ -74,6 +82,23 @@ class Export(Stage[Path | None]):
         card = model_card(made.name, place.lineage(made.key), place.seed, place.precision)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return {"parameters": self._parameters}
+
+    def _centred(self, place: Place, model: Any, rows: Groups) -> None:
+        """Take the mean score of the rows' responses off.
+
+        Raises:
+            DataError: none of them can be scored.
+        """
+        from alignkit.engine.scoring import Scorer
+        from alignkit.rewards import count_scores
+
+        with place.meter.phase("score"):
+            found = Scorer(model, place.max_tokens).score(rows)
+            count_scores(found, place.meter)
+        kept = [value for row in found.values for value in row if value is not None]
+        if not kept:
+            raise DataError("no response of centre can be scored", where=self.name, remedy="give rows with responses")
+        model.centre += sum(kept) / len(kept)
 
     def handle(self, made: Made) -> Path | None:
         return made.folder / "model" if made.folder else None
