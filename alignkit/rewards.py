@@ -44,6 +44,10 @@ class Scores:
         return sum(value is None for row in self.values for value in row)
 
 
+NOT_NEEDED = "its score is not needed here"
+"""Why a part of a combination has none."""
+
+
 class Reward:
     """Scores responses. Subclasses override `score`; `name` labels the column and the curves."""
 
@@ -63,6 +67,11 @@ class Reward:
     def parts(self) -> Sequence[Reward]:
         """The rewards this one is made of, whose scores are logged beside its own."""
         return ()
+
+    def needed(self, groups: Groups) -> Sequence[Sequence[int] | None]:
+        """For each of `parts`, the places of the groups that it is asked about; None: all. Elsewhere its score is
+        missing, and the combination must not depend on it."""
+        return [None] * len(self.parts())
 
     def release(self) -> None:
         """Give back what is held between calls, such as a model; called when a verb ends. A combination's parts too."""
@@ -240,8 +249,16 @@ class Piecewise(Reward):
 
         return _combine(scores, pick, groups)
 
+    def needed(self, groups: Groups) -> Sequence[Sequence[int] | None]:
+        """Safety of every group. Where a model says the helpfulness, it reads those without a tag alone, since nothing
+        comes of the others'; a function costs nothing, and its score is shown of all."""
+        if self.helpfulness.computed_in != "float32":
+            return [None, None]
+        return [None, [place for place, (tags,) in enumerate(groups.each("tags")) if not set(tags) & set(self.tags)]]
+
     def score(self, groups: Groups) -> Scores:
-        return self.combine(groups, [self.safety.score(groups), self.helpfulness.score(groups)])
+        asked = zip(self.parts(), self.needed(groups), strict=True)
+        return self.combine(groups, [_asked_about(groups, part, places) for part, places in asked])
 
     def key(self) -> Any:
         return {
@@ -271,6 +288,18 @@ def _combine(
         values.append(row_values)
         reasons.append(row_reasons)
     return Scores(values, reasons, sum(part.tokens for part in scores), sum(part.flops for part in scores))
+
+
+def _asked_about(groups: Groups, reward: Reward, places: Sequence[int] | None) -> Scores:
+    """The scores of the groups at these places, spread over all of them; elsewhere they are missing."""
+    if places is None:
+        return reward.score(groups)
+    found = reward.score(groups.select(places)) if places else Scores([], [])
+    values: list[list[float | None]] = [[None] * size for size in groups.sizes()]
+    reasons: list[list[str | None]] = [[NOT_NEEDED] * size for size in groups.sizes()]
+    for place, own, why in zip(places, found.values, found.reasons, strict=True):
+        values[place], reasons[place] = list(own), list(why)
+    return replace(found, values=values, reasons=reasons)
 
 
 def _scored(groups: Groups, reward: Reward, ask: Callable[[], Scores]) -> Scores:
@@ -354,12 +383,27 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
         count_scores(scores, meter)
         return groups.with_rewards(reward.name, scores.values, scores.reasons)
     part_scores = []
-    for part in parts:
-        groups = _with_scores(groups, part, meter)
+    for part, places in zip(parts, reward.needed(groups), strict=True):
+        if places is None:
+            groups = _with_scores(groups, part, meter)
+        else:
+            groups = _spread(groups, part, places, _with_scores(groups.select(places), part, meter) if places else None)
         column = [next(r for r in row if r["name"] == part.name) for row in groups.column("rewards")]
         part_scores.append(Scores([c["values"] for c in column], [c["reasons"] for c in column]))
     scores = _scored(groups, reward, lambda: reward.combine(groups, part_scores))  # type: ignore[attr-defined]
     return groups.with_rewards(reward.name, scores.values, scores.reasons)
+
+
+def _spread(groups: Groups, reward: Reward, places: Sequence[int], scored: Groups | None) -> Groups:
+    """`groups` with what some of them were scored; `scored` holds those at `places`, None where there are none."""
+    for name in [part.name for part in parts_of(reward)]:
+        values: list[list[float | None]] = [[None] * size for size in groups.sizes()]
+        reasons: list[list[str | None]] = [[NOT_NEEDED] * size for size in groups.sizes()]
+        for place, row in zip(places, scored or [], strict=True):
+            entry = next(each for each in row["rewards"] if each["name"] == name)
+            values[place], reasons[place] = list(entry["values"]), list(entry["reasons"])
+        groups = groups.with_rewards(name, values, reasons)
+    return groups
 
 
 def rank_by_reward(groups: Groups, name: str) -> Groups:

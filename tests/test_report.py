@@ -183,6 +183,7 @@ def test_the_page_tells_what_ran_and_what_came_of_it(plain):
     for heading in ("Versions", "Answers", "Reward models", "Best of N", "Curves", "What ran", "How to read this"):
         assert heading in text
     assert "V2 − V0 on gold: +2" in text
+    assert "V1 − V0V2 − V1V2 − V0" in text
     assert "The whole interval lies above zero" in text
     assert "answer 0.0" in text
     assert "answer 2.0" in text
@@ -424,8 +425,14 @@ def test_versions_stand_in_their_order_and_equal_labels_are_told_apart(tmp_path)
 
 def test_the_terminal_table_has_every_version_and_fits(plain):
     lines = version_table(plain).splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("V") and "on gold" not in line] == ["V0", "V1", "V2"]
-    assert "V2 - V0 on gold: +2" in version_table(plain)
+    assert [line.split()[0] for line in lines if line.startswith("V")] == ["V0", "V1", "V2"]
+    head, _, gold = lines[lines.index("") + 1 :][:3]
+    assert head.split("  ")[0] == "difference"
+    assert [" ".join(each.split()) for each in head.split("  ")[1:] if each] == ["V2 - V0", "V2 - V1"]
+    assert gold.split() == ["gold", "+2.000", "[+2.000,", "+2.000]", "+1.000", "[+1.000,", "+1.000]"]
+    assert "gold: rose from V0 to V2." in lines
+    assert "safety: fell from V0 to V2." in lines
+    assert lines[-1].startswith("Cost: KL 1.400 nats a response, ")
     assert max(map(len, lines)) <= 100
 
 

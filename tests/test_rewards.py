@@ -14,6 +14,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.evaluation.threshold import pick_threshold
 from alignkit.functional import is_constant, whiten
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.rewards import FunctionReward, Piecewise, Reward, Scores, WeightedSum, score_groups
 from alignkit.stages.handles import RewardHandle
 
@@ -72,6 +73,38 @@ def test_parts_are_logged_and_asked_once():
     assert groups.reward_names() == ["h", "piecewise", "s"]
     assert safe.calls == helpful.calls == 1
     assert score_groups(groups, Piecewise(safe, helpful)).reward_names() == ["h", "piecewise", "s"]
+
+
+class OfAModel(Reward):
+    """The length of a response, as a model would say it; notes what it was asked about."""
+
+    computed_in = "float32"
+
+    def __init__(self, name):
+        self.name, self.asked = name, []
+
+    def score(self, groups):
+        self.asked.append([row["prompt"][0]["content"] for row in groups])
+        return Scores([[float(len(r)) for r in row["responses"]] for row in groups], [[None] for _ in groups], 7, 70)
+
+    def key(self):
+        return self.name
+
+
+@pytest.mark.parametrize("tags", [(True, False, False, True), (True,) * 4, (False,) * 4])
+def test_a_model_of_helpfulness_reads_only_what_its_score_is_needed_of(tags):
+    safe, helpful = OfAModel("s"), OfAModel("h")
+    needed = [f"p{i}" for i, tagged in enumerate(tags) if not tagged]
+    meter = Meter()
+    groups = score_groups(four(tags), Piecewise(safe, helpful), meter)
+    assert safe.asked == [["p0", "p1", "p2", "p3"]]
+    assert helpful.asked == ([needed] if needed else [])
+    assert [present[0] for present in groups.rewards("h")[1]] == [not tagged for tagged in tags]
+    assert groups.rewards("piecewise") == ([[1.0]] * 4, [[True]] * 4)
+    assert meter.counts["scored_tokens"] == 7 * (1 + bool(needed))
+    alone = Piecewise(OfAModel("s"), OfAModel("h")).score(four(tags))
+    assert alone.values == [[1.0]] * 4
+    assert (alone.tokens, alone.flops) == (7 * (1 + bool(needed)), 70 * (1 + bool(needed)))
 
 
 def test_missing_part_is_missing_with_its_reason():

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from alignkit.errors import ConfigError
 from alignkit.files import read_json
+from alignkit.models.gguf_once import reading_once
 from alignkit.models.remote_code import commit_of, is_permitted, permit_files, refuse_code, remedy_for
 
 log = logging.getLogger("alignkit")
@@ -154,7 +155,7 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
     from transformers import AutoModelForCausalLM
 
     if source.kind == "gguf":
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+        with contextlib.redirect_stderr(io.StringIO()), reading_once():  # its progress bar has no switch
             tokenizer = load_tokenizer(source)
             model = _dequantized(load_model(AutoModelForCausalLM, source, dtype))
     else:

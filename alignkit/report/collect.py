@@ -41,7 +41,7 @@ class Stage(StageRecord):
 
 @dataclass(frozen=True)
 class Version:
-    """One evaluated version: its summary, its answers, and the difference to the first version."""
+    """One evaluated version: its summary, its answers, and what differs from the first version and the one before."""
 
     label: str
     stage: Stage
@@ -49,6 +49,7 @@ class Version:
     metrics: Row
     scores: list[str]
     paired: Row
+    paired_to_previous: Row
 
     @property
     def best_of_n(self) -> Row:
@@ -112,20 +113,26 @@ def _versions(stages: list[Stage], problems: list[str]) -> list[Version]:
     for stage, label in zip(finished, labels, strict=True):
         rows = _evaluation_rows(stage.folder, problems)
         shown = label if labels.count(label) == 1 else f"{label} ({stage.name})"
-        versions.append(_version(shown, stage, rows, versions[0] if versions else None))
+        versions.append(_version(shown, stage, rows, versions))
     return versions
 
 
-def _version(label: str, stage: Stage, rows: list[Row], first: Version | None) -> Version:
+def _version(label: str, stage: Stage, rows: list[Row], earlier: list[Version]) -> Version:
     given = mapping(stage.result.get("metrics")) or summarise_evaluation(rows)["metrics"]
     metrics = {name: {"mean": value} if is_number(value) else mapping(value) for name, value in given.items()}
     scores = _score_order(metrics, rows, {*ANSWERS, *stage.specs})
-    paired = mapping(stage.result.get("paired_to_first"))
-    if first is not None and not paired:
-        sides = {name: (per_prompt_scores(rows, name), per_prompt_scores(first.rows, name)) for name in scores}
-        pairs = {name: paired_by_prompt(*both) for name, both in sides.items()}
-        paired = {name: pair for name, pair in pairs.items() if pair}
-    return Version(label, stage, rows, metrics, scores, paired if first is not None else {})
+    if not earlier:
+        return Version(label, stage, rows, metrics, scores, {}, {})
+    paired = mapping(stage.result.get("paired_to_first")) or _paired(rows, earlier[0].rows, scores)
+    previous = paired if len(earlier) == 1 else _paired(rows, earlier[-1].rows, scores)
+    return Version(label, stage, rows, metrics, scores, paired, previous)
+
+
+def _paired(rows: list[Row], others: list[Row], scores: list[str]) -> Row:
+    """The paired difference of rows to others on each score that both have."""
+    sides = {name: (per_prompt_scores(rows, name), per_prompt_scores(others, name)) for name in scores}
+    pairs = {name: paired_by_prompt(*both) for name, both in sides.items()}
+    return {name: pair for name, pair in pairs.items() if pair}
 
 
 def _score_order(metrics: Row, rows: list[Row], besides: set[str]) -> list[str]:

@@ -81,6 +81,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "facts": _facts(view),
         "verdict": verdict(view),
         "table": _table(view),
+        "steps": _steps(view),
         "score_charts": _score_charts(view),
         "curves": _all_curves(view),
         "reward_models": [block for stage in view.stages if (block := _reward_model(stage))],
@@ -141,6 +142,16 @@ def _table(view: RunView) -> dict[str, Any] | None:
     known = {name: spec for name, spec in view.besides.items() if any(name in v.metrics for v in view.versions)}
     asked = {name: spec for name, spec in known.items() if name not in ANSWERS}
     return {"scores": view.scores, "versions": view.versions, "besides": known, "asked": asked}
+
+
+def _steps(view: RunView) -> dict[str, Any] | None:
+    """What each version gained over the one before, and the last over the first; None where both are the same."""
+    if len(view.versions) < 3 or not view.scores:
+        return None
+    labels = [text.brief(version.label, 24) for version in view.versions]
+    heads = [*(f"{after} − {before}" for before, after in itertools.pairwise(labels)), f"{labels[-1]} − {labels[0]}"]
+    sides = [*(version.paired_to_previous for version in view.versions[1:]), view.versions[-1].paired]
+    return {"heads": heads, "rows": [{"score": name, "gains": [s.get(name) for s in sides]} for name in view.scores]}
 
 
 def _score_charts(view: RunView) -> list[dict[str, Any]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignkit.meter import short
 from alignkit.metrics.specs import ANSWERS, MetricSpec
 from alignkit.report.collect import RunView, Version, collect, is_number
 from alignkit.report.render import verdict
-from alignkit.report.text import brief, number, percent, signed, visible
+from alignkit.report.text import brief, duration, number, percent, signed, visible
 
 WIDTH = 100
 
 
 def plain_table(run_folder: Path) -> str:
-    """The table V0 … Vn, the difference of the last to the first version, at most `WIDTH` characters wide."""
+    """The table V0 … Vn, what the last version gained and at what price, at most `WIDTH` characters wide."""
     view = collect(run_folder)
     if not view.versions:
         return "No version was evaluated yet."
@@ -79,14 +80,45 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _verdict_lines(view: RunView) -> list[str]:
-    """Each part on a line of its own, so that nothing is cut."""
+    """What differs between the last version and the first, and the one before; then that in words, with its price."""
     found = verdict(view)
     if found is None:
         return []
-    gain = found["gain"]
-    ends = f"[{_ascii(signed(gain['low']))}, {_ascii(signed(gain['high']))}]"
-    last, first, score = (brief(visible(found[name]), 20) for name in ("last", "first", "score"))
-    return [
-        f"{last} - {first} on {score}: {_ascii(signed(gain['mean']))} {ends}",
-        f"(95%, paired bootstrap over {gain.get('n', '?')} prompts). {found['meaning']}",
-    ]
+    *_, before, last = view.versions
+    sides = [last.paired] if len(view.versions) < 3 else [last.paired, last.paired_to_previous]
+    labels = [brief(visible(version.label), 20) for version in (view.versions[0], before, last)]
+    heads = [f"{labels[2]} - {label}" for label in labels[: len(sides)]]
+    names = [name for name in view.scores if name in last.paired]
+    rows = [[brief(visible(name), 24), *(_signed_interval(side.get(name)) for side in sides)] for name in names]
+    of = f"(95%, paired bootstrap over {found['gain'].get('n', '?')} prompts)"
+    return ["", *_aligned([["difference", *heads], *rows]), of, *_in_words(view, names), _price(view)]
+
+
+def _in_words(view: RunView, names: list[str]) -> list[str]:
+    """Which scores of the last version stand above the first's, which below, and of which neither can be said."""
+    last, first = view.versions[-1], view.versions[0]
+    said: dict[str, list[str]] = {"rose": [], "fell": [], "cannot be told apart": []}
+    for name in names:
+        gain = last.paired[name]
+        low, high = (gain.get(end) for end in ("low", "high"))
+        if not (is_number(low) and is_number(high)):
+            continue
+        way = "rose" if low > 0 else "fell" if high < 0 else "cannot be told apart"
+        said[way].append(brief(visible(name), 24))
+    versions = f"from {brief(visible(first.label), 20)} to {brief(visible(last.label), 20)}"
+    return [f"{', '.join(found)}: {way} {versions}." for way, found in said.items() if found]
+
+
+def _price(view: RunView) -> str:
+    """The last version's KL, and what all stages took."""
+    kl = view.versions[-1].metrics.get("kl", {}).get("mean")
+    parts = [f"KL {_plain(kl)} nats a response"] if is_number(kl) else []
+    tokens = sum(stage.spent("generated_tokens") for stage in view.stages if stage.meter)
+    parts += [f"{short(tokens)} tokens sampled"] if tokens else []
+    return f"Cost: {', '.join([*parts, duration(sum(stage.seconds or 0 for stage in view.stages))])}."
+
+
+def _signed_interval(gain: Any) -> str:
+    if not isinstance(gain, dict):
+        return "-"
+    return f"{_ascii(signed(gain.get('mean')))} [{_ascii(signed(gain.get('low')))}, {_ascii(signed(gain.get('high')))}]"

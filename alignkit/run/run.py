@@ -181,7 +181,7 @@ class Run:
         self._write_run("running")
         self._reported = True
         path = write_report(self.folder)
-        self.console.say(f"report: {path}\n\n{version_table(self.folder)}")
+        self.console.say(f"report:\n\n{version_table(self.folder)}\nPage: {path}")
         return path
 
     # -- the end -------------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """How fast training is, and how much memory it takes: a line per job, precision and library, with one command.
 
-`python benchmarks/speed` measures alignkit in float32 and in bf16-mixed on SmolLM2-135M, all weights trained, and takes
-under nine minutes on two quiet cores. Each job runs in a process of its own, whose peak of resident memory is that
-job's, model and all; jobs of the same name stand next to one another in time. The first step of a job is told apart
-from the later ones, of which the median is taken.
+`python benchmarks/speed` measures alignkit on SmolLM2-135M, all weights trained, in float32 and, where the processor
+computes bf16 natively, in bf16-mixed. It takes under nine minutes on two quiet cores. Each job runs in a process of its
+own, whose peak of resident memory is that job's, model and all; jobs of the same name stand next to one another in
+time. The first step of a job is told apart from the later ones, of which the median is taken.
 
-`--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds it, under its fastest setting
-(bf16 autocast, no gradient checkpointing). `--only dpo sft` takes some jobs, `--precisions 32-true` some precisions,
-`--json FILE` keeps the figures. Numbers are of the machine and its neighbours: compare those of one run alone.
+`--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds TRL 1.16, under its fastest
+setting (bf16 autocast where that is native, no gradient checkpointing), and prints how many times as fast alignkit is;
+`--trl-ppo PYTHON` names one that holds TRL 1.12, the last version with PPO. `--only dpo sft` takes some jobs,
+`--precisions 32-true` some precisions, `--json FILE` keeps the figures. Numbers are of the machine and its neighbours:
+compare those of one run alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 JOBS = ("dpo", "reward", "sft", "grpo", "ppo-head", "ppo-separate")
-PRECISIONS = ("32-true", "bf16-mixed")
 UNITS = {"dpo": "pairs/s", "reward": "pairs/s", "sft": "rows/s"}
 """What is counted of a job; of the others, the seconds of an iteration."""
 
@@ -54,6 +55,14 @@ def line(job: str, library: str, precision: str, found: dict[str, Any]) -> str:
     )
 
 
+def against(found: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How many times as fast as TRL, and what share of its memory."""
+    if "failed" in found or "failed" in theirs:
+        return ""
+    ours, other = (statistics.median(each["seconds"][1:] or each["seconds"]) for each in (found, theirs))
+    return f"{other / ours:.2f}x TRL's rate, {found['peak'] / theirs['peak']:.2f}x its memory"
+
+
 def exported(folder: str) -> None:
     """Write the model as transformers reads it."""
     from alignkit.models import Policy
@@ -71,32 +80,50 @@ def machine() -> str:
     )
 
 
+def native() -> tuple[str, ...]:
+    """The precisions that this machine computes natively."""
+    from alignkit.trainer import chosen_precision
+
+    return tuple(dict.fromkeys(("32-true", chosen_precision("auto", {"accelerator": "cpu"})[0])))
+
+
 def main() -> None:
     """Measure and print."""
+    fastest = native()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", metavar="PYTHON")
+    parser.add_argument("--trl-ppo", metavar="PYTHON")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
-    parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
+    parser.add_argument("--precisions", nargs="+", default=fastest)
     parser.add_argument("--steps", type=int, default=2, help="of a job, or iterations")
     parser.add_argument("--rows", type=int, default=8, help="of a step; an iteration has twice as many samples")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a job may take")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     print(machine(), flush=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    trl: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        if chosen.trl:
+        if chosen.trl or chosen.trl_ppo:
             exported(folder)
         for job in chosen.only:
-            sides = [(sys.executable, "ours.py", "alignkit", precision) for precision in chosen.precisions]
-            sides += [(chosen.trl, "theirs.py", "trl", "bf16-mixed")] if chosen.trl else []
-            for python, script, library, precision in sides:
-                arguments = (job, precision, str(chosen.steps), str(chosen.rows), folder)
-                found = measured(python, script, *arguments, seconds=chosen.limit)
+            for python, script, library, precision in sides(job, chosen, fastest[-1]):
+                shape = (str(chosen.steps), str(chosen.rows), folder)
+                found = measured(python, script, job, precision, *shape, seconds=chosen.limit)
+                trl = found if library == "trl" else trl
+                compared = against(found, trl) if trl and library != "trl" else ""
                 rows.append({"job": job, "library": library, "precision": precision, **found})
-                print(line(job, library, precision, found), flush=True)
+                print(line(job, library, precision, found), compared, flush=True)
+            trl = trl if job == "ppo-head" else {}  # TRL has one kind of PPO, which both of ours stand beside
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def sides(job: str, chosen: argparse.Namespace, fastest: str) -> list[tuple[str, str, str, str]]:
+    """(interpreter, script, library, precision) of each that runs a job, TRL first."""
+    ours = [(sys.executable, "ours.py", "alignkit", precision) for precision in chosen.precisions]
+    python = {"ppo-head": chosen.trl_ppo, "ppo-separate": None}.get(job, chosen.trl)
+    return [(python, "theirs.py", "trl", fastest)] * bool(python) + ours
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One job by TRL 1.16 in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, with TRL installed.
+"""One job by TRL in its fastest setting: `python theirs.py JOB PRECISION STEPS ROWS MODEL`, with TRL installed.
 
-Its PPO went with version 1.13: that job is told to be absent.
+TRL 1.16 for all jobs but PPO, whose trainer went with version 1.13: for that one, TRL 1.12.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def trainer(job: str, path: str, options: dict[str, Any], steps: int, rows: int)
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
         model.config.pad_token_id = tokenizer.pad_token_id
         return trl.RewardTrainer(model, trl.RewardConfig(**options), train_dataset=Dataset.from_list(data), **common)
-    if job != "grpo":
-        raise SystemExit(f"TRL {trl.__version__} has no {job}")
     samples = 2 * rows
+    if job.startswith("ppo"):
+        return ppo_trainer(path, options | {"per_device_train_batch_size": samples}, samples * steps, tokenizer)
     options |= {"per_device_train_batch_size": samples, "num_generations": min(GROUP, samples)}
     config = trl.GRPOConfig(**options, max_completion_length=NEW_TOKENS, beta=0.0)
     data = [{"prompt": each} for each in questions(steps * samples)]
@@ -80,6 +80,36 @@ def trainer(job: str, path: str, options: dict[str, Any], steps: int, rows: int)
     return trl.GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(path), length, config, Dataset.from_list(data), **common
     )
+
+
+def ppo_trainer(path: str, options: dict[str, Any], episodes: int, tokenizer: Any) -> Any:
+    """PPO with a value model of its own, the only kind there is; the reward model is one layer and costs nothing.
+
+    Raises:
+        SystemExit: a version without PPO.
+    """
+    import trl
+
+    try:
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+    except ImportError:
+        raise SystemExit(f"TRL {trl.__version__} has no PPO; 1.12 is the last that has it") from None
+    policy, reference = (AutoModelForCausalLM.from_pretrained(path) for _ in range(2))
+    value = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    reward = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, num_hidden_layers=1)
+    asked = [tokenizer.apply_chat_template(each, add_generation_prompt=True) for each in questions(episodes)]
+    ids = [each if isinstance(each, list) else each["input_ids"] for each in asked]
+    data = Dataset.from_list([{"input_ids": each} for each in ids])
+    config = PPOConfig(
+        **{name: option for name, option in options.items() if name != "max_steps"},
+        total_episodes=episodes,
+        num_ppo_epochs=4,
+        num_mini_batches=1,
+        num_sample_generations=0,
+        response_length=NEW_TOKENS,
+        stop_token="eos",
+    )
+    return PPOTrainer(config, tokenizer, policy, reference, reward, data, value, eval_dataset=data)
 
 
 def main(job: str, precision: str, steps: int, rows: int, path: str) -> None:

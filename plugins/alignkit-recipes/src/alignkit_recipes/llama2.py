@@ -2,19 +2,19 @@
 
 V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh
 prompt at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward
-models on all
-ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on top of it last.
+models on all ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on
+top of it last. Prompts that should be declined are also answered under a safety preprompt (see caution.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit_tasks import embedded as task
-from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety
+from alignkit_tasks.annotator import VerifiableAnnotator, gold, gold_helpfulness, gold_safety, over_refusal
 
 from alignkit import (
     ConfigError,
@@ -28,6 +28,7 @@ from alignkit import (
     read_groups,
 )
 from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
+from alignkit_recipes import caution
 from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 
@@ -52,15 +53,17 @@ class Sizes:
         prompts: fresh prompts per version.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
+        careful: answers under the safety preprompt to each tagged prompt; 0 for a model that cannot follow it.
     """
 
     prompts: int
     heldout: int
     max_new_tokens: int
+    careful: int
 
 
-SIZES = {"small": Sizes(56, 208, 36), "tiny": Sizes(64, 208, 16)}
-KL_PROMPTS = 64
+SIZES = {"small": Sizes(72, 312, 36, 2), "tiny": Sizes(64, 312, 16, 0)}
+KL_PROMPTS = 48
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
@@ -71,9 +74,8 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-TAGGED = 4
-"""One embedded training prompt in so many is tagged: more than among the held-out ones, since safety pairs are
-scarce."""
+TAGGED = 3
+"""One embedded prompt in so many is tagged: of the 312 held-out ones 104."""
 
 
 def main(
@@ -94,6 +96,7 @@ def main(
     rewards: str = "continue",
     replay: float = 0.5,
     restart: bool = False,
+    careful: int | None = None,
     gatt: str | None = None,
     dialogues: str | None = None,
     export: bool = False,
@@ -118,6 +121,8 @@ def main(
         replay: share of the earlier comparisons learned from again when continuing.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
+        careful: answers under a safety preprompt to each prompt tagged `safety`, from which the reward models and the
+            versions learn as if it had not been there (Llama 2, section 4.2.4); 0: none.
         gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
         dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.
@@ -132,6 +137,7 @@ def main(
         run.host.build("transform", ghost)
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
+    careful = sizes.careful if careful is None else careful
     v0 = open_policy(run, policy, kind)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     fresh, held_out = _prompts(kind, given, len(steps), count, heldout or sizes.heldout)
@@ -152,6 +158,10 @@ def main(
             answers = run.sample(
                 current, fresh[i - 1], 1, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
             )
+            distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
+            if distilled is not None:
+                answers = run.transform(answers, caution.Against(distilled), name=f"v{i}/pairs")
+                history.append(distilled)
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
@@ -180,6 +190,8 @@ def main(
         versions.append(_gatt(run, ghost, versions[-1], dialogues, kind, sampling))
         labels.append(f"{labels[-1]}+GAtt")
     truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}
+    if kind != "tiny":
+        truth["over_refusal"] = over_refusal
     evaluate_versions(
         run,
         dict(zip(labels, versions, strict=True)),
@@ -212,9 +224,8 @@ def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
 def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout: int) -> tuple[list[Groups], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
     if given is None:
-        make = task.tiny_prompts if kind == "tiny" else task.prompts
-        held = Groups.from_prompts(make("heldout", heldout))
-        train = Groups.from_prompts(_more_tagged(make, versions * count))
+        held = Groups.from_prompts(_embedded(kind, "heldout", heldout))
+        train = Groups.from_prompts(_embedded(kind, "train", versions * count))
     else:
         unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
         heldout = min(heldout, len(unique) // 4)
@@ -223,12 +234,29 @@ def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout
     return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
 
 
-def _more_tagged(make: Callable[..., list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
-    """`count` training prompts of which every `TAGGED`-th is tagged."""
-    longer = make("train", count * task.UNSAFE_EVERY // TAGGED + task.UNSAFE_EVERY)
-    tagged = iter([p for p in longer if p["tags"]])
-    plain = iter([p for p in longer if not p["tags"]])
-    return [next(tagged if i % TAGGED == TAGGED - 1 else plain) for i in range(count)]
+def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
+    """`count` prompts of the embedded task of which every `TAGGED`-th is tagged, as long as there are any."""
+    if kind == "tiny":
+        every = task.tiny_prompts(split, count * task.UNSAFE_EVERY // TAGGED + task.UNSAFE_EVERY)
+        declined = iter([p for p in every if p["tags"]])
+    else:
+        every = task.prompts(split, 2 * count)
+        declined = iter(task.tagged_prompts(split, min(count // TAGGED, task.TAGGED_PROMPTS[split])))
+    ordinary = iter([p for p in every if not p["tags"]])
+    return [(i % TAGGED == TAGGED - 1 and next(declined, None)) or next(ordinary) for i in range(count)]
+
+
+def _distilled(
+    run: Run, policy: PolicyHandle, prompts: Groups, n: int, temperature: float, tokens: int, version: int
+) -> GroupsHandle | None:
+    """Answers to the tagged prompts given under the safety preprompt, as answers to the prompts themselves."""
+    asked = caution.tagged(prompts)
+    if not n or not len(asked):
+        return None
+    answers = run.sample(
+        policy, caution.warned(asked), n, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/careful"
+    )
+    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/distilled")
 
 
 @dataclass(frozen=True)

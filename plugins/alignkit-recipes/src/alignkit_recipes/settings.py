@@ -61,7 +61,7 @@ _GROUPS_TINY = {
 OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "rejection_sampling": {
-            "samples_per_prompt": 6,
+            "samples_per_prompt": 4,
             "batch_size": 16,
             "epochs": 2,
             "learning_rate": 1e-3,
