@@ -15,6 +15,7 @@ from alignkit.run.talk import HELP, Columns, Lines, converse
 from alignkit.sampling import Voice
 
 SHORT = ["--max-new-tokens", "12"]
+USER = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_an_escape_sequence_that_comes_in_pieces_is_not_shown() -> None:
 def test_columns_show_two_answers_beside_one_another(capsys: pytest.CaptureFixture[str]) -> None:
     one, other = Echo(), Echo()
     other.answer = lambda messages: iter(["the ", "other\x1b[31m [bold]"])  # type: ignore[method-assign]
-    found = Columns(cli.printable).show({"v0": one.answer([1, 2]), "v1": other.answer([])})
+    found = Columns(cli.printable).show({"v0": one.answer([USER, USER]), "v1": other.answer([])})
     assert found == {"v0": "2 x", "v1": "the other\x1b[31m [bold]"}
     last = [line for line in capsys.readouterr().out.splitlines() if "2 x" in line][-1]
     assert "the other [bold]" in last
@@ -166,15 +167,16 @@ def test_chat_begins_with_what_sample_answers(
 def test_two_versions_answer_beside_one_another(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    said(monkeypatch, "hi\n")
-    told = alignkit(capsys, "chat", str(run), "--beside", "v0", "--greedy", *SHORT)
-    assert told.startswith("[v1] good day\n[v0] ")
-    alone = alignkit(capsys, "sample", str(run), "--version", "v0", "--prompt", "hi", "--greedy", *SHORT)
-    assert told.partition("[v0] ")[2] == alone
-    assert "good day" in alignkit(capsys, "sample", str(run), "--prompt", "hi", "--greedy", *SHORT)
-    said(monkeypatch, "hi\n")
-    told = alignkit(capsys, "chat", str(run), "--beside", "tiny", "--greedy", *SHORT)
-    assert told == f"[v1] good day\n[tiny] {alone}"
+    new, old = (
+        alignkit(capsys, "sample", str(run), "--version", name, "--prompt", "hi", "--greedy", *SHORT)
+        for name in ("v1", "v0")
+    )
+    assert new != old
+    assert alignkit(capsys, "sample", str(run), "--prompt", "hi", "--greedy", *SHORT) == new, "the newest"
+    for beside, name in (("v0", "v0"), ("tiny", "tiny")):
+        said(monkeypatch, "hi\n")
+        told = alignkit(capsys, "chat", str(run), "--beside", beside, "--greedy", *SHORT)
+        assert told == f"[v1] {new}[{name}] {old}"
     assert "did you mean v1?" in refused(capsys, "chat", str(run), "--version", "v11")
     assert "this is no run's folder" in refused(capsys, "sample", "tiny", "--version", "v0", "--prompt", "x")
 

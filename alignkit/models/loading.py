@@ -290,6 +290,9 @@ def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+RECORDS = ("config.json", "tokenizer_config.json", "generation_config.json")
+"""What must be whole, if it is there: transformers goes on in silence without what generation ends with."""
+
 LONGEST_RECORD = 128 * 2**20
 """Bytes of the longest JSON file of a model's folder that is read: the largest tokenizers have a quarter of it."""
 
@@ -424,7 +427,7 @@ def _configs(source: Source) -> Iterator[dict[str, Any]]:
         from transformers import PretrainedConfig
 
         yield PretrainedConfig.get_config_dict(source.path, revision=commit_of(source.path))[0]
-    for name in ("config.json", "tokenizer_config.json") if source.kind == "folder" else ():
+    for name in RECORDS if source.kind == "folder" else ():
         file = Path(source.path) / name
         found = read_json(file) if file.is_file() else {}
         if not isinstance(found, dict):
