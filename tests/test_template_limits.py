@@ -156,6 +156,13 @@ def test_where_a_system_text_stands_and_how_an_answer_is_headed_is_the_templates
     assert ids_of(template, [{"role": "system", "content": "S"}, *TALK]).endswith(end)
 
 
+def test_templates_of_which_none_is_the_default_are_named() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"rag": PLAIN, "tool_use": PLAIN}
+    with pytest.raises(DataError, match=r"by the names \['rag', 'tool_use'\] and no default"):
+        ChatFormat(tokenizer)
+
+
 # ---- how it ends ------------------------------------------------------------------------------------------------
 
 

@@ -384,8 +384,10 @@ def _checked_template(tokenizer: Any, template: str | None) -> str:
         try:
             template = tokenizer.get_chat_template()
         except ValueError as error:
+            named = getattr(tokenizer, "chat_template", None)
+            what = f"chat templates by the names {sorted(named)} and no default" if named else "no chat template"
             raise DataError(
-                "the tokenizer has no chat template",
+                f"the tokenizer has {what}",
                 where=str(getattr(tokenizer, "name_or_path", "")),
                 remedy="use an instruct model, or give a template: run.policy(…, chat_template=…)",
             ) from error

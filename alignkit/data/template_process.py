@@ -44,6 +44,8 @@ def limit_memory() -> None:
     taken = Path("/proc/self/statm")
     if taken.is_file():
         limit = int(taken.read_text().split()[0]) * resource.getpagesize() + MEMORY
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]  # which nobody may raise
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
