@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.files import read_json, write_json
+from alignkit.files import write_json
+from alignkit.models.adapters import read_record
 from alignkit.models.loading import Source, config_of
 
 BASE = "alignkit_base.json"
@@ -28,10 +29,10 @@ def dtype_kept(source: Source) -> torch.dtype:
         return torch.float32
     noted = Path(source.path) / BASE
     if noted.is_file():
-        named: torch.dtype = getattr(torch, str(read_json(noted)["dtype"]))
-        return named
-    config = config_of(source)
-    found = config.dtype or config.get_text_config().dtype
+        found = getattr(torch, str(read_record(noted).get("dtype")), None)
+    else:
+        config = config_of(source)
+        found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,7 +85,7 @@ class Lines:
         self.write(self.clean(text) + "\n")
 
     def show(self, pieces: Mapping[str, Iterator[str]]) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for name, answer in pieces.items():
             if len(pieces) > 1:
                 self.write(self.clean(f"[{name}] "))
@@ -106,7 +106,7 @@ def _settled(text: str) -> str:
     return text if escape < 0 else text[:escape]
 
 
-def _interruptible(answer: Iterator[str]) -> Iterator[str]:
+def _interruptible(answer: Iterator[str]) -> Generator[str, None, None]:
     """The same; Ctrl-C ends the answer, and not the conversation."""
     with contextlib.suppress(KeyboardInterrupt):
         yield from answer
