@@ -472,15 +472,15 @@ def _chat(options: argparse.Namespace) -> int:
     first = _run_or_model(options.model)
     asked = [(first, options.version)]
     if options.beside is not None:
-        other = _run_or_model(options.beside)
-        of_run = is_run(Path(first)) and not Path(other).exists()
-        asked.append((first, options.beside) if of_run else (other, None))
+        asked.append(_beside(first, options.beside))
     names = [version_name(*each) for each in asked]
     if len(set(names)) < len(names):
         names = [
             f"{name} of {Path(spec).name}" if is_run(Path(spec)) else spec
             for (spec, _), name in zip(asked, names, strict=True)
         ]
+    if len(set(names)) < len(names):  # the same twice
+        names[1] += " (2)"
     sampler = Sampler(**_sampler(options))
     live = sys.stdin.isatty() and sys.stdout.isatty()
     screen: talk.Screen = talk.Columns(printable) if live and len(asked) > 1 else talk.Lines(_written, printable)
@@ -494,6 +494,16 @@ def _chat(options: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             talk.converse(voices, _said("> " if live else None), screen, options.system)
     return 0
+
+
+def _beside(run: str, name: str) -> tuple[str, str | None]:
+    """(a run or a model, a version of it) that is meant by a name beside a run: a version, where it looks like no
+    model."""
+    from alignkit.run_folder import is_run
+
+    other = _run_or_model(name)
+    model = Path(other).exists() or name == "tiny" or "/" in name or ":" in name
+    return (run, name) if is_run(Path(run)) and not model else (other, None)
 
 
 def _written(text: str) -> None:
