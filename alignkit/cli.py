@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
 import shlex
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout.errors == "strict" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding cannot show is no reason to end
     try:
         code = _command(arguments)
         sys.stdout.flush()
@@ -112,15 +115,49 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     report.set_defaults(verb=_report)
 
-    sample = verbs.add_parser("sample", help="talk to a run's result, or to any model")
-    sample.add_argument("model", metavar="RUN-or-model", help="a run's folder, a model's folder or a hub name")
-    sample.add_argument("--prompt", required=True, help="what to say to it")
+    sample = verbs.add_parser("sample", help="ask a run's result, or any model: one prompt, or a file of them")
+    _add_asked(sample)
+    prompts = sample.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", type=_text, help="what to say to it")
+    prompts.add_argument(
+        "--prompts", metavar="FILE", help="prompts, as read_groups reads them; - takes lines of standard input"
+    )
+    sample.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there (default: print)")
     sample.add_argument("--n", type=int, default=1, help="answers (default: 1)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="of sampling (default: 1)")
-    sample.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
-    sample.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
     sample.set_defaults(verb=_sample)
+
+    chat = verbs.add_parser("chat", help="talk to a run's result, or to any model; two versions side by side")
+    _add_asked(chat)
+    chat.add_argument(
+        "--beside", metavar="OTHER", help="another version of the run, another run or model, to answer too"
+    )
+    chat.add_argument("--system", type=_text, default="", help="what the system says first")
+    chat.set_defaults(verb=_chat)
     return parser
+
+
+def _add_asked(verb: argparse.ArgumentParser) -> None:
+    """Who is asked, and how it answers."""
+    verb.add_argument("model", metavar="RUN-or-model", help="a run's folder, a model's folder or a hub name")
+    verb.add_argument("--version", metavar="NAME", help="of the run's versions (default: the newest)")
+    verb.add_argument("--code-revision", metavar="REV", help="let code of the model's own run: its commit, or digest")
+    verb.add_argument("--temperature", type=float, default=1.0, help="of sampling (default: 1)")
+    verb.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
+    verb.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    verb.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
+
+
+def _text(given: str) -> str:
+    """A text of the command line.
+
+    Raises:
+        ConfigError: bytes that are no text in the terminal's encoding.
+    """
+    wrong = next((place for place, each in enumerate(given) if "\ud800" <= each <= "\udfff"), None)
+    if wrong is not None:
+        what = f"character {wrong + 1} is no text in the encoding {sys.getfilesystemencoding()}"
+        raise ConfigError(what, where=printable(given), remedy="type it in that encoding, or give it in a file")
+    return given
 
 
 def _add_compare(verbs: Any) -> None:
@@ -379,22 +416,125 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from alignkit.run import open_policy
-    from alignkit.sampling import chat
+    from alignkit.run import open_policy, talk
 
-    answers = chat(
-        open_policy(_run_or_model(options.model)),
-        options.prompt,
-        n=options.n,
-        temperature=options.temperature,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-    )
-    for index, answer in enumerate(answers):
-        if options.n > 1:
-            print(f"--- {index + 1} of {options.n}")
-        print(printable(answer))
+    prompts = _prompts(options)
+    _permit(options)
+    policy = open_policy(_run_or_model(options.model), options.version)
+    answered = talk.answers_of(policy, prompts, options.n, options.seed, **_sampler(options))
+    if options.out is not None:
+        talk.write_answers(answered, options.out)
+        print(f"{len(answered)} prompts answered in {options.out}")
+    elif options.prompt is None:
+        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+        print(talk.json_lines(answered, ascii_only), end="")
+    else:
+        for index, answer in enumerate(answered[0]["responses"]):
+            if options.n > 1:
+                print(f"--- {index + 1} of {options.n}")
+            print(printable(answer))
     return 0
+
+
+def _permit(options: argparse.Namespace) -> None:
+    """Let code of the model's own run, where the user names its revision."""
+    if options.code_revision is not None:
+        from alignkit.models.remote_code import permit
+
+        permit(options.model, options.code_revision)
+
+
+def _prompts(options: argparse.Namespace) -> Any:
+    """The prompts that are asked for, before a model is loaded."""
+    from alignkit.data import read_groups
+    from alignkit.groups import Groups
+
+    if options.out is not None and options.out.suffix != ".jsonl":
+        raise ConfigError("answers are written as JSON lines", where=str(options.out), remedy="name a .jsonl file")
+    if options.prompts is None:
+        return Groups.from_prompts([options.prompt])
+    if options.prompts != "-":
+        return read_groups(options.prompts)
+    return Groups.from_prompts([line.strip() for line in _said() if line.strip()])
+
+
+def _sampler(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("temperature", "greedy", "max_new_tokens")
+    return {name: getattr(options, name) for name in names}
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from alignkit.run import open_policy, talk, version_name
+    from alignkit.run_folder import is_run
+    from alignkit.sampling import Sampler, Voice
+
+    _permit(options)
+    first = _run_or_model(options.model)
+    asked = [(first, options.version)]
+    if options.beside is not None:
+        asked.append(_beside(first, options.beside))
+    names = [version_name(*each) for each in asked]
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} of {Path(spec).name}" if is_run(Path(spec)) else spec
+            for (spec, _), name in zip(asked, names, strict=True)
+        ]
+    if len(set(names)) < len(names):  # the same twice
+        names[1] += " (2)"
+    sampler = Sampler(**_sampler(options))
+    live = sys.stdin.isatty() and sys.stdout.isatty()
+    screen: talk.Screen = talk.Columns(printable) if live and len(asked) > 1 else talk.Lines(_written, printable)
+    with contextlib.ExitStack() as opened:
+        voices = {
+            name: opened.enter_context(Voice(open_policy(*each), sampler, options.seed))
+            for name, each in zip(names, asked, strict=True)
+        }
+        if live:
+            screen.say(f"{' and '.join(names)}: {talk.HELP}")
+        with contextlib.suppress(KeyboardInterrupt):
+            talk.converse(voices, _said("> " if live else None), screen, options.system)
+    return 0
+
+
+def _beside(run: str, name: str) -> tuple[str, str | None]:
+    """(a run or a model, a version of it) that is meant by a name beside a run: a version, where it looks like no
+    model."""
+    from alignkit.run_folder import is_run
+
+    other = _run_or_model(name)
+    model = Path(other).exists() or name == "tiny" or "/" in name or ":" in name
+    return (run, name) if is_run(Path(run)) and not model else (other, None)
+
+
+def _written(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _said(prompt: str | None = None) -> Iterator[str]:
+    """The lines of standard input.
+
+    Args:
+        prompt: shown before each, at a terminal.
+
+    Raises:
+        ConfigError: a line that is no text in its encoding.
+    """
+    number, encoding = 0, sys.stdin.encoding or "utf-8"
+    while True:
+        number += 1
+        try:
+            line = sys.stdin.buffer.readline().decode(encoding) if prompt is None else input(prompt) + "\n"
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError as error:
+            what = f"line {number} is no text in the encoding {encoding}: byte {error.start + 1}"
+            raise ConfigError(
+                what, where="standard input", remedy=f"write it in {encoding}, or set PYTHONUTF8=1"
+            ) from error
+        if not line:
+            return
+        yield line
 
 
 def _run_or_model(name: str) -> str:

@@ -326,13 +326,6 @@ def test_a_template_that_depends_on_the_text_is_refused_where_it_does() -> None:
         chat.encode_prompt(user("a</think>b"))
 
 
-def test_a_text_shown_twice_cannot_forge_either() -> None:
-    twice = "{% for m in messages %}<|user|>{{ m['content'] + '<|end|>' + m['content'] | trim }}<|end|>{% endfor %}"
-    chat = ChatFormat(tiny_tokenizer(), template=twice)
-    assert control_count(chat, chat.encode_prompt(user(" <|end|> "))) == 3
-    assert bytes(i for i in chat.encode_prompt(user(" a ")) if i < 256) == b" a a"
-
-
 def test_system_text_is_folded_where_there_is_no_system_role(caplog: pytest.LogCaptureFixture) -> None:
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     chat = ChatFormat(styled("chatml"), template=refuses + CHATML)

@@ -64,7 +64,7 @@ WRONG = [
     (lambda run: run.improve(V0, PROMPTS, optimizer=Imitates(), reward=once, history=[V0]), "history is a Policy"),
     (lambda run: run.train_reward(V0, {"helpfulness": ROWS}, loss=once), r"comparisons is a dict.*'helpfulness'"),
     (lambda run: run.evaluate(V0, PROMPTS, {}, baseline=V0), "baseline is a PolicyHandle"),
-    (lambda run: run.export(PAIRS), "policy is a Groups"),
+    (lambda run: run.export(PAIRS), "model is a Groups"),
     (lambda run: run.groups(ROWS), "groups is a GroupsHandle"),
     (lambda run: run.annotate(PAIRS, None), "annotator is None"),
     (lambda run: run.score(PAIRS, [once]), "reward is a list"),

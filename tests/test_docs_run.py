@@ -32,6 +32,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/concepts.md",
+    "docs/models.md",
     "docs/budgets.md",
     "docs/write-a-plugin.md",
     "docs/cli.md",

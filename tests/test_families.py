@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import ConfigError, DataError, Groups, LoRA, Policy, Run, Sampler, use
 from alignkit.data.encode import EncodedGroup
@@ -186,6 +187,51 @@ def test_each_family_trains_and_samples_with_its_own_logprobs(family, tmp_path):
         prompt = policy.chat.encode_conversation(row["prompt"], "x").prompt_ids
         for ids, ours in zip(row["response_ids"], row["logprobs"], strict=True):
             torch.testing.assert_close(torch.tensor(ours), own_logprobs(model, prompt, ids), rtol=0, atol=1e-4)
+
+
+def moved(policy):
+    """The same with an adapter that does something."""
+    torch.manual_seed(1)
+    for name, weights in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.02)
+    return policy
+
+
+def likes_to_end(folder):
+    """Make a folder's model end its turns often."""
+    model, end = AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer().eos_token_id
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] *= 8
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", TODAY)
+def test_what_is_exported_is_what_was_trained_for_transformers_and_peft_alone(family, tmp_path):
+    """Greedy text, where it stops, and log-probs, from the exported folder; the same of the adapter on its base."""
+    base = folder_of(family, tmp_path / "m", 3.0, **TODAY[family])
+    likes_to_end(base)
+    policy = moved(Policy.load(base, lora=LoRA(r=2), trainable=True))
+    policy.export(tmp_path / "e")
+    policy.export_adapter(tmp_path / "a")
+    alone, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "e"),
+        AutoTokenizer.from_pretrained(tmp_path / "e"),
+    )
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "a").eval()
+    prompts = Groups.from_prompts(["hello there", "x", "and another one", "why?", "how many", "go on"])
+    rows = Sampler(max_new_tokens=12, greedy=True).sample(policy, prompts)
+    assert any(row["finished"][0] for row in rows)
+    for row in rows:
+        talk = [{"role": "user", "content": row["prompt"][0]["content"]}]
+        asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        prompt, ids = asked["input_ids"][0].tolist(), row["response_ids"][0]
+        options = {"do_sample": False, "max_new_tokens": 12, "use_cache": family not in OTHER_CACHES}
+        written = alone.generate(**asked, **options)[0, len(prompt) :].tolist()
+        assert written == ids
+        for model in (alone, adapted):
+            found = own_logprobs(model, prompt, ids)
+            torch.testing.assert_close(found, torch.tensor(row["logprobs"][0]), rtol=0, atol=1e-4)
 
 
 def test_prompts_are_not_shared_where_attention_goes_by_chunks_longer_than_a_probe(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignkit import ConfigError, Groups, LoRA, Policy, Run
-from alignkit.models import RewardModel
+from alignkit.models import RewardModel, remote_code
 
 WEIGHTS = "model.safetensors"
 
@@ -126,6 +126,152 @@ def test_code_of_a_folder_never_runs_and_nobody_is_asked(copy, tmp_path, monkeyp
     with pytest.raises(ConfigError, match="brings code of its own"):
         load(copy)
     assert not (tmp_path / "ran").exists()
+
+
+def own_code(folder, marker):
+    """A folder that only its own code can make."""
+    (folder / "own.py").write_text(
+        f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class C(LlamaConfig): model_type = 'own_kind'\n"
+        "class M(LlamaForCausalLM): config_class = C\n"
+    )
+    maps = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    write(folder / "config.json", model_type="own_kind", auto_map=maps)
+
+
+def test_code_runs_where_the_user_names_its_revision(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_code, "_FILES", set())
+    own_code(copy, tmp_path / "ran")
+    with pytest.raises(ConfigError, match="brings code of its own") as caught:
+        Policy.load(copy)
+    revision = remote_code.code_digest(copy)
+    assert f"code_revision={revision!r}" in caught.value.remedy
+    for wrong, said in (("main", "40 hex digits"), ("0" * 40, f"its code is {revision}")):
+        with pytest.raises(ConfigError, match=said):
+            Policy.load(copy, code_revision=wrong)
+    assert not (tmp_path / "ran").exists()
+    rows = Groups.from_rows([{"prompt": "hi", "responses": ["ok"]}] * 2)
+    with Run(tmp_path / "r", quiet=True) as run:
+        learned = run.sft(run.policy(copy, lora=LoRA(r=2), code_revision=revision), rows, epochs=1)
+        exported = run.export(learned)
+    assert (tmp_path / "ran").exists()
+    assert type(Policy.load(exported).model).__name__ == "M", "what was made of it has the same code"
+    (copy / "own.py").write_text((copy / "own.py").read_text() + "# edited\n")
+    with pytest.raises(ConfigError, match="brings code of its own"):
+        Policy.load(copy)
+    with pytest.raises(ConfigError, match="Code that nobody looked at would run"):
+        Policy.load(copy, code_revision=revision)
+
+
+def test_permitted_code_fetches_no_other(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_code, "_FILES", set())
+    own_code(copy, tmp_path / "ran")
+    write(copy / "config.json", auto_map={"AutoConfig": "somebody/else--own.C", "AutoModelForCausalLM": "own.M"})
+    with pytest.raises(ConfigError, match=r"fetches code: auto_map\.AutoConfig is 'somebody/else--own\.C'"):
+        Policy.load(copy, code_revision=remote_code.code_digest(copy))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_commit_of_the_hub_is_named_by_its_forty_digits(tmp_path, monkeypatch):
+    """From a cache that was made by hand: the commit that is named is what is loaded, and no other is."""
+    commit = "0123456789" * 4
+    monkeypatch.setattr(remote_code, "_COMMITS", {})
+    monkeypatch.setattr(remote_code, "_FILES", set())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--somebody--own" / "snapshots" / commit
+    Policy.load("tiny").save(snapshot)
+    own_code(snapshot, tmp_path / "ran")
+    with pytest.raises(ConfigError):
+        Policy.load("somebody/own")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    policy = Policy.load("somebody/own", code_revision=commit)
+    assert type(policy.model).__name__ == "M"
+    assert policy.base_digest == f"hub:somebody/own@{commit}"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"attn_implementation": "somebody/kernel"},
+        {"_attn_implementation": "somebody/kernel@main"},
+        {"_attn_implementation_internal": "somebody/kernel"},
+        {"attn_implementation": {"": "paged|somebody/kernel:f"}},
+        {"experts_implementation": "somebody/kernel"},
+        {"text_config": {"_attn_implementation": "somebody/kernel"}},
+    ],
+)
+@pytest.mark.parametrize("load", [Policy.load, RewardModel.load])
+def test_kernels_that_a_configuration_names_are_not_fetched(copy, load, entry):
+    write(copy / "config.json", **entry)
+    with pytest.raises(ConfigError, match=r"its configuration fetches code: .*implementation"):
+        load(copy)
+
+
+def test_a_processor_of_the_folders_is_not_run(copy, tmp_path):
+    (copy / "own.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    for name in ("processor_config.json", "preprocessor_config.json", "image_processor_config.json"):
+        (copy / name).write_text(json.dumps({"processor_class": "P", "auto_map": {"AutoProcessor": "own.C"}}))
+    write(copy / "config.json", auto_map={"AutoProcessor": "own.C", "AutoModelForSequenceClassification": "own.M"})
+    RewardModel.from_policy(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"\xff"),
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"[1]"),
+        ("generation_config.json", b"{"),
+        (WEIGHTS, b""),
+        (WEIGHTS, b"\xff" * 8),
+        (WEIGHTS, (2**60).to_bytes(8, "little") + b"{}"),
+    ],
+)
+def test_a_torn_or_foreign_file_is_one_message(copy, name, content):
+    (copy / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        Policy.load(copy)
+    assert str(copy) in caught.value.where
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"base": 1, "base_digest": "x"}', b"\xff"])
+def test_a_torn_note_beside_an_adapter_is_one_message(copy, tmp_path, content):
+    Policy.load(copy, lora=LoRA(r=2), trainable=True).save(tmp_path / "a")
+    (tmp_path / "a" / "alignkit.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"alignkit\.json.*save the"):
+        Policy.load(tmp_path / "a")
+
+
+def test_pickled_weights_are_not_read(copy, tmp_path):
+    torch.save(load_file(str(copy / WEIGHTS)), copy / "pytorch_model.bin")
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(ConfigError, match=r"the weights are pickled \(pytorch_model\.bin\).*safetensors"):
+        Policy.load(copy)
+
+
+def test_a_tensor_that_is_named_twice_is_refused(copy):
+    content = (copy / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    head, rest = content[8 : 8 + length].rstrip(), content[8 + length :]
+    first = json.loads(head)["lm_head.weight"]
+    head = head[:-1] + b', "lm_head.weight": ' + json.dumps(first).encode() + b"}"
+    (copy / WEIGHTS).write_bytes(len(head).to_bytes(8, "little") + head + rest)
+    with pytest.raises(ConfigError, match=r"it names lm_head\.weight twice"):
+        Policy.load(copy)
+
+
+def test_a_record_that_is_longer_than_any_is_not_read(copy):
+    with (copy / "tokenizer_config.json").open("ab") as file:
+        file.truncate(200 * 2**20)
+    with pytest.raises(ConfigError, match="209715200 bytes of JSON"):
+        RewardModel.load(copy)
 
 
 def test_a_family_that_transformers_knows_needs_no_code_of_the_folder(copy):

@@ -138,9 +138,10 @@ SHARED = {
     "checkpointing": (False, True), "metrics": ((), [Answered]), "name": ("one", "two"),
     "budget": (None, {"trained_tokens": "2k"}),
 }  # fmt: skip
+NO_CODE = hashlib.sha256().hexdigest()[:40]
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "policy": {"spec": ("tiny", None), "lora": (LoRA(r=4), LoRA(r=8)), "chat_template": (None, "{{ x }}"),
-               "chat_template_kwargs": (None, {"x": True})},
+               "chat_template_kwargs": (None, {"x": True}), "base": (None, "tiny"), "code_revision": (None, NO_CODE)},
     "sft": {
         "policy": (policy("a"), policy("b")), "demonstrations": (groups("c"), PROMPTS),
         "loss": (weighed_nll, use("alignkit/nll")), "train": ("last", "all"), "heldout_fraction": (0.0, 0.1), **SHARED,
@@ -156,7 +157,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "loss": (ranking, other_ranking), "replay": ((), [groups("d")]), "replay_fraction": (1.0, 0.5),
         "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), "pooling": (None, "mean"), **SHARED,
     },
-    "reward_model": {"spec": (None, None), "column": ("r", "s")},
+    "reward_model": {"spec": (None, None), "column": ("r", "s"), "code_revision": (None, NO_CODE)},
     "improve": {
         "policy": (policy("a"), policy("b")), "data": (groups("c"), PROMPTS), "optimizer": (Method(), Method(epochs=2)),
         "reward": (short, long), "annotator": (None, First()), "reference": (None, policy("a")),
@@ -181,7 +182,10 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "answers": ("sampled", "given"), "metrics": ((), ["perplexity"]),
     },
     "groups": {"groups": (PROMPTS, PAIRS)},
-    "export": {"policy": (policy("a"), policy("b"))},
+    "export": {
+        "model": (policy("a", LoRA(r=2)), policy("b", LoRA(r=2))), "dtype": (None, "float32"), "adapter": (False, True),
+        "centre": (None, PROMPTS),
+    },
 }  # fmt: skip
 
 
@@ -208,6 +212,13 @@ def cases() -> list[tuple[type[Stage[Any]], str]]:
     return [(r.object, each.name) for r in records for each in dataclasses.fields(r.object)]
 
 
+def pefts_folder(folder: Path, base: Path) -> Path:
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    return folder
+
+
 @pytest.mark.parametrize(("kind", "name"), cases(), ids=lambda value: getattr(value, "verb", value))
 def test_a_changed_field_changes_the_key_unless_it_is_marked(
     kind: Any, name: str, folders: dict[str, Any], tmp_path: Path
@@ -220,6 +231,11 @@ def test_a_changed_field_changes_the_key_unless_it_is_marked(
     assert name in table, f"{kind.__name__}.{name} is a field of no test: say what it is and what it may be changed to"
     values = {each.name: table[each.name][0] for each in dataclasses.fields(kind)}
     changed = {**values, name: table[name][1]}
+    if name == "base":  # of an adapter from elsewhere, which names another
+        table["spec"] = (pefts_folder(tmp_path / "peft", folders["policy"].model_folder), None)
+        values["spec"] = changed["spec"] = table["spec"][0]
+    if name == "centre":  # of a reward model
+        values["model"] = changed["model"] = folders["rewards"][0]
     if name == "patience":  # it waits for a better score on held-out prompts
         values, changed = ({**each, "heldout": PROMPTS} for each in (values, changed))
     if name == "streams":  # they come with a method that declares them

@@ -30,6 +30,7 @@ from alignkit.data.template import (
     pieces_of,
     probe_end,
     probe_system,
+    refuse_answer,
     turns_of,
     without_oldest,
 )
@@ -80,8 +81,8 @@ class ChatFormat:
         extra_end_ids: further ids that end a response (a model's `generation_config.eos_token_id`).
 
     Attributes:
-        end_of_turn_id: what closes a response: the special token that the template puts after an assistant turn, else
-            the tokenizer's EOS.
+        end_of_turn_id: what closes a response: the special or added token that the template puts after an assistant
+            turn, else the tokenizer's EOS.
         end_ids: all ids that end a response, `end_of_turn_id` first.
         pad_id: the tokenizer's padding id, else `end_of_turn_id`; always masked, never told from the mask.
         positions: tokens of the longest row that the model has positions for; None: they do not run out.
@@ -103,14 +104,18 @@ class ChatFormat:
         self._nonce = f"Ak{secrets.token_hex(8)}Z"
         self._safe = ControlSafe(tokenizer, self.template)
         self._folds_system = not probe_system(tokenizer, self.template, self._nonce)
-        special = self._safe.special.values()
-        ending, self._response_lead, self._opening = probe_end(tokenizer, self.template, self._nonce, special)
+        safe = self._safe
+        marks = [text for i, text in safe.control.items() if i not in safe.special]
+        probed = probe_end(tokenizer, self.template, self._nonce, safe.special.values(), marks)
+        self._response_lead, self._opening, self._around = probed.lead, probed.opening, probed.words
+        ending = probed.closing
         end = tokenizer.eos_token_id if ending is None else tokenizer.convert_tokens_to_ids(ending)
         if end is None:
             raise DataError("the tokenizer has no token that ends a response", remedy="set tokenizer.eos_token")
         self.end_of_turn_id = int(end)
         ends = [end, tokenizer.eos_token_id, *extra_end_ids]
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(int(i) for i in ends if i is not None))
+        safe.guard(self.end_ids)
         pad = tokenizer.pad_token_id
         if pad is None:
             pad = end if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -128,6 +133,12 @@ class ChatFormat:
     def control_ids(self) -> frozenset[int]:
         """The ids that only the template may write."""
         return frozenset(self._safe.control)
+
+    def id_beside_ends(self) -> int:
+        """An id to pad with that stands at no response's end: the tokenizer's own, else that of another token."""
+        tokenizer = self.tokenizer
+        named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(self._safe.special)]
+        return next(i for i in (*named, *range(len(self.end_ids) + 1)) if i is not None and i not in self.end_ids)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -320,6 +331,8 @@ class ChatFormat:
         answers = _answers(turns)
         bare = () if generation_prompt else (False,)
         pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, *bare)
+        if generation_prompt:
+            refuse_answer(pieces, len(turns) - 1, self._around)
         if any(self.control_text(turn["content"]) for turn in turns):
             self.note(FORGED)
         shown = dict.fromkeys(answers, "") | {piece.owner: piece.text for piece in pieces if piece.owner in answers}
@@ -371,8 +384,10 @@ def _checked_template(tokenizer: Any, template: str | None) -> str:
         try:
             template = tokenizer.get_chat_template()
         except ValueError as error:
+            named = getattr(tokenizer, "chat_template", None)
+            what = f"chat templates by the names {sorted(named)} and no default" if named else "no chat template"
             raise DataError(
-                "the tokenizer has no chat template",
+                f"the tokenizer has {what}",
                 where=str(getattr(tokenizer, "name_or_path", "")),
                 remedy="use an instruct model, or give a template: run.policy(…, chat_template=…)",
             ) from error

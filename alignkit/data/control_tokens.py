@@ -42,9 +42,24 @@ class ControlSafe:
         self._id_of = {text: i for i, text in self.control.items()}
         self.pattern = _any_of(self.control.values())
         self._loose = _any_of(text for i, text in self.control.items() if i not in self.special)
+        self._ends, self._closing = frozenset[int](), _any_of([])
+        self._added = {i: token.content for i, token in added.items()}
         bos = tokenizer.bos_token_id
         self.adds_bos = bos is not None and list(tokenizer("x")["input_ids"])[:1] == [bos]
         self._adds_space = tokenizer.convert_ids_to_tokens(self._split_ids("x"))[:1] == ["▁x"]
+
+    def guard(self, ends: Iterable[int]) -> None:
+        """Tell which tokens end a response: nobody's text makes one of them, special or not, a model's neither.
+
+        Args:
+            ends: their ids.
+        """
+        self.control |= {i: self._added[i] for i in ends if i in self._added}
+        self._id_of = {text: i for i, text in self.control.items()}
+        self.pattern = _any_of(self.control.values())
+        self._loose = _any_of(text for i, text in self.control.items() if i not in self.special)
+        self._ends = frozenset(i for i in ends if i in self._added)
+        self._closing = _any_of(self._added[i] for i in self._ends if i not in self.special)
 
     def encode(self, pieces: list[Piece], model_wrote: set[int], spans: bool) -> list[Token]:
         """Ids of a rendered conversation, as the tokenizer gives them for the whole where no content forges a token.
@@ -72,11 +87,13 @@ class ControlSafe:
             first: whether nothing stands before it.
             model_wrote: split only special tokens into text, not the marks (`<think>`) that a model may write.
         """
-        cuts = [] if model_wrote else [match.start() + 1 for match in self._loose.finditer(text)]
+        loose = self._closing if model_wrote else self._loose
+        cuts = [match.start() + 1 for match in loose.finditer(text)]
         ids: list[int] = []
         for begin, end in itertools.pairwise([0, *cuts, len(text)]):
             ids += self._plain(text[begin:end], first and begin == 0)
-        forged = sorted({self.control[i] for i in ids if i in (self.special if model_wrote else self.control)})
+        never = {*self.special, *self._ends} if model_wrote else self.control
+        forged = sorted({self.control[i] for i in ids if i in never})
         if forged:
             raise DataError(f"the tokenizer makes the control tokens {forged} of plain text", remedy="change the text")
         return ids

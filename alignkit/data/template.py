@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alignkit.data.rendering import RENDERER
 from alignkit.errors import DataError
 from alignkit.groups import Message
 
@@ -55,16 +57,14 @@ def render(tokenizer: Any, template: str, turns: list[dict[str, Any]], generatio
     """The template's text for a conversation.
 
     Raises:
-        DataError: the template refuses the conversation, or fails.
+        DataError: the template refuses the conversation, fails, or goes beyond a limit (see `Renderer`).
     """
-    from jinja2 import TemplateError
-
+    if not turns:
+        raise DataError("a conversation without a message, for which a chat template writes nothing")
     messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
+        return RENDERER.render(template, messages, generation_prompt, **tokenizer.special_tokens_map)
+    except ValueError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(
             f"the chat template fails on a conversation of roles [{roles}]: {error}",
@@ -93,8 +93,8 @@ def pieces_of(
         leave `<think>…</think>` out of earlier ones: its piece is what is shown.
 
     Raises:
-        DataError: the template fails, drops a message, or changes one of somebody else by more than white space at its
-            ends.
+        DataError: the template fails, drops a message, shows one twice or before an earlier one, or changes one of
+            somebody else by more than white space at its ends.
     """
     if any(nonce in turn["content"] for turn in turns):
         raise DataError("a message contains the secret that separates messages", remedy="take it out of the text")
@@ -110,6 +110,7 @@ def pieces_of(
                 effect="The model would not see it.",
                 remedy="use a template that shows every message",
             )
+    _refuse_order(owners, turns)
     true = render(tokenizer, template, turns, generation_prompt)
     contents = [turn["content"] for turn in turns]
     pieces = _fill(parts, contents, true)
@@ -126,6 +127,26 @@ def pieces_of(
             remedy="change the text (some templates cut out marks such as </think>), or give another template",
         )
     return pieces
+
+
+def _refuse_order(owners: Sequence[int], turns: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a template that repeats a message, or shows the turns in another order; where the system's text stands is
+    the template's own affair (Mistral's put it before the last turn).
+
+    Raises:
+        DataError: naming the message.
+    """
+    twice = next((i for i in owners if owners.count(i) > 1), None)
+    said = [i for i in owners if turns[i]["role"] not in ("system", "developer")]
+    early = next((i for one, i in itertools.pairwise(said) if i < one), None)
+    if twice is None and early is None:
+        return
+    what = f"message {twice} more than once" if twice is not None else f"message {early} after a later one"
+    raise DataError(
+        f"the chat template shows {what}",
+        effect="What the model would see is not what the data say.",
+        remedy="give another template: run.policy(…, chat_template=…)",
+    )
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -200,23 +221,74 @@ def probe_system(tokenizer: Any, template: str, nonce: str) -> bool:
     return True
 
 
-def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str]) -> tuple[str | None, str, str]:
+class Answered(NamedTuple):
+    """What a template writes around the text of an assistant turn.
+
+    Args:
+        closing: the token that closes it; None: the template writes none.
+        lead: the white space between the generation prompt and its first word.
+        opening: what the generation prompt has beyond the head of a turn (`<think>`).
+        words: all words beside the two texts of the turn and the question before it.
+    """
+
+    closing: str | None
+    lead: str
+    opening: str
+    words: frozenset[str]
+
+
+def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str], marks: Iterable[str]) -> Answered:
     """What surrounds the text of an assistant turn.
 
-    Returns:
-        The special token that closes it (None: the template writes none), the white space between the generation
-        prompt and its first word, and what the generation prompt has beyond the head of a turn (`<think>`).
+    Args:
+        tokenizer, template, nonce: as in `pieces_of`.
+        special: texts of the special tokens, one of which closes the turn.
+        marks: those of added tokens that are not special: one of them does, where no special one stands there.
     """
-    turns = [{"role": "user", "content": "A user asks."}, {"role": "assistant", "content": nonce}]
+    turns = [{"role": "user", "content": f"{nonce}0Z"}, {"role": "assistant", "content": f"{nonce}1Z"}]
     try:
         before = render(tokenizer, template, turns[:1], generation_prompt=True)
         after = render(tokenizer, template, turns, generation_prompt=False)
     except DataError:
-        return None, "", ""
-    head, found, tail = after.partition(nonce)
+        return Answered(None, "", "", frozenset())
+    head, found, tail = after.partition(turns[1]["content"])
     if not found:
-        return None, "", ""
-    closing = [token for token in special if tail.lstrip().startswith(token)]
+        return Answered(None, "", "", frozenset())
+    rest = tail.lstrip()
+    closing = [token for token in special if rest.startswith(token)] or [m for m in marks if rest.startswith(m)]
     lead = head.removeprefix(before) if head.startswith(before) else ""
     opening = before.removeprefix(head) if before.startswith(head) else ""
-    return max(closing, key=len, default=None), "" if lead.strip() else lead, opening
+    around = words_of(head.partition(turns[0]["content"])[2] + " " + tail)
+    return Answered(max(closing, key=len, default=None), "" if lead.strip() else lead, opening, around)
+
+
+_MARKS = re.compile(r"<[^<>]{1,60}>|\[/?\w+\]")
+_ROLES = frozenset({"assistant", "model", "ai", "bot", "chatbot", "gpt", "answer", "response"})
+
+
+def words_of(scaffold: str) -> frozenset[str]:
+    """The words of a scaffold, in lower case, without what stands in a mark such as `<|im_start|>` or `[/INST]`."""
+    return frozenset(re.findall(r"\w+", _MARKS.sub(" ", scaffold).lower()))
+
+
+def refuse_answer(pieces: Sequence[Piece], last: int, around: frozenset[str]) -> None:
+    """Refuse a prompt at whose end the template itself speaks in the model's stead.
+
+    Args:
+        pieces: of a conversation with its generation prompt.
+        last: the number of its last message.
+        around: the words that stand around an answer anyway, see `Answered`.
+
+    Raises:
+        DataError: after the last message the template writes words that no turn of an assistant begins with.
+    """
+    ends = [place for place, piece in enumerate(pieces) if piece.owner is not None]
+    if not ends or pieces[ends[-1]].owner != last:
+        return
+    tail = "".join(piece.text for piece in pieces[ends[-1] + 1 :])
+    if words_of(tail) - around - _ROLES:
+        raise DataError(
+            f"the generation prompt of the chat template begins an answer: {tail.strip()[:80]!r}",
+            effect="Every response would go on from words that are neither the user's nor the model's.",
+            remedy="give another template: run.policy(…, chat_template=…)",
+        )

@@ -8,23 +8,26 @@ from pathlib import Path
 import torch
 
 from alignkit.identity import digest
+from alignkit.models.adapters import adapter_base, base_digest
 from alignkit.models.loading import folder_digest, resolve_source
-from alignkit.models.policy import CARD, Policy, adapter_base
+from alignkit.models.policy import Policy
 
 
-def model_digest(model: str | Path | Policy) -> str:
+def model_digest(model: str | Path | Policy, base: str | Path | None = None) -> str:
     """What identifies a model: the bytes of its files, with those of an adapter's base; of a live one the weights.
 
     Args:
         model: what `Policy.load` takes, or a policy. A hub name counts by its name.
+        base: of an adapter from elsewhere, in place of the one that it names.
 
     Raises:
         ConfigError: the file, folder or package does not exist.
     """
     if isinstance(model, Policy):
         return _weights_digest(model)
-    if adapter_base(model) is not None:
-        return folder_digest(Path(model)) + digest((Path(model) / CARD).read_text(encoding="utf-8"))
+    below = adapter_base(model, base)
+    if below is not None:
+        return digest([folder_digest(Path(model)), base_digest(model, below)])
     return resolve_source(str(model)).digest()
 
 

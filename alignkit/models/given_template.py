@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,22 @@ def link_beside(model: Path, folder: Path, tokenizer: Any) -> None:
         folder: to be made.
         tokenizer: has the template.
     """
+    link_files(model, folder, lambda name: not name.startswith("chat_template"))
+    (folder / _FILE).write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def link_files(model: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """A folder of references to the files of another.
+
+    Args:
+        model: where they lie.
+        folder: to be made.
+        wanted: says of a name whether it is wanted.
+    """
     folder.mkdir(parents=True)
     for file in sorted(model.iterdir()):
-        if file.is_file() and not file.name.startswith("chat_template"):
+        if file.is_file() and wanted(file.name):
             os.symlink(file.resolve(), folder / file.name)
-    (folder / _FILE).write_text(tokenizer.chat_template, encoding="utf-8")
 
 
 def _literal(value: Any) -> str:

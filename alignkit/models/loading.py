@@ -6,24 +6,39 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from alignkit.errors import ConfigError
 from alignkit.files import read_json
 from alignkit.models.gguf_once import reading_once
+from alignkit.models.remote_code import commit_of, is_permitted, permit_files, refuse_code, remedy_for
 
 log = logging.getLogger("alignkit")
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
-WEIGHTS = ("*.safetensors", "config.json", "tokenizer*.json", "chat_template*", "special_tokens_map.json", "*.gguf")
+WEIGHTS = (
+    "*.safetensors", "*.gguf", "config.json", "adapter_config.json", "generation_config.json", "reward_limits.json",
+    "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template*", "*.py",
+)  # fmt: skip
+"""Files of a model's folder whose bytes count."""
+
+
+LIBRARY = (
+    OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError, IndexError, AssertionError,
+    MemoryError, SafetensorError,
+)  # fmt: skip
+"""What transformers, tokenizers and safetensors raise over files that are torn or hold something else."""
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -51,7 +66,8 @@ class Source:
             return file_digest(Path(self.path))
         if self.kind == "folder":
             return folder_digest(Path(self.path))
-        return f"hub:{self.path}"
+        commit = commit_of(self.path)
+        return f"hub:{self.path}@{commit}" if commit else f"hub:{self.path}"
 
 
 def file_digest(path: Path) -> str:
@@ -145,7 +161,9 @@ def load_causal(source: Source, dtype: torch.dtype = torch.float32) -> tuple[Any
     else:
         tokenizer, model = load_tokenizer(source), load_model(AutoModelForCausalLM, source, dtype)
     refuse_larger(tokenizer, model, source.path)
-    return language_model_of(model, source.path), tokenizer
+    model = language_model_of(model, source.path)
+    untie_if_apart(model)
+    return model, tokenizer
 
 
 def vocabulary_of(tokenizer: Any) -> int:
@@ -181,6 +199,17 @@ def _ids_on_disk(folder: Path) -> int:
     return max([*ids, *added, -1]) + 1
 
 
+def untie_if_apart(model: Any) -> None:
+    """Say in the configuration that head and embeddings are not tied, where it says that they are and they are not:
+    transformers sees that they differ, and does not tie them; whoever builds the model from the configuration does."""
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or words is None or getattr(head, "weight", None) is words.weight:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
 def language_model_of(model: Any, where: str) -> Any:
     """The language model itself, out of a model of several kinds of input (Gemma 3 from 4B on, Mistral Small 3.1).
 
@@ -196,7 +225,7 @@ def language_model_of(model: Any, where: str) -> Any:
     text: Any = trunk.config
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), type(model))
     with torch.device("meta"):
-        alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config)
+        alone: Any = model if kind is type(model) else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if alone is model or type(getattr(alone, alone.base_model_prefix, None)) is not type(trunk):
         raise ConfigError(
             f"{type(model).__name__} wraps a language model, and transformers has no class for that one alone",
@@ -209,6 +238,17 @@ def language_model_of(model: Any, where: str) -> Any:
     text.tie_word_embeddings = model.config.tie_word_embeddings
     alone.generation_config = model.generation_config
     return alone.eval()
+
+
+def config_of(source: Source) -> Any:
+    """The configuration of a model that is not loaded.
+
+    Raises:
+        ConfigError: there is none, or only by code of the folder's.
+    """
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, source)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -250,6 +290,64 @@ def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+RECORDS = ("config.json", "tokenizer_config.json", "generation_config.json")
+"""What must be whole, if it is there: transformers goes on in silence without what generation ends with."""
+
+LONGEST_RECORD = 128 * 2**20
+"""Bytes of the longest JSON file of a model's folder that is read: the largest tokenizers have a quarter of it."""
+
+
+def check_files(folder: Path) -> None:
+    """Refuse files that could not be read rightly, before anything is allocated.
+
+    Raises:
+        ConfigError: weights that are pickled alone; a torn head of a safetensors file, or one that names a tensor
+            twice; a JSON file that is longer than any.
+    """
+    for file in folder.glob("*.json"):
+        if file.stat().st_size > LONGEST_RECORD:
+            raise ConfigError(f"{file.stat().st_size} bytes of JSON", where=str(file), remedy="fetch the model anew")
+    files = sorted(folder.glob("*.safetensors"))
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind))
+    if not files and pickled:
+        raise ConfigError(
+            f"the weights are pickled ({_some(pickled)})",
+            where=str(folder),
+            effect="Reading a pickle runs what it says; it is never read here.",
+            remedy="save them as safetensors: transformers' save_pretrained does",
+        )
+    for file in files:
+        weights_head(file)
+
+
+def weights_head(file: Path) -> dict[str, Any]:
+    """The head of a safetensors file: of each tensor its shape and type.
+
+    Raises:
+        ConfigError: torn, or a tensor that is named twice.
+    """
+    try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("its head is longer than the file")
+            found = json.loads(handle.read(length), object_pairs_hook=_told_once)
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"cannot be loaded: {str(error)[:200]}"
+        raise ConfigError(what, where=str(file), remedy="fetch or save the model anew") from error
+    if not isinstance(found, dict):
+        raise ConfigError("cannot be loaded: its head is no JSON object", where=str(file))
+    return {name: tensor for name, tensor in found.items() if name != "__metadata__"}
+
+
+def _told_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it names {twice} twice")
+    return found
+
+
 def saved_tensor(source: Source, name: str) -> torch.Tensor | None:
     """One tensor as a folder's files have it, before any cast; None where it is not a folder, or has none so named."""
     from safetensors import safe_open
@@ -282,21 +380,29 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _from_pretrained(kind: Any, source: Source, **options: Any) -> Any:
-    """transformers' `from_pretrained`, which asks nobody and runs nothing of the folder's.
+    """transformers' `from_pretrained`, which asks nobody, and runs nothing of the folder's that the user did not name.
 
     Raises:
         ConfigError: whatever it says.
     """
-    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # loading is a second of work, and its bar would break the run's lines
+    if source.kind == "folder":
+        check_files(Path(source.path))
     place: Any = source.path
+    trusted = source.kind in ("folder", "hub") and is_permitted(source.path)
     if source.kind == "gguf":
         place, options = str(Path(source.path).parent), {**options, "gguf_file": Path(source.path).name}
+    if commit := commit_of(source.path):
+        options = {**options, "revision": commit, "code_revision": commit}
     try:
-        return kind.from_pretrained(place, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        for config in _configs(source):
+            refuse_code(config, source.path, trusted)
+        if commit:
+            permit_files(_snapshot(source.path, commit))
+        return kind.from_pretrained(place, trust_remote_code=trusted, **options)
+    except LIBRARY as error:
         said = " ".join(str(error).split())
         if "trust_remote_code" not in said:
             raise ConfigError(f"cannot be loaded: {said[:300]}", where=source.path) from error
@@ -304,8 +410,29 @@ def _from_pretrained(kind: Any, source: Source, **options: Any) -> Any:
             "brings code of its own, and transformers itself does not know it",
             where=source.path,
             effect="Code of a model folder never runs here.",
-            remedy="convert it to a family that transformers knows, or update transformers",
+            remedy=remedy_for(source.path),
         ) from error
+
+
+def _snapshot(name: str, commit: str) -> Path:
+    """Where a commit of a model of the hub lies on this machine."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=commit, allow_patterns=["*.py", "config.json"]))
+
+
+def _configs(source: Source) -> Iterator[dict[str, Any]]:
+    """The configurations of a model and its tokenizer as their files have them."""
+    if source.kind == "hub":
+        from transformers import PretrainedConfig
+
+        yield PretrainedConfig.get_config_dict(source.path, revision=commit_of(source.path))[0]
+    for name in RECORDS if source.kind == "folder" else ():
+        file = Path(source.path) / name
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{name} holds no JSON object")
+        yield found
 
 
 def _dequantized(model: Any) -> Any:
@@ -314,27 +441,3 @@ def _dequantized(model: Any) -> Any:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
-
-
-def save_plain(model: Any, tokenizer: Any, folder: Path, end_ids: Sequence[int] = ()) -> None:
-    """Write a plain Hugging Face folder: safetensors, configuration, generation configuration, tokenizer, template.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        folder: where to.
-        end_ids: what ends a response: whoever generates with the folder stops there, as those do that it named before.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    folder.mkdir(parents=True, exist_ok=True)
-    generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        generation.do_sample = True
-        named = generation.eos_token_id
-        before = named if isinstance(named, list) else [] if named is None else [named]
-        ends = list(dict.fromkeys([*end_ids, *before]))
-        generation.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -14,8 +14,8 @@ from torch import nn
 
 from alignkit.errors import ConfigError
 from alignkit.fields import check_values
-from alignkit.files import read_json
 from alignkit.models import forward
+from alignkit.models.adapters import read_record
 from alignkit.models.loading import refuse_missing
 
 TRAINED = "default"
@@ -172,10 +172,21 @@ def _unfoldable(what: str, where: str, remedy: str) -> ConfigError:
 
 
 def lora_of(folder: Path) -> LoRA:
-    """How the adapter of a folder was made."""
-    found = read_json(folder / "adapter_config.json")
-    targets = found["target_modules"]
-    return LoRA(found["r"], found["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets)))
+    """How the adapter of a folder was made.
+
+    Raises:
+        ConfigError: it is no LoRA, or one that says of itself what cannot be.
+    """
+    file = folder / "adapter_config.json"
+    found = read_record(file)
+    if found.get("peft_type") != "LORA":
+        what, remedy = f"holds an adapter of the kind {found.get('peft_type')}", "merge it with peft, and use that"
+        raise ConfigError(what, where=str(file), effect="Only LoRA is trained and folded here.", remedy=remedy)
+    r, alpha, targets = found.get("r"), found.get("lora_alpha"), found.get("target_modules") or ()
+    names = targets if isinstance(targets, str) else tuple(sorted(map(str, targets)))
+    if not isinstance(r, int) or not isinstance(alpha, int | float):
+        raise ConfigError(f"names no rank and scale: r={r!r}, lora_alpha={alpha!r}", where=str(file))
+    return LoRA(r, alpha, names)
 
 
 def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
@@ -233,6 +244,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
+    lora_of(folder)
     file = folder / "adapter_model.safetensors"
     try:
         with safe_open(str(file), "pt") as opened:

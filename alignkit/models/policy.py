@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,20 @@ from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
-from alignkit.files import read_json, write_json
 from alignkit.models import adapted, forward, products
+from alignkit.models.adapters import adapter_base, base_digest, check_base, note_base
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
-from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain, vocabulary_of
+from alignkit.models.loading import (
+    Source,
+    file_digest,
+    load_causal,
+    load_tokenizer,
+    refuse_larger,
+    resolve_source,
+    vocabulary_of,
+)
 from alignkit.models.lora import (
     TRAINED,
     LoRA,
@@ -32,12 +39,14 @@ from alignkit.models.lora import (
     refuse_other,
     save_adapter,
 )
+from alignkit.models.remote_code import permit
+from alignkit.models.saving import dtype_kept, note_dtype, plain_copy, plain_state, save_ends, save_plain
 from alignkit.models.stepwise import Cached, Reader
 from alignkit.models.ways import Ways, slots_of, ways_of
 from alignkit.vocabulary import select
 
-CARD = "alignkit.json"
-"""In a folder that holds an adapter: where its base is, and both digests."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""Files of which an adapter's folder has one, if it brings a tokenizer of its own."""
 
 
 def further_ends(model: Any, tokenizer: Any) -> list[int]:
@@ -68,28 +77,6 @@ class ValueHead(nn.Module):
         return one_number(self.linear, hidden)
 
 
-def portable(base: str | Path, folder: Path) -> str:
-    """How `folder` names its base: relative while both lie in one run, so that a run can be moved; else absolute.
-
-    Raises:
-        ConfigError: the base is no folder (a hub name, a GGUF file, "tiny"), which an adapter could not find again.
-    """
-    if not Path(base).is_dir():
-        raise ConfigError(
-            f"an adapter needs a base folder, not {str(base)!r}", where=str(folder), remedy="export the base first"
-        )
-    relative = os.path.relpath(Path(base).resolve(), folder.resolve())
-    return relative if relative.count("..") <= 3 else str(Path(base).resolve())
-
-
-def adapter_base(folder: str | Path) -> Path | None:
-    """The base that an adapter folder names, or None for a plain folder."""
-    card = Path(folder) / CARD
-    if not card.is_file():
-        return None
-    return (Path(folder) / read_json(card)["base"]).resolve()
-
-
 class Policy(nn.Module):
     """A causal language model to sample from and to train.
 
@@ -101,6 +88,9 @@ class Policy(nn.Module):
         tokenizer: its tokenizer.
         base: the folder the weights came from.
         base_digest: digest of that folder.
+
+    Attributes:
+        own_tokenizer: whether the tokenizer is the adapter's own, and not that of its base.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "") -> None:
@@ -109,6 +99,7 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.base, self.base_digest = base, base_digest
         self.chat = ChatFormat(tokenizer, extra_end_ids=further_ends(model, tokenizer))
+        self.own_tokenizer = False
         self.value_head: ValueHead | None = None
         self.lora: LoRA | None = None
         self.ways = Ways()
@@ -127,12 +118,22 @@ class Policy(nn.Module):
 
     @classmethod
     def load(
-        cls, spec: str | Path, *, lora: LoRA | None = None, trainable: bool = False, dtype: torch.dtype = torch.float32
+        cls,
+        spec: str | Path,
+        *,
+        base: str | Path | None = None,
+        code_revision: str | None = None,
+        lora: LoRA | None = None,
+        trainable: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> Policy:
-        """Load from a folder (plain or with an adapter), a hub name, a GGUF file, "package:NAME" or "tiny".
+        """Load from a folder (plain, or with an adapter of alignkit's or peft's), a hub name, a GGUF file,
+        "package:NAME" or "tiny".
 
         Args:
-            spec: see `resolve_source`; or a folder that `save` wrote.
+            spec: see `resolve_source`; or a folder that `save` or peft wrote.
+            base: of an adapter from elsewhere, in place of the one that it names.
+            code_revision: of the model's own code, which runs then; see `alignkit.models.remote_code.permit`.
             lora: train a low-rank adapter (the folder's own goes on, if it has one); None trains every weight.
             trainable: False freezes everything.
             dtype: of the weights.
@@ -141,37 +142,33 @@ class Policy(nn.Module):
             ConfigError: nothing there, a model that cannot be read rightly (see `alignkit.models.ways`), an adapter
                 whose base is gone or has changed, or one unlike the `lora` asked for.
         """
-        base = adapter_base(spec)
-        source = resolve_source(str(base or spec))
+        below = adapter_base(spec, base)
+        if code_revision is not None:
+            permit(str(below or spec), code_revision)
+        source = resolve_source(str(below or spec))
         model, tokenizer = load_causal(source, dtype)
         digest = source.digest()
-        if base is not None:
-            cls._check_base(Path(spec), digest)
+        own = below is not None and any((Path(spec) / name).is_file() for name in TOKENIZER)
+        if below is not None:
+            check_base(Path(spec), digest)
+        if own:
+            tokenizer = load_tokenizer(Source("folder", str(spec)))
+            refuse_larger(tokenizer, model, str(spec))
         policy = cls(model, tokenizer, base=source.path, base_digest=digest)
+        policy.own_tokenizer = own
         policy.ways = ways_of(model, str(spec))
         policy.chat.positions = policy.ways.positions
-        if base is not None:
+        if below is not None:
             policy._adapt(Path(spec), lora, trainable)
         elif lora is not None and trainable:
             policy._adapt(None, lora, trainable)
         policy._freeze(trainable)
-        if base is not None and trainable and lora is None:
+        if below is not None and trainable and lora is None:
             policy.fold()
             policy._freeze(True)
         products.route(policy.model)
         adapted.route(policy.model)
         return policy
-
-    @staticmethod
-    def _check_base(folder: Path, digest: str) -> None:
-        card = read_json(folder / CARD)
-        if card["base_digest"] != digest:
-            raise ConfigError(
-                f"the adapter was trained on base {card['base_digest'][:12]}, the folder now holds {digest[:12]}",
-                where=str(folder),
-                effect="Its outputs would be of another model.",
-                remedy="restore the base, or train anew",
-            )
 
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
         if folder is not None:
@@ -201,9 +198,13 @@ class Policy(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path, self.chat.end_ids)
+            if self.kept_in != next(self.model.parameters()).dtype:
+                note_dtype(path, self.kept_in)
             return
         save_adapter(self.model, path)
-        write_json(path / CARD, {"base": portable(self.base, path), "base_digest": self.base_digest})
+        note_base(path, self.base, self.base_digest)
+        if self.own_tokenizer:
+            self.tokenizer.save_pretrained(path)
 
     def save_value_head(self, folder: str | Path) -> None:
         """Write the value head beside the weights."""
@@ -219,20 +220,38 @@ class Policy(nn.Module):
         if saved and saved.is_file():
             self.value_head.load_state_dict(load_file(str(saved)))
 
-    def export(self, folder: str | Path) -> None:
-        """Write one plain Hugging Face folder, the adapter merged; this object keeps its adapter."""
-        path = Path(folder)
+    @cached_property
+    def kept_in(self) -> torch.dtype:
+        """The dtype that its base is kept in, whatever it was loaded in."""
+        return dtype_kept(resolve_source(self.base)) if self.base else next(self.model.parameters()).dtype
+
+    def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write one plain Hugging Face folder, the adapter merged; this object keeps its adapter.
+
+        Args:
+            folder: where to.
+            dtype: of the weights; None: that of its base.
+        """
+        inner = forward.bare(self.model)
+        with merged(self.model) if self.adapted else contextlib.nullcontext():
+            plain = plain_copy(inner, plain_state(inner), dtype or self.kept_in)
+        save_plain(plain, self.tokenizer, Path(folder), self.chat.end_ids)
+
+    def export_adapter(self, folder: str | Path) -> None:
+        """Write the adapter alone, as peft reads it, with the tokenizer and the ends; it names its base by a path from
+        the folder where both lie in one run.
+
+        Raises:
+            ConfigError: there is no adapter, or its base is no folder.
+        """
         if not self.adapted:
-            save_plain(self.model, self.tokenizer, path, self.chat.end_ids)
-            return
-        with merged(self.model):
-            inner = forward.bare(self.model)
-            state = {k.replace(".base_layer", ""): v for k, v in inner.state_dict().items() if "lora_" not in k}
-            plain = type(inner)(inner.config)
-            plain.load_state_dict(state, strict=False)
-            plain.tie_weights()
-        plain.generation_config = inner.generation_config
-        save_plain(plain.to(next(inner.parameters()).dtype), self.tokenizer, path, self.chat.end_ids)
+            raise ConfigError("there is no adapter", where=str(folder), remedy="export the whole model")
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        save_adapter(self.model, path)
+        note_base(path, self.base, self.base_digest, task_type="CAUSAL_LM")
+        save_ends(forward.bare(self.model), path, self.chat.end_ids)
+        self.tokenizer.save_pretrained(path)
 
     # -- states --------------------------------------------------------------------------------------------------------
 
@@ -243,7 +262,7 @@ class Policy(nn.Module):
             False where `folder` has another base (or this policy trains its full weights): a second model is needed.
         """
         base = adapter_base(folder)
-        digest = read_json(Path(folder) / CARD)["base_digest"] if base else resolve_source(str(folder)).digest()
+        digest = base_digest(folder, base) if base else resolve_source(str(folder)).digest()
         if not self.adapted or digest != self.base_digest:
             return False
         if base is None:
@@ -406,4 +425,4 @@ class Policy(nn.Module):
         return out
 
 
-__all__ = ["CARD", "Policy", "ValueHead", "adapter_base", "folder_digest"]
+__all__ = ["Policy", "ValueHead"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
-from alignkit.files import read_json, write_json
+from alignkit.files import write_json
 from alignkit.models import adapted, forward, products
+from alignkit.models.adapters import CARD, CONFIG, adapter_base, check_base, note_base, portable, read_record
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
 from alignkit.models.head import one_number
@@ -24,11 +26,11 @@ from alignkit.models.loading import (
     load_tokenizer,
     refuse_larger,
     resolve_source,
-    save_plain,
     saved_tensor,
 )
 from alignkit.models.lora import TRAINED, LoRA, adapt, load_adapter, merged, of_adapter, save_adapter
-from alignkit.models.policy import CARD, Policy, adapter_base, portable
+from alignkit.models.policy import Policy
+from alignkit.models.saving import dtype_kept, note_dtype, plain_copy, plain_state, save_plain
 from alignkit.models.ways import positions_of
 
 HEAD = "score_head.safetensors"
@@ -60,6 +62,7 @@ class RewardModel(nn.Module):
         max_length: tokens of a prompt and of a response, each, that it was trained with; None where nobody knows.
         pooling: "last": the score is read at a response's last token; "mean": it is the mean over all of its tokens,
             for which transformers has no class, so that nothing else than this library reads it right.
+        centre: is taken off every score.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "", init: str = "") -> None:
@@ -72,6 +75,7 @@ class RewardModel(nn.Module):
         self.adapted = False
         self.max_length: int | None = None
         self.pooling: Pooling = "last"
+        self.centre = 0.0
         self._shares: bool | None = None
         self._counted: Arithmetic | None = None
 
@@ -144,6 +148,10 @@ class RewardModel(nn.Module):
         else:
             from transformers import AutoModelForSequenceClassification
 
+            if (folder / CONFIG).is_file():
+                raise ConfigError(
+                    "holds an adapter, and not a whole classifier", where=str(spec), remedy="merge it with peft first"
+                )
             source = resolve_source(str(spec))
             model = load_model(AutoModelForSequenceClassification, source, dtype)
             tokenizer = load_tokenizer(source)
@@ -155,8 +163,10 @@ class RewardModel(nn.Module):
         reward_model._freeze(trainable)
         products.route(reward_model.body)
         adapted.route(reward_model.body)
-        limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
-        reward_model.max_length = limits.get("max_length")
+        limits = (
+            read_record(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
+        )
+        reward_model.max_length, reward_model.centre = limits.get("max_length"), float(limits.get("centre", 0))
         reward_model.pool(limits.get("pooling", "last"))
         if limits.get("whole"):
             reward_model.reads_whole()
@@ -164,11 +174,10 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _load_adapted(cls, folder: Path, trainable: bool, dtype: torch.dtype) -> RewardModel:
-        card = read_json(folder / CARD)
-        init = str((folder / card["init"]).resolve())
+        init = str((folder / str(read_record(folder / CARD).get("init"))).resolve())
         policy = Policy.load(init, dtype=dtype)
         if adapter_base(init) is None:
-            Policy._check_base(folder, policy.base_digest)
+            check_base(folder, policy.base_digest)
         policy.fold()
         reward_model = cls(
             _classifier_from(policy.model),
@@ -207,14 +216,72 @@ class RewardModel(nn.Module):
         """Write the adapter and the score head, or, without an adapter, the plain Hugging Face folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / LIMITS, {"max_length": self.max_length, "whole": self.chat.whole, "pooling": self.pooling})
+        self._note_limits(path)
         if not self.adapted:
-            save_plain(self.model, self.tokenizer, path)
+            with self._padded():
+                save_plain(self.model, self.tokenizer, path)
+            if self.kept_in != next(self.body.parameters()).dtype:
+                note_dtype(path, self.kept_in)
             return
         save_adapter(self.body, path)
         save_file({k: v.contiguous() for k, v in self.head.state_dict().items()}, str(path / HEAD))
-        init = portable(self.init or self.base, path)
-        write_json(path / CARD, {"base": init, "init": init, "base_digest": self.base_digest})
+        init = self.init or self.base
+        note_base(path, init, self.base_digest)
+        write_json(path / CARD, {**read_record(path / CARD), "init": portable(init, path)})
+
+    @cached_property
+    def kept_in(self) -> torch.dtype:
+        """The dtype that its base is kept in, whatever it was loaded in."""
+        return dtype_kept(resolve_source(self.base)) if self.base else next(self.body.parameters()).dtype
+
+    def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write one plain sequence classifier, the adapter merged, which others score with; this object keeps its own.
+
+        Args:
+            folder: where to.
+            dtype: of the trunk; None: that of its base. A score head of its own stays as it is, in float32.
+
+        What is taken off every score stands in the configuration as `mean` (and `std` 1), where OpenRLHF reads it; a
+        classifier of transformers has no place for it, and gives the score itself.
+
+        Raises:
+            ConfigError: the score is a mean over the tokens (`pooling`), which no plain classifier gives.
+        """
+        if self.pooling != "last":
+            raise ConfigError(
+                f"pooling={self.pooling!r}: transformers' classifiers read their score at the last token",
+                where="export",
+                effect="Whoever scores with the folder would get other scores.",
+                remedy="train the reward model with pooling='last', or score with run.score",
+            )
+        path = Path(folder)
+        with self.scoring():
+            plain = plain_copy(self.model, plain_state(self.model), dtype or self.kept_in, ["score"])
+        if self.centre:
+            plain.config.mean, plain.config.std = self.centre, 1.0
+        with self._padded(plain):
+            save_plain(plain, self.tokenizer, path)
+        self._note_limits(path)
+
+    def _note_limits(self, folder: Path) -> None:
+        noted: dict[str, Any] = {"max_length": self.max_length, "whole": self.chat.whole, "centre": self.centre}
+        noted["pooling"] = self.pooling
+        write_json(folder / LIMITS, noted)
+
+    @contextlib.contextmanager
+    def _padded(self, model: Any = None) -> Iterator[None]:
+        """With a pad id in configuration and tokenizer that stands at no response's end: transformers reads the score
+        at the last id that is not the pad id, and scores no two texts at once without one."""
+        config, tokenizer = (model or self.model).config, self.tokenizer
+        before = config.pad_token_id, tokenizer.pad_token
+        pad = before[0] if self.chat.whole and before[0] is not None else self.chat.id_beside_ends()
+        config.pad_token_id = pad
+        if not self.chat.whole or before[1] is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        try:
+            yield
+        finally:
+            config.pad_token_id, tokenizer.pad_token = before
 
     @property
     def body(self) -> Any:
@@ -266,11 +333,10 @@ class RewardModel(nn.Module):
     def scores(self, batch: MicroBatch) -> Tensor:
         """Raw scores [R] (float32) of a batch on the model's device."""
         if not self.pools_here:
-            return (
-                self.model(input_ids=batch.input_ids, attention_mask=(batch.segments >= 0).long()).logits[:, 0].float()
-            )
+            mask = (batch.segments >= 0).long()
+            return self.model(input_ids=batch.input_ids, attention_mask=mask).logits[:, 0].float() - self.centre
         pooled = forward.last_hidden if self.pooling == "last" else forward.mean_hidden
-        return one_number(self.head, pooled(forward.hidden_states(self.model, batch), batch))
+        return one_number(self.head, pooled(forward.hidden_states(self.model, batch), batch)) - self.centre
 
 
 def _classifier_from(causal: Any) -> Any:
@@ -285,7 +351,7 @@ def _classifier_from(causal: Any) -> Any:
     config.num_labels = 1
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise _no_classifier(config) from error
     body = getattr(model, model.base_model_prefix, None)

@@ -1,6 +1,6 @@
 """Runs: durable pipelines, and what can be said of those on disk."""
 
-from alignkit.run.listing import compare_runs, free_run, list_runs, open_policy
+from alignkit.run.listing import compare_runs, free_run, list_runs, open_policy, version_name
 from alignkit.run.recipes import evaluate_versions, run_recipe
 from alignkit.run.run import Run
 from alignkit.stages.handles import EvaluationHandle, GroupsHandle, Improved, PolicyHandle, RewardHandle
@@ -18,4 +18,5 @@ __all__ = [
     "list_runs",
     "open_policy",
     "run_recipe",
+    "version_name",
 ]

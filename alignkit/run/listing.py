@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.budget import NAMES
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import ConfigError, DataError, suggestion
 from alignkit.identity import difference
 from alignkit.meter import PHASES
-from alignkit.run_folder import RUN, STAGES, RunRecord, is_run, open_run, read_run
+from alignkit.run_folder import RUN, STAGES, RunRecord, StageRecord, is_run, open_run, read_run
 
 
 def _size(folder: Path) -> int:
@@ -82,19 +82,44 @@ def free_run(folder: str | Path) -> int:
     return freed
 
 
-def open_policy(spec: str | Path) -> Any:
-    """The live policy of a run (its newest one) or of a model specification.
+def open_policy(spec: str | Path, version: str | None = None) -> Any:
+    """The live policy of a run, or of a model specification.
+
+    Args:
+        spec: a run's folder, or what `Policy.load` takes.
+        version: the name of the run's stage that made it; default the newest.
 
     Raises:
-        ConfigError: the run has made no policy.
+        ConfigError: the run has made no policy, or none of that name; a version of what is no run.
         DataError: a run of another format, or one whose record is torn.
     """
     from alignkit.models import Policy
 
     path = Path(spec)
     if not is_run(path):
+        if version is not None:
+            what = f"version {version!r} is asked for, and this is no run's folder"
+            raise ConfigError(what, where=str(spec), remedy="a run has versions")
         return Policy.load(str(spec))
-    made = [stage for stage in open_run(path).stages if "policy" in stage.made]
+    return Policy.load(_made(open_run(path), str(spec), version).model)
+
+
+def version_name(spec: str | Path, version: str | None = None) -> str:
+    """How the policy that `open_policy` opens is called.
+
+    Raises:
+        ConfigError, DataError: as `open_policy`.
+    """
+    path = Path(spec)
+    return _made(open_run(path), str(spec), version).name if is_run(path) else path.name or str(spec)
+
+
+def _made(run: RunRecord, where: str, version: str | None) -> StageRecord:
+    made = [stage for stage in run.stages if "policy" in stage.made]
     if not made:
-        raise ConfigError("the run has no policy yet", where=str(spec))
-    return Policy.load(made[-1].model)
+        raise ConfigError("the run has no policy yet", where=where)
+    found = [stage for stage in made if version in (None, stage.name)]
+    if not found:
+        names = [stage.name for stage in made]
+        raise ConfigError(f"the run has no version {version!r}", where=where, remedy=suggestion(version, names))
+    return found[-1]

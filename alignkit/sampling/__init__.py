@@ -2,6 +2,7 @@
 
 from alignkit.sampling.decode import Sampled
 from alignkit.sampling.drawing import Drawing
-from alignkit.sampling.sampler import Progress, Sampler, chat, sample_side_by_side
+from alignkit.sampling.sampler import Progress, Sampler, sample_side_by_side
+from alignkit.sampling.voice import Voice
 
-__all__ = ["Drawing", "Progress", "Sampled", "Sampler", "chat", "sample_side_by_side"]
+__all__ = ["Drawing", "Progress", "Sampled", "Sampler", "Voice", "sample_side_by_side"]

@@ -193,6 +193,28 @@ def decode(
                 yield place, [done[each] for each in range(n)]
 
 
+def tokens_of(reader: Reader, prompt: Sequence[int], key: int, rule: Rule) -> Iterator[int]:
+    """The tokens of one sequence, each as it is written, the end token included.
+
+    Args:
+        reader: of the policy, without a sequence; it has none afterwards, however far this was read.
+        prompt: token ids.
+        key: of the stream of random numbers.
+        rule: by which tokens are chosen.
+    """
+    batch = _Batch(reader, rule, 1)
+    batch.admit([prompt], [[key]], 0)
+    try:
+        while True:
+            yield int(batch.last[0])
+            if batch.ended():
+                return
+            batch.step()
+    finally:
+        if len(batch.rows):
+            reader.keep(torch.zeros(0, dtype=torch.long, device=batch.last.device))
+
+
 def _admitted(prompts: Sequence[Sequence[int]], first: int, most: int) -> int:
     """Where the prompts end that are read next, at most so many."""
     stop, longest = first + 1, len(prompts[first])
@@ -302,4 +324,4 @@ class _Batch:
         return Sampled(self.ids[place].tolist(), self.logprobs[place].tolist(), after, bool(row["finished"]))
 
 
-__all__ = ["Rule", "Sampled", "choose", "decode", "pick_tokens"]
+__all__ = ["Rule", "Sampled", "choose", "decode", "pick_tokens", "tokens_of"]

@@ -134,8 +134,11 @@ class Sampler:
             after it, where the sampler truncates) and whether they finished.
 
         Raises:
+            ConfigError: n is not positive.
             DataError: a prompt that does not fit, or that `generate` did not answer.
         """
+        if n < 1:
+            raise ConfigError(f"n={n} must be positive", where="sample", remedy="it is the responses of each prompt")
         meter = meter or Meter()
         with meter.phase("generate"):
             return self._sampled(policy, prompts, n, seed, name, occurrence, progress, meter)
@@ -152,7 +155,7 @@ class Sampler:
         meter: Meter,
     ) -> Groups:
         bare = prompts.without_responses()
-        ids = self._encoded(policy, bare)
+        ids = self.encoded(policy, bare)
         times = occurrences(prompts) if occurrence is None else occurrence
         names = bare.column("prompt_id")
         keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(names, times, strict=True)]
@@ -176,7 +179,12 @@ class Sampler:
             if len(each.ids) > self.max_new_tokens:
                 raise DataError(f"a response has {len(each.ids)} tokens of {self.max_new_tokens}", where=where)
 
-    def _encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:
+    def encoded(self, policy: Policy, prompts: Groups) -> list[list[int]]:
+        """Token ids of each prompt, as they are sampled from.
+
+        Raises:
+            DataError: a prompt that does not fit.
+        """
         encoded, problems = encode_groups(
             prompts,
             policy.chat,
@@ -202,7 +210,7 @@ class Sampler:
         Raises:
             DataError: a prompt that does not fit.
         """
-        self._encoded(policy, prompts.without_responses())
+        self.encoded(policy, prompts.without_responses())
 
     @staticmethod
     def _told(
@@ -268,11 +276,3 @@ def sample_side_by_side(parts: Sequence[Groups]) -> Groups:
             merged |= {"tokenizer": None, "response_ids": None, "logprobs": None, "sampled_logprobs": None}
         rows.append(merged)
     return Groups.from_rows(rows)
-
-
-def chat(
-    policy: Policy, prompt: str, n: int = 1, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0
-) -> list[str]:
-    """Answer one prompt `n` times."""
-    sampler = Sampler(temperature=temperature, max_new_tokens=max_new_tokens)
-    return sampler.sample(policy, Groups.from_prompts([prompt]), n, seed=(seed, "chat"))[0]["responses"]

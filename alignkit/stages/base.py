@@ -225,7 +225,7 @@ class Stage(Generic[H]):
             if each.name == "name" or not each.metadata.get("effect", True) or "derived" in each.metadata:
                 continue
             value = getattr(self, each.name)
-            value = value.handle if each.name == "init" and isinstance(value, RewardHandle) else value
+            value = value.handle if each.name in ("init", "model") and isinstance(value, RewardHandle) else value
             key = _component_key(context, value) if "component" in each.metadata else plain(value)
             if key is not None and _refers(key):
                 inputs[each.name] = key

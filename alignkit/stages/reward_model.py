@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.stages.base import DERIVED, NO_EFFECT, Made, Product, Stage
+from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Made, Product, Stage
 from alignkit.stages.handles import Handle, RewardHandle
 from alignkit.stages.place import Place
 from alignkit.stages.training import count_parameters, model_label
@@ -20,6 +20,7 @@ class ImportRewardModel(Stage[RewardHandle]):
 
     Args:
         spec: folder or hub name; its content counts, and not where it lies.
+        code_revision: let code of the model's own run, see `run.policy`.
         column: name of its scores.
     """
 
@@ -28,12 +29,20 @@ class ImportRewardModel(Stage[RewardHandle]):
 
     spec: str | Path = field(metadata=DERIVED)
     _: KW_ONLY
+    code_revision: str | None = field(default=None, metadata=NO_EFFECT)
     column: str = field(default="reward", metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not str(self.spec):
             raise ConfigError("spec names no model", where=self.name, remedy="give a folder or a hub name")
+
+    def resolved(self, context: Context) -> Self:
+        from alignkit.models.remote_code import permit
+
+        if self.code_revision is not None:
+            permit(str(self.spec), self.code_revision)
+        return super().resolved(context)
 
     def derived(self) -> Mapping[str, Any]:
         from alignkit.models.loading import folder_digest, resolve_source

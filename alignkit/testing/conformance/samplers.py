@@ -130,7 +130,7 @@ def logprobs_are_the_policy(subject: Subject) -> str:
     """The log-prob of each token is log_softmax(logits / T) before truncation, at the sampler's T, as training works
     it out: trl#4159, #4772, verl#2953, vllm#42259; a forgotten T is off by 0.7 nats."""
     sampler, policy = sampler_of(subject), policy_of(subject)
-    prompts = sampler._encoded(policy, PROMPTS)
+    prompts = sampler.encoded(policy, PROMPTS)
     for number, (row, prompt) in enumerate(zip(sampled(subject), prompts, strict=True)):
         for k, (tokens, logprobs) in enumerate(zip(row["response_ids"], row["logprobs"], strict=True)):
             wanted = _logprobs(policy, prompt, tokens, sampler.temperature)
@@ -188,7 +188,7 @@ def _bins(pairs: list[tuple[float, int]]) -> list[tuple[float, int]]:
 def _probabilities(subject: Subject, sampler: Sampler) -> Tensor:
     """What the next token's probabilities should be: tempered, then truncated, then renormalised."""
     policy = policy_of(subject)
-    [prompt] = sampler._encoded(policy, PROMPTS.select([0]))
+    [prompt] = sampler.encoded(policy, PROMPTS.select([0]))
     with policy.generating() as model, torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt])).logits[:, -1].double()
     logprobs = (logits / sampler.temperature).log_softmax(-1)
