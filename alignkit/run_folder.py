@@ -4,6 +4,7 @@
 RUN/
   run.json              seed, versions, the order of the stages, status
   report.html
+  answers/              what endpoints answered, so that a run that stopped pays no answer twice
   stages/NUMBER-NAME-KEY/
     stage.json          what the stage is, what made it, what it made
     manifest.json       its files, with sizes and digests
@@ -37,6 +38,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.jsonl"
 PAGE = "report.html"
+ANSWERS = "answers"
 
 Row = dict[str, Any]
 

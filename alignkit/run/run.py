@@ -30,13 +30,14 @@ from alignkit.identity import (
     remember_sources,
     required_plugins,
 )
+from alignkit.kept_answers import keeping_answers
 from alignkit.meter import Meter, PeakMemory
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
 from alignkit.run.store import Store, now
-from alignkit.run_folder import FORMAT, StageRecord
+from alignkit.run_folder import ANSWERS, FORMAT, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
 from alignkit.stages.results import small_results
@@ -389,7 +390,8 @@ class Run:
         self._making = stage.name
         try:
             place, peak = self._place(stage, folder), PeakMemory()
-            with self.console.working(stage.name, stage.verb, place.meter), folded():
+            kept = keeping_answers(self._where / ANSWERS)
+            with self.console.working(stage.name, stage.verb, place.meter), folded(), kept:
                 result = small_results(stage.work(place), stage.name)
             said = stage.summary(result)
         except BaseException as error:
