@@ -37,7 +37,7 @@ from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
 from alignkit.run.store import Store, now
-from alignkit.run_folder import ANSWERS, FORMAT, StageRecord
+from alignkit.run_folder import ANSWERS, FORMAT, LOGS, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
 from alignkit.stages.results import small_results
@@ -73,12 +73,15 @@ class Run:
             evaluates, and does not train.
         trainer: further arguments of `lightning.Trainer` (accelerator, devices, strategy, logger, callbacks …).
         max_tokens: cells of one micro-batch: the memory of a step.
+        logger: where training is shown as well: "tensorboard", "csv", "wandb", "mlflow", several of them, or loggers of
+            Lightning's. Those that write files write into the run's folder `logs`; one that fails ends nothing.
         host: the plugins; default all that are installed.
         quiet: say nothing.
 
     Raises:
-        ConfigError: a trainer argument that is alignkit's own, a precision that is none or cannot train, no room for a
-            token; in several processes a strategy that shards the model, or that deals nothing out.
+        ConfigError: a trainer argument that is alignkit's own, a logger that is not installed, a precision that is none
+            or cannot train, no room for a token; in several processes a strategy that shards the model, or that deals
+            nothing out.
         AlignkitError: another process is at work in the folder, or a stage of another `Run` of this one.
     """
 
@@ -91,12 +94,13 @@ class Run:
         precision: str | int = "32-true",
         trainer: Mapping[str, Any] | None = None,
         max_tokens: int = 2048,
+        logger: Any = None,
         host: PluginHost | None = None,
         quiet: bool = False,
     ) -> None:
         _check_arguments(folder=folder, seed=seed, plan=plan, quiet=quiet, trainer=trainer, host=host)
         self.folder, self.seed = Path(folder), seed
-        self.trainer = dict(trainer or {})
+        self.trainer = dict(trainer or {}) | ({} if logger is None else {"logger": logger})
         check_trainer(self.trainer)
         self.precision, why = chosen_precision(precision, self.trainer)
         remember_sources()
@@ -379,6 +383,7 @@ class Run:
             world=self.world,
             say=lambda text: self.console.say(f"{stage.name}: {text}"),
             tick=lambda advance: self.console.tick(f"{stage.name}: {advance}", advance),
+            logs=self._where / LOGS,
             lineage=lambda key: lineage(self.folder, key),
         )
 
