@@ -19,6 +19,7 @@ from alignkit.files import read_json, write_json
 from alignkit.models import forward, products
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
+from alignkit.models.four_bit import is_quantized, quantize
 from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
 from alignkit.models.loading import file_digest, folder_digest, load_causal, resolve_source, save_plain, vocabulary_of
 from alignkit.models.lora import (
@@ -174,6 +175,8 @@ class Policy(nn.Module):
 
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
         if folder is not None:
+            if trainable and lora is not None and lora.quantize is not None:
+                quantize(self.model, lora.quantize)
             self.model = load_adapter(self.model, folder, trainable)
             if trainable and lora is not None:
                 refuse_other(self.model, lora, folder)
@@ -224,6 +227,9 @@ class Policy(nn.Module):
         if not self.adapted:
             save_plain(self.model, self.tokenizer, path, self.chat.end_ids)
             return
+        if is_quantized(self.model):
+            what = "the base is in four bits, into which no adapter can be folded"
+            raise ConfigError(what, where="Policy.export", remedy="save it, and export Policy.load(FOLDER)")
         with merged(self.model):
             inner = forward.bare(self.model)
             state = {k.replace(".base_layer", ""): v for k, v in inner.state_dict().items() if "lora_" not in k}
@@ -282,7 +288,8 @@ class Policy(nn.Module):
         copy whose products are packed, where that gives the model's own logits; else as it was found at load."""
         with torch.no_grad():
             with self.generating() as model:
-                slots = slots_of(model, self.chat.pad_id) if self.ways.reader is Cached else None
+                fast = self.ways.reader is Cached and not is_quantized(self.model)
+                slots = slots_of(model, self.chat.pad_id) if fast else None
                 if slots is None:
                     yield self.ways.reader(model, self.chat.pad_id)
                     return
