@@ -11,7 +11,7 @@ from alignkit.data.chat import ChatFormat
 from alignkit.errors import DataError
 from alignkit.models import Policy
 from alignkit.models.given_template import give_template, template_text
-from alignkit.models.named_templates import NAMED, TEXT, TOKENS
+from alignkit.models.named_templates import NAMED, TOKENS
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
 
 TALK = [
@@ -21,14 +21,14 @@ TALK = [
     {"role": "user", "content": "And?"},
 ]
 
-WRITTEN = {
+WRITTEN = {  # ¤: the tokenizer's end token
     "alpaca": (
-        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.E\n\n### Instruction:\nAnd?\n\n### Response:\n"
+        "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.¤\n\n### Instruction:\nAnd?\n\n### Response:\n"
     ),
-    "tulu": "<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello.E\n<|user|>\nAnd?\n<|assistant|>\n",
-    "zephyr": "<|system|>\nBe brief.E\n<|user|>\nHiE\n<|assistant|>\nHello.E\n<|user|>\nAnd?E\n<|assistant|>\n",
-    "vicuna": "Be brief.\n\nUSER: Hi\nASSISTANT: Hello.E\nUSER: And?\nASSISTANT: ",
-    "anthropic": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello.E\n\nHuman: And?\n\nAssistant: ",
+    "tulu": "<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello.¤\n<|user|>\nAnd?\n<|assistant|>\n",
+    "zephyr": "<|system|>\nBe brief.¤\n<|user|>\nHi¤\n<|assistant|>\nHello.¤\n<|user|>\nAnd?¤\n<|assistant|>\n",
+    "vicuna": "Be brief.\n\nUSER: Hi\nASSISTANT: Hello.¤\nUSER: And?\nASSISTANT: ",
+    "anthropic": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello.¤\n\nHuman: And?\n\nAssistant: ",
     "chatml": (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         "Hello.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
@@ -66,7 +66,7 @@ def test_each_name_writes_the_layout_that_it_is_known_for(name):
     tokenizer = base(*(TOKENS[name][0] if name in TOKENS else ()))
     give_template(tokenizer, template_text(name, "test"), {}, "test")
     shown = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
-    assert shown == WRITTEN[name].replace("E", tokenizer.eos_token if name in TEXT else "E")
+    assert shown == WRITTEN[name].replace("¤", tokenizer.eos_token)
 
 
 @pytest.mark.parametrize("name", NAMED)
