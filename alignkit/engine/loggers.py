@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ def made(words: Sequence[str], folder: Path, stage: str) -> list[Logger]:
         folder: of the run's logs; those that write files write them there.
         stage: its name, and that of the logger's run.
     """
-    return [Guarded(word, lambda word=word: MAKERS[word](folder, stage)) for word in words]
+    return [Guarded(word, partial(MAKERS[word], folder, stage)) for word in words]
 
 
 def guarded(loggers: Sequence[Logger]) -> list[Logger]:
     """Loggers that were made elsewhere, none of which can end training."""
-    return [each if isinstance(each, Guarded) else Guarded(type(each).__name__, lambda e=each: e) for each in loggers]
+    return [each if isinstance(each, Guarded) else Guarded(type(each).__name__, each) for each in loggers]
 
 
 def _wandb(folder: Path, stage: str) -> Logger:
@@ -64,15 +65,15 @@ class Guarded(Logger):
 
     Args:
         word: how it is called in the warning.
-        make: makes it, when training begins.
+        made: the logger, or what makes it.
     """
 
-    def __init__(self, word: str, make: Callable[[], Logger]) -> None:
+    def __init__(self, word: str, made: Logger | Callable[[], Logger]) -> None:
         super().__init__()
         self.word = word
         self.inner: Logger | None = None
         with self._guard("begin"):
-            self.inner = make()
+            self.inner = made if isinstance(made, Logger) else made()
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:

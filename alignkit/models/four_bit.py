@@ -3,6 +3,7 @@ bitsandbytes."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,8 +39,7 @@ def quantize(model: nn.Module, kind: str) -> None:
         model: a bare transformers model, frozen, before an adapter is put on it.
         kind: of `KINDS`; the scales are quantised too (the paper's double quantisation).
     """
-    import bitsandbytes as bnb
-
+    bnb: Any = import_module(PACKAGE)
     head = model.get_output_embeddings()  # type: ignore[operator]
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

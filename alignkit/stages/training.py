@@ -183,8 +183,14 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool,
     tell_folded()
     learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, spending=spending)
     with place.meter.phase("train"):
-        options = {"trainer": place.trainer, "checkpointing": checkpointing, "logs": place.logs, "stage": place.name}
-        fit(learner, precision=place.precision, **options)
+        fit(
+            learner,
+            precision=place.precision,
+            trainer=place.trainer,
+            checkpointing=checkpointing,
+            logs=place.logs,
+            stage=place.name,
+        )
     if spending.stopped:
         place.say(f"stopped after {learner.steps_done} steps: {spending.stopped} is spent")
     counted = learner.step_metrics.states()
