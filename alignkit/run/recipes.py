@@ -17,13 +17,11 @@ from typing import Any
 
 from alignkit.calls import calling, never_exits
 from alignkit.errors import ConfigError, PluginError, nearest, suggestion
-from alignkit.files import write_text
 from alignkit.groups import Groups
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import default_host
 from alignkit.run.plan import Planned
 from alignkit.run.run import Run
-from alignkit.run_folder import CONFIG
 from alignkit.stages.handles import EvaluationHandle, PolicyHandle
 from alignkit.trainer import AUTO, LOGGERS
 
@@ -84,10 +82,10 @@ def run_recipe(
     found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check_arguments(found, arguments)
     folder = Path(run_dir or f"runs/{found.name}")
-    options = {"precision": precision, "trainer": trainer or None, "logger": logger, "quiet": quiet}
-    run = Run(folder, seed=seed, plan=plan, **options)
-    if config is not None and not plan and run.rank == 0:
-        write_text(folder / CONFIG, config)
+    shown = {} if logger is None else {"logger": logger}
+    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None, quiet=quiet, **shown)
+    if config is not None:
+        run.keep_config(config)
     with run, never_exits(f"recipe {found.name}"):  # on leaving it records how the run ended
         if found.registered and run.console.draws and run.world == 1:
             run.console.expect(_ahead(found, run, arguments))

@@ -19,6 +19,7 @@ from alignkit.calls import never_exits
 from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
+from alignkit.files import write_text
 from alignkit.identity import (
     class_code,
     component_code,
@@ -37,7 +38,7 @@ from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
 from alignkit.run.store import Store, now
-from alignkit.run_folder import ANSWERS, FORMAT, LOGS, StageRecord
+from alignkit.run_folder import ANSWERS, CONFIG, FORMAT, LOGS, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
 from alignkit.stages.results import small_results
@@ -188,6 +189,15 @@ class Run:
         path = write_report(self.folder)
         self.console.say(f"report: {path}\n\n{version_table(self.folder)}")
         return path
+
+    def keep_config(self, text: str) -> None:
+        """Keep what the run was started with in its folder.
+
+        Args:
+            text: YAML that `alignkit run RECIPE --config FILE` takes.
+        """
+        if not self.planning and self.rank == 0:
+            write_text(self.folder / CONFIG, text)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
