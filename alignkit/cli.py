@@ -115,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     report.set_defaults(verb=_report)
 
+    push = verbs.add_parser("push", help="put a run's result on the hub, with its model card")
+    push.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    push.add_argument("repo", metavar="REPO", help="USER/NAME on the hub; made where there is none")
+    push.add_argument("--private", action="store_true", help="make it a private one")
+    push.add_argument("--message", default="", help="of the commit (default: what was pushed)")
+    push.set_defaults(verb=_push)
+
     sample = verbs.add_parser("sample", help="ask a run's result, or any model: one prompt, or a file of them")
     _add_asked(sample)
     prompts = sample.add_mutually_exclusive_group(required=True)
@@ -302,15 +309,15 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    flags = "[--run-dir DIR] [--seed N] [--plan] [--precision P] [--quiet] [--trainer.KEY VALUE]"
-    usage = f"alignkit run RECIPE|FILE.py {flags} …"
+    flags = "[--run-dir DIR] [--seed N] [--plan] [--precision P] [--logger L] [--quiet] [--trainer.KEY VALUE]"
+    usage = f"alignkit run RECIPE|FILE.py [--config FILE] {flags} …"
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print(f"usage: {usage}\n\nThe other flags are the arguments of the recipe's main: alignkit run RECIPE --help")
         return 0 if arguments else 2
     if arguments[0].startswith("-"):
         raise ConfigError(f"the recipe comes before {arguments[0]}", where="alignkit run", remedy=usage)
 
-    to_show = bool({"-h", "--help"} & set(arguments))
+    to_show = any(word in ("-h", "--help") or word.startswith("--print_config") for word in arguments)
     if not to_show:
         _begin(arguments)
     from alignkit.run.recipes import load_recipe, parse_arguments, run_recipe
@@ -329,13 +336,15 @@ def _begin(arguments: Sequence[str]) -> None:
         return
     name = Path(arguments[0]).stem if arguments[0].endswith(".py") else arguments[0]
     told = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    told.add_argument("--run-dir", default=f"runs/{name}")
+    told.add_argument("--run-dir")
+    told.add_argument("--config")
     try:
-        folder = told.parse_known_args(arguments[1:])[0].run_dir
+        found = told.parse_known_args(arguments[1:])[0]
     except argparse.ArgumentError:  # the recipe's own parser says what is wrong with the flag
         return
     what = "plans" if "--plan" in arguments else "runs"
-    begun = f"alignkit {alignkit.__version__} {what} {arguments[0]} in {folder}; loading PyTorch and plugins …"
+    where = f"in {found.run_dir or f'runs/{name}'}" if found.run_dir or not found.config else f"as {found.config} says"
+    begun = f"alignkit {alignkit.__version__} {what} {arguments[0]} {where}; loading PyTorch and plugins …"
     print(printable(begun), flush=True)
 
 
@@ -406,6 +415,13 @@ def _run_folder(folder: Path, name: str) -> Path:
     if not path.is_dir():
         raise ConfigError(f"there is no run {name!r}", where=str(folder), remedy="alignkit runs lists them")
     return path
+
+
+def _push(options: argparse.Namespace) -> int:
+    from alignkit.run import push
+
+    print(printable(push(options.run, options.repo, private=options.private, message=options.message)))
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

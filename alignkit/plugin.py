@@ -23,6 +23,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - What identifies a value in a stage's key: `canonical_json`, `digest`, `plain`, `class_code`, `model_digest`.
 - Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
   `bad_text`; `strict_json`, `write_json`; `EVALUATION`, the file in which a stage that evaluates leaves its rows.
+- `answers_folder`, in which a component may keep answers that were paid for.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
 - Errors: `AlignkitError`, `ConfigError`, `DataError`, `NothingToLearnError`, `NumericError`, `PluginError`,
   `did_you_mean`.
@@ -38,6 +39,7 @@ _HOMES = {
     "alignkit.errors": "AlignkitError ConfigError DataError NothingToLearnError NumericError PluginError did_you_mean",
     "alignkit.fields": "check_range check_values",
     "alignkit.files": "write_json",
+    "alignkit.kept_answers": "answers_folder",
     "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
@@ -118,6 +120,7 @@ if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what 
     from alignkit.identity import class_code as class_code
     from alignkit.identity import digest as digest
     from alignkit.identity import plain as plain
+    from alignkit.kept_answers import answers_folder as answers_folder
     from alignkit.metrics import RATIOS as RATIOS
     from alignkit.metrics import Mean as Mean
     from alignkit.metrics import Metric as Metric

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alignkit import batched
 from alignkit.calls import calling, release, whose
 from alignkit.errors import ConfigError, PluginError
 from alignkit.fields import check_values
@@ -118,9 +119,13 @@ class FunctionReward(Reward):
         function: called once per response with those of these that it names, with or without a default: `prompt`
             (text of the last user turn), `messages` (the conversation), `response` (text), `finished` (whether it ended
             by itself; None if unknown), `tags`, `meta` (dict), `prompt_id`; with `**` all of them. What
-            `functools.partial` has filled in stays. Returns a number, or None for "missing".
+            `functools.partial` has filled in stays. Returns a number, or None for "missing". A function that names
+            `completions` is called once with lists over all responses, as TRL's are: `prompts` (texts of last user
+            turns), `completions` (texts), `completion_ids`, `messages`, `finished`, `tags`, `prompt_ids`, and further
+            columns of the data by their names. It returns as many numbers or None.
         name: the column's name; default the function's.
         version: part of the stage's key when the source of the function cannot be read.
+        conversational: give lists of messages for `prompts` and `completions`, as TRL does for conversations.
 
     Raises:
         ConfigError: the function asks for a name that is not offered.
@@ -128,9 +133,22 @@ class FunctionReward(Reward):
 
     OFFERED = ("prompt", "messages", "response", "finished", "tags", "meta", "prompt_id")
 
-    def __init__(self, function: Callable[..., Any], name: str | None = None, version: str | None = None) -> None:
-        self.function, self.version = function, version
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        version: str | None = None,
+        *,
+        conversational: bool = False,
+    ) -> None:
+        self.function, self.version, self.conversational = function, version, conversational
         self.name = name or getattr(function, "__name__", "reward").strip("<>")
+        self.batched = batched.is_batched(function)
+        if self.batched:
+            return
+        if conversational:
+            what = "conversational=True, and the function is called response by response"
+            raise ConfigError(what, where=self.name, remedy="name completions, or take messages")
         self.arguments, unknown = _asked_of(function, self.OFFERED)
         if unknown:
             raise ConfigError(
@@ -140,9 +158,26 @@ class FunctionReward(Reward):
             )
 
     def score(self, groups: Groups) -> Scores:
+        if self.batched:
+            return self._score_at_once(groups)
         values, reasons = [], []
         for row in groups:
             cleaned = [self._asked(row, k) for k in range(len(row["responses"]))]
+            values.append([value for value, _ in cleaned])
+            reasons.append([reason for _, reason in cleaned])
+        return Scores(values, reasons)
+
+    def _score_at_once(self, groups: Groups) -> Scores:
+        lists = batched.taken(self.function, batched.lists_of(groups, self.conversational), self.name)
+        with calling(self, ""):
+            found = self.function(**lists) if groups.num_responses else []
+        given = iter(batched.listed(found, groups.num_responses, whose(self)))
+        values, reasons = [], []
+        for prompt, size in zip(groups.column("prompt_id"), groups.sizes(), strict=True):
+            cleaned = []
+            for k in range(size):
+                with calling(self, "", f"response {k} to prompt {prompt}"):
+                    cleaned.append(clean_score(next(given)))
             values.append([value for value, _ in cleaned])
             reasons.append([reason for _, reason in cleaned])
         return Scores(values, reasons)
@@ -165,7 +200,8 @@ class FunctionReward(Reward):
         return {name: offer[name] for name in self.arguments}
 
     def key(self) -> Any:
-        return {"function": function_key(self.function, self.version), "name": self.name}
+        form = {"conversational": True} if self.conversational else {}
+        return {"function": function_key(self.function, self.version), "name": self.name, **form}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 ```text
 RUN/
   run.json              seed, versions, the order of the stages, status
+  config.yaml           the arguments of a recipe that the command line ran
   report.html
+  answers/              what endpoints answered, so that a run that stopped pays no answer twice
+  logs/                 of loggers that write files
   stages/NUMBER-NAME-KEY/
     stage.json          what the stage is, what made it, what it made
     manifest.json       its files, with sizes and digests
@@ -37,6 +40,9 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.jsonl"
 PAGE = "report.html"
+CONFIG = "config.yaml"
+ANSWERS = "answers"
+LOGS = "logs"
 
 Row = dict[str, Any]
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from alignkit.errors import ConfigError, suggestion
 
 OURS = {
     "max_epochs": "rounds (of the optimizer) or epochs (of the verb)",
-    "max_steps": "rounds or epochs",
+    "max_steps": "max_steps (of the verb)",
     "accumulate_grad_batches": "batch_size, with max_tokens for the memory of one micro-batch",
     "gradient_clip_val": "max_grad_norm",
     "gradient_clip_algorithm": "max_grad_norm",
@@ -32,17 +33,51 @@ OURS = {
 """Lightning's arguments that would divide by the wrong count or resume inexactly, and what to use instead."""
 
 
-def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse what is alignkit's own.
+LOGGERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "csv": (),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+}
+"""Loggers by one word, and the packages of which each needs one."""
+
+
+def logger_words(given: Any) -> list[str]:
+    """The words for loggers in what was given: a word, several separated by commas, a list of words.
+
+    Args:
+        given: may also be a logger of Lightning's, True, False or None, which hold none.
 
     Raises:
-        ConfigError: naming the right argument.
+        ConfigError: a word that no logger has, or the package that it needs is not installed.
+    """
+    named = given.split(",") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
+    words = [word.strip() for word in named if isinstance(word, str)]
+    for word in words:
+        if word not in LOGGERS:
+            raise ConfigError(f"logger={word!r}", where="Run", remedy=suggestion(word, LOGGERS))
+        if LOGGERS[word] and not any(find_spec(package) for package in LOGGERS[word]):
+            package = LOGGERS[word][0]
+            raise ConfigError(
+                f"the logger {word} needs the package {package}, which is not installed",
+                where="Run",
+                remedy=f"pip install {package}, or use another logger: {', '.join(LOGGERS)}",
+            )
+    return words
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse what is alignkit's own, and loggers that are none.
+
+    Raises:
+        ConfigError: naming the right argument; or as `logger_words`.
     """
     for name in options:
         if name in OURS:
             raise ConfigError(
                 f"trainer[{name!r}] is not Lightning's to do here", where="Run", remedy=f"use {OURS[name]}"
             )
+    logger_words(options.get("logger"))
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")

@@ -75,6 +75,9 @@ class FakeRun:
         self.folder, self.options, self.seen, self.ended = folder, options, {}, ""  # type: ignore[var-annotated]
         FakeRun.made.append(self)
 
+    def keep_config(self, text: str) -> None:
+        self.config = text
+
     def plan_table(self) -> str:
         return "the plan"
 

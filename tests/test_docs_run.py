@@ -40,6 +40,8 @@ PAGES = (
     "docs/choosing.md",
     "docs/compare.md",
     "docs/from-trl.md",
+    "docs/from-axolotl.md",
+    "docs/from-llama-factory.md",
     "CONTRIBUTING.md",
     "plugins/alignkit-recipes/README.md",
 )

@@ -389,7 +389,7 @@ def _checked_template(tokenizer: Any, template: str | None) -> str:
             raise DataError(
                 f"the tokenizer has {what}",
                 where=str(getattr(tokenizer, "name_or_path", "")),
-                remedy="use an instruct model, or give a template: run.policy(…, chat_template=…)",
+                remedy='use an instruct model, or give a template: run.policy(…, chat_template="tulu")',
             ) from error
     if len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE:
         raise DataError(f"the chat template is longer than {MAX_TEMPLATE} bytes", remedy="give a shorter template")

@@ -10,13 +10,15 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from alignkit.engine import loggers
 from alignkit.engine.learner import Learner
 from alignkit.errors import PluginError, Terminated
 from alignkit.models.forward import checkpoint_layers
 from alignkit.models.products import casts_kept
-from alignkit.trainer import check_trainer
+from alignkit.trainer import check_trainer, logger_words
 
 
 @contextlib.contextmanager
@@ -35,7 +37,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpointing: bool = False) -> None:
+def fit(
+    learner: Learner,
+    *,
+    precision: str,
+    trainer: Mapping[str, Any],
+    checkpointing: bool = False,
+    logs: Path | None = None,
+    stage: str = "",
+) -> None:
     """Train.
 
     Args:
@@ -45,6 +55,8 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
             float32 where the weights beside them are not. Models are loaded in the precision of their weights.
         trainer: further arguments of `lightning.Trainer`.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        logs: folder of the loggers that are named by a word.
+        stage: the name under which they log.
 
     Raises:
         ConfigError: an argument that is alignkit's own.
@@ -63,6 +75,10 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
         "log_every_n_steps": 1,
         **trainer,
     }
+    if words := logger_words(options["logger"]):
+        options["logger"] = loggers.made(words, logs or Path("logs"), stage) + [
+            each for each in options["logger"] if not isinstance(each, str)
+        ]
     _gradient_checkpointing(learner, checkpointing)
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         loop = L.Trainer(
@@ -72,6 +88,7 @@ def fit(learner: Learner, *, precision: str, trainer: Mapping[str, Any], checkpo
             enable_checkpointing=False,
             reload_dataloaders_every_n_epochs=1,
         )
+    loop.loggers = loggers.guarded(loop.loggers)
     device = loop.strategy.root_device
     try:
         with _quiet(), _ending(loop), casts_kept():

@@ -174,7 +174,8 @@ class Improvement:
         if together and (most := data.over(place.max_tokens)) and not self._told:
             self._told = True
             place.say(said_of_size(most, place.max_tokens))
-        return data.steps(method.batch_size, method.epochs, place.max_tokens, seed, place.world[1], together)
+        passes = (method.batch_size, method.epochs, place.max_tokens)
+        return data.steps(*passes, seed, place.world[1], together, place.steps)
 
     @property
     def online_reference(self) -> Reference | None:

@@ -48,6 +48,7 @@ class Setting:
         say: where lasting lines go.
         tick: where passing progress goes.
         rounds: how many there are, for what is said of them.
+        steps: of a round, in place of the method's epochs; 0: the epochs decide.
     """
 
     seed: Sequence[int | str]
@@ -57,6 +58,7 @@ class Setting:
     say: Callable[[str], None] = log.info
     tick: Callable[[Advance], None] = log.debug
     rounds: int = 1
+    steps: int = 0
 
     @property
     def meter(self) -> Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -380,6 +381,7 @@ class TrainingData:
         seed: Sequence[int | str],
         world: int = 1,
         together: bool = False,
+        most: int = 0,
     ) -> list[Step]:
         """The steps of every epoch, each epoch in a shuffled order of its own.
 
@@ -391,10 +393,13 @@ class TrainingData:
             seed: path of the order's random numbers.
             world: processes.
             together: as for `micro_batches`.
+            most: so many steps, however many epochs they take; 0: the epochs decide.
         """
         size = batch_size or len(self.encoded)
-        steps = []
-        for epoch in range(epochs):
+        steps: list[Step] = []
+        for epoch in itertools.count() if most and self.units else range(epochs):
+            if most and len(steps) >= most:
+                break
             numbers: list[int] = []
             order = permutation(len(self.units), *seed, epoch)
             for place, unit in enumerate(order, start=1):
@@ -402,7 +407,7 @@ class TrainingData:
                 if len(numbers) >= size or place == len(order):
                     steps.append(Step(self.micro_batches(numbers, max_tokens, world, together), numbers, epoch))
                     numbers = []
-        return steps
+        return steps[:most] if most else steps
 
     def useful_tokens(self, step: Step) -> float:
         """Share of the cells of a step's micro-batches, over all processes, that are no padding."""

@@ -23,6 +23,7 @@ from torch import nn
 
 from alignkit.data.encode import EncodedGroup
 from alignkit.models.forward import bare, body_of, window_of
+from alignkit.models.four_bit import numbers_in
 
 
 class Flops(NamedTuple):
@@ -155,7 +156,7 @@ class Arithmetic:
         for name, weights in trunk.named_parameters():
             if weights.ndim < 2 or id(weights) in lookups or "lora_embedding" in name:
                 continue
-            met = weights.numel() * (share if ".experts." in name else 1.0)
+            met = numbers_in(weights) * (share if ".experts." in name else 1.0)
             if "lora_" in name:
                 adapters[name.split(".")[-2]] += round(met)
             else:

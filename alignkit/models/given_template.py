@@ -12,30 +12,31 @@ from typing import Any
 
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
+from alignkit.models.named_templates import NAMED, fitted
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _FILE = "chat_template.jinja"
 
 
 def template_text(template: str | Path, where: str) -> str:
-    """The Jinja source that is meant: of a file, or the text itself.
+    """The Jinja source that is meant: one by name, that of a file, or the text itself.
 
     Args:
-        template: a path, or Jinja source; a text without a brace names a file.
+        template: a name of `NAMED`, a path, or Jinja source; any other text without a brace names a file.
         where: named in errors.
 
     Raises:
         ConfigError: no such file, or none that holds text.
     """
-    if isinstance(template, str) and "{" in template:
-        return template
+    if isinstance(template, str) and (template in NAMED or "{" in template):
+        return NAMED.get(template, template)
     try:
         return Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"chat_template={str(template)!r} cannot be read ({error})",
             where=where,
-            remedy="give Jinja source, or a file that holds it",
+            remedy=f"give Jinja source, a file that holds it, or a name: {', '.join(NAMED)}",
         ) from error
 
 
@@ -67,10 +68,10 @@ def give_template(tokenizer: Any, template: str | None, arguments: Mapping[str, 
         where: named in errors.
 
     Raises:
-        ConfigError: an argument that the template does not read.
+        ConfigError: an argument that the template does not read; or as `fitted`.
         DataError: no template, or one that fails (see `ChatFormat`).
     """
-    source = template if template is not None else ChatFormat(tokenizer).template
+    source = ChatFormat(tokenizer).template if template is None else fitted(tokenizer, template, where)
     unread = [name for name in arguments if not re.search(rf"\b{name}\b", source)]
     if unread:
         raise ConfigError(

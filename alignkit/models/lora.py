@@ -16,6 +16,7 @@ from alignkit.errors import ConfigError
 from alignkit.fields import check_values
 from alignkit.models import forward
 from alignkit.models.adapters import read_record
+from alignkit.models.four_bit import is_quantized, quantize, refuse_absent
 from alignkit.models.loading import refuse_missing
 
 TRAINED = "default"
@@ -30,14 +31,19 @@ class LoRA:
         r: rank.
         alpha: scale; the update is alpha / r * B A. None takes 2 r.
         targets: names of the linear layers, or "all-linear" for every one but the head.
+        quantize: "nf4" or "fp4": the base is held in four bits while the adapter trains (QLoRA; needs bitsandbytes).
+            What is trained is sampled from, evaluated and exported with the base as it is.
     """
 
     r: int = 16
     alpha: float | None = None
     targets: str | tuple[str, ...] = "all-linear"
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.quantize is not None:
+            refuse_absent(self.quantize)
         if self.r < 1:
             raise ConfigError(f"r={self.r} must be at least 1", where="LoRA")
         if self.alpha is not None and self.alpha <= 0:
@@ -95,7 +101,10 @@ def active_adapter(model: Any, name: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def merged(model: Any) -> Iterator[None]:
     """Run with the active adapter folded into the weights, as generation wants it; afterwards the very same tensors
-    are back."""
+    are back. Into weights of four bits nothing is folded."""
+    if is_quantized(model):  # nothing can be added to four bits: the adapter computes beside them
+        yield
+        return
     kept = []
     for layer in lora_layers(model):
         (name,) = layer.active_adapters
@@ -130,6 +139,8 @@ def adapt(model: Any, lora: LoRA) -> Any:
     """
     from peft import get_peft_model
 
+    if lora.quantize is not None:
+        quantize(model, lora.quantize)
     try:
         adapted = get_peft_model(model, lora.config(), adapter_name=TRAINED)
     except ValueError as error:

@@ -18,6 +18,7 @@ from alignkit.models import adapted, forward, products
 from alignkit.models.adapters import adapter_base, base_digest, check_base, note_base
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
+from alignkit.models.four_bit import is_quantized, quantize
 from alignkit.models.head import Head, one_number, scaled_head, token_logprobs
 from alignkit.models.loading import (
     Source,
@@ -172,6 +173,8 @@ class Policy(nn.Module):
 
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
         if folder is not None:
+            if trainable and lora is not None and lora.quantize is not None:
+                quantize(self.model, lora.quantize)
             self.model = load_adapter(self.model, folder, trainable)
             if trainable and lora is not None:
                 refuse_other(self.model, lora, folder)
@@ -231,7 +234,13 @@ class Policy(nn.Module):
         Args:
             folder: where to.
             dtype: of the weights; None: that of its base.
+
+        Raises:
+            ConfigError: an adapter on a base in four bits.
         """
+        if self.adapted and is_quantized(self.model):
+            what = "the base is in four bits, into which no adapter can be folded"
+            raise ConfigError(what, where="Policy.export", remedy="save it, and export Policy.load(FOLDER)")
         inner = forward.bare(self.model)
         with merged(self.model) if self.adapted else contextlib.nullcontext():
             plain = plain_copy(inner, plain_state(inner), dtype or self.kept_in)
@@ -303,7 +312,8 @@ class Policy(nn.Module):
         copy whose products are packed, where that gives the model's own logits; else as it was found at load."""
         with torch.no_grad():
             with self.generating() as model:
-                slots = slots_of(model, self.chat.pad_id) if self.ways.reader is Cached else None
+                fast = self.ways.reader is Cached and not is_quantized(self.model)
+                slots = slots_of(model, self.chat.pad_id) if fast else None
                 if slots is None:
                     yield self.ways.reader(model, self.chat.pad_id)
                     return

@@ -23,10 +23,10 @@ from alignkit.registry.host import default_host
 from alignkit.run.plan import Planned
 from alignkit.run.run import Run
 from alignkit.stages.handles import EvaluationHandle, PolicyHandle
-from alignkit.trainer import AUTO
+from alignkit.trainer import AUTO, LOGGERS
 
-RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer", "quiet")
-"""Arguments of every recipe, which its own cannot be called."""
+RUN_OPTIONS = ("run_dir", "seed", "plan", "precision", "trainer", "logger", "quiet")
+"""Arguments of every recipe, which its own cannot be called; nor can they be called "config"."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def run_recipe(
     plan: bool = False,
     precision: str | int = AUTO,
     trainer: Mapping[str, Any] | None = None,
+    logger: Any = None,
     quiet: bool = False,
+    config: str | None = None,
     **arguments: Any,
 ) -> Run:
     """Run a recipe to its end, as `alignkit run` does.
@@ -66,7 +68,8 @@ def run_recipe(
     Args:
         recipe: a registered name, a Python file with a `main(run, …)`, or what `load_recipe` found.
         run_dir: where the run is kept; default `runs/` and the recipe's name.
-        seed, plan, precision, trainer, quiet: see `Run`.
+        seed, plan, precision, trainer, logger, quiet: see `Run`.
+        config: all of these as a file that `alignkit run RECIPE --config FILE` takes; it is kept in the run's folder.
         arguments: of the recipe's `main`, as Python values.
 
     Returns:
@@ -79,7 +82,10 @@ def run_recipe(
     found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check_arguments(found, arguments)
     folder = Path(run_dir or f"runs/{found.name}")
-    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None, quiet=quiet)
+    shown = {} if logger is None else {"logger": logger}
+    run = Run(folder, seed=seed, plan=plan, precision=precision, trainer=trainer or None, quiet=quiet, **shown)
+    if config is not None:
+        run.keep_config(config)
     with run, never_exits(f"recipe {found.name}"):  # on leaving it records how the run ended
         if found.registered and run.console.draws and run.world == 1:
             run.console.expect(_ahead(found, run, arguments))
@@ -124,7 +130,7 @@ def load_recipe(recipe: str | Path, *, to_show: bool = False) -> Recipe:
         host = default_host()
         record = (host.named_recipe(str(recipe)) if to_show else None) or host.resolve("recipe", str(recipe))
         found = Recipe(record.name, record.object, registered=True)
-    if taken := set(found.parameters) & set(RUN_OPTIONS):
+    if taken := set(found.parameters) & {*RUN_OPTIONS, "config"}:
         raise PluginError(
             f"{', '.join(sorted(taken))} is an option of every run",
             where=f"recipe {found.name}",
@@ -139,10 +145,27 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a flag that is not known, or a value of another type.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
+
+    parser = _parser(recipe)
+    _, *parameters = inspect.signature(recipe.main).parameters
+    try:
+        parsed = parser.parse_args([_as_parameter(word, parameters) for word in words])
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise _argument_error(str(error), recipe) from error
+    options = {key: values[key] for key in (*RUN_OPTIONS, *parameters) if key in values}
+    return options | {"config": parser.dump(parsed, skip_none=False)}
+
+
+def _parser(recipe: Recipe) -> Any:
+    """What reads the flags of a recipe, or a file of them."""
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"alignkit run {recipe.name}", exit_on_error=False)
     settings = dict[str, int | float | bool | str | list | dict | None]  # type: ignore[type-arg]
+    file = "a YAML or JSON file of these arguments; flags after it count more. The run keeps its own as config.yaml"
+    parser.add_argument("--config", action="config", help=file)
     parser.add_argument("--run-dir", type=str, default=f"runs/{recipe.name}", help="where the run is kept")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run")
     parser.add_argument("--plan", action="store_true", help="show stages, tokens, memory and time, and stop")
@@ -150,13 +173,11 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--precision", type=str, default=AUTO, help=precision)
     parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
     parser.add_argument("--trainer", type=settings, default={}, help="--trainer.KEY VALUE goes to Lightning's Trainer")
-    run, *parameters = inspect.signature(recipe.main).parameters
+    shown = f"show training in {', '.join(LOGGERS)} (several: with commas) as well"
+    parser.add_argument("--logger", type=str | None, default=None, help=shown)
+    run, *_ = inspect.signature(recipe.main).parameters
     parser.add_function_arguments(recipe.main, skip={run}, fail_untyped=False)
-    try:
-        values = parser.instantiate(parser.parse_args([_as_parameter(word, parameters) for word in words]))
-    except ArgumentError as error:
-        raise _argument_error(str(error), recipe) from error
-    return {key: values[key] for key in (*RUN_OPTIONS, *parameters) if key in values}
+    return parser
 
 
 def evaluate_versions(

@@ -19,6 +19,7 @@ from alignkit.calls import never_exits
 from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
+from alignkit.files import write_text
 from alignkit.identity import (
     class_code,
     component_code,
@@ -30,13 +31,14 @@ from alignkit.identity import (
     remember_sources,
     required_plugins,
 )
+from alignkit.kept_answers import keeping_answers
 from alignkit.meter import Meter, PeakMemory
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import plan as planning
 from alignkit.run.console import Console
 from alignkit.run.store import Store, now
-from alignkit.run_folder import FORMAT, StageRecord
+from alignkit.run_folder import ANSWERS, CONFIG, FORMAT, LOGS, StageRecord
 from alignkit.stages import Context, EvaluationHandle, Made, Place, Stage
 from alignkit.stages.card import lineage
 from alignkit.stages.results import small_results
@@ -72,12 +74,15 @@ class Run:
             evaluates, and does not train.
         trainer: further arguments of `lightning.Trainer` (accelerator, devices, strategy, logger, callbacks …).
         max_tokens: cells of one micro-batch: the memory of a step.
+        logger: where training is shown as well: "tensorboard", "csv", "wandb", "mlflow", several of them, or loggers of
+            Lightning's. Those that write files write into the run's folder `logs`; one that fails ends nothing.
         host: the plugins; default all that are installed.
         quiet: say nothing.
 
     Raises:
-        ConfigError: a trainer argument that is alignkit's own, a precision that is none or cannot train, no room for a
-            token; in several processes a strategy that shards the model, or that deals nothing out.
+        ConfigError: a trainer argument that is alignkit's own, a logger that is not installed, a precision that is none
+            or cannot train, no room for a token; in several processes a strategy that shards the model, or that deals
+            nothing out.
         AlignkitError: another process is at work in the folder, or a stage of another `Run` of this one.
     """
 
@@ -90,12 +95,13 @@ class Run:
         precision: str | int = "32-true",
         trainer: Mapping[str, Any] | None = None,
         max_tokens: int = 2048,
+        logger: Any = None,
         host: PluginHost | None = None,
         quiet: bool = False,
     ) -> None:
         _check_arguments(folder=folder, seed=seed, plan=plan, quiet=quiet, trainer=trainer, host=host)
         self.folder, self.seed = Path(folder), seed
-        self.trainer = dict(trainer or {})
+        self.trainer = dict(trainer or {}) | ({} if logger is None else {"logger": logger})
         check_trainer(self.trainer)
         self.precision, why = chosen_precision(precision, self.trainer)
         remember_sources()
@@ -183,6 +189,15 @@ class Run:
         path = write_report(self.folder)
         self.console.say(f"report:\n\n{version_table(self.folder)}\nPage: {path}")
         return path
+
+    def keep_config(self, text: str) -> None:
+        """Keep what the run was started with in its folder.
+
+        Args:
+            text: YAML that `alignkit run RECIPE --config FILE` takes.
+        """
+        if not self.planning and self.rank == 0:
+            write_text(self.folder / CONFIG, text)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -378,6 +393,7 @@ class Run:
             world=self.world,
             say=lambda text: self.console.say(f"{stage.name}: {text}"),
             tick=lambda advance: self.console.tick(f"{stage.name}: {advance}", advance),
+            logs=self._where / LOGS,
             lineage=lambda key: lineage(self.folder, key),
         )
 
@@ -389,7 +405,8 @@ class Run:
         self._making = stage.name
         try:
             place, peak = self._place(stage, folder), PeakMemory()
-            with self.console.working(stage.name, stage.verb, place.meter), folded():
+            kept = keeping_answers(self._where / ANSWERS)
+            with self.console.working(stage.name, stage.verb, place.meter), folded(), kept:
                 result = small_results(stage.work(place), stage.name)
             said = stage.summary(result)
         except BaseException as error:

@@ -58,6 +58,8 @@ class Improve(Stage[Improved]):
         value_model: "head": a value head on the policy's trunk; "separate": a model of its own, started like the
             policy.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
+        max_steps: optimizer steps, in place of the optimizer's `rounds` (of its `epochs`, where it learns from all the
+            rows it is given at once); 0: these decide.
         iteration: number of the version, kept with the samples.
         metrics: what else to measure on the tensors of each step (registered names, `use(…)`, classes).
         budget: the most to spend, such as {"generated_tokens": "200k"}; names are those of the meter, and "flops". The
@@ -88,6 +90,7 @@ class Improve(Stage[Improved]):
     drop_bad: bool = False
     value_model: Literal["head", "separate"] = "head"
     checkpointing: bool = False
+    max_steps: int = 0
     iteration: int | None = None
     metrics: Sequence[Any] | Mapping[str, Any] = field(default=(), metadata=component("metric", many=True))
     budget: Mapping[str, int | float | str] | Budget | None = None
@@ -96,12 +99,16 @@ class Improve(Stage[Improved]):
         super().__post_init__()
         check_fraction("max_missing", self.max_missing, self.name)
         check_positive(self, "max_length")
-        check_not_negative(self, "patience", *(["iteration"] if self.iteration is not None else []))
+        check_not_negative(self, "patience", "max_steps", *(["iteration"] if self.iteration is not None else []))
         if self.patience and self.heldout is None:
             what = f"patience={self.patience} without held-out prompts"
             raise ConfigError(what, where=self.name, effect="Nothing would ever stop it.", remedy="pass heldout=…")
         if self.heldout is not None and self.reward is None:
             raise ConfigError("heldout without a reward to measure on it", where=self.name, remedy="pass reward=…")
+        limit = Budget.of(self.budget).to_json().get("optimizer_steps", self.max_steps)
+        if self.max_steps and limit != self.max_steps:
+            what = f"max_steps={self.max_steps} and a budget of {limit} optimizer_steps"
+            raise ConfigError(what, where=self.name, remedy="give one of them")
 
     # -- before anything is spent --------------------------------------------------------------------------------------
 
@@ -127,8 +134,24 @@ class Improve(Stage[Improved]):
             streams=streams,
             init=self.init or self.policy,
             history=as_sequence(self.history),
-            budget=Budget.of(self.budget),
+            budget=Budget.of({**Budget.of(self.budget).to_json(), **self._steps}),
         )
+
+    @property
+    def _steps(self) -> dict[str, int]:
+        return {"optimizer_steps": self.max_steps} if self.max_steps else {}
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether the method learns from all rows in one round."""
+        return not self.optimizer.samples_per_prompt and not self.optimizer.prompts_per_round
+
+    @property
+    def _method(self) -> Any:
+        """The optimizer, with as many rounds as `max_steps` may take: each takes one at least."""
+        if not self.max_steps:
+            return self.optimizer
+        return replace(self.optimizer, rounds=1 if self._at_once else self.max_steps)
 
     def _refuse_contradictions(self, context: Context, method: Any, sampler: Any) -> None:
         losses = [context.host.build("loss", loss) for loss in (method.loss, *method.extra_losses().values())]
@@ -156,18 +179,22 @@ class Improve(Stage[Improved]):
 
     def _draws(self) -> tuple[int, int]:
         """(responses of all draws, responses learned from in all rounds)."""
-        method, rows = self.optimizer, len(self.data)
+        method, rows = self._method, len(self.data)
         every, rounds = method.sample_every or method.rounds or 1, told(method, "rounds_over", int, rows)
+        if self.max_steps and not self._at_once and method.batch_size:
+            a_round = -(-min(method.prompts_per_round or rows, rows) // method.batch_size) * method.epochs
+            rounds = -(-self.max_steps // max(a_round, 1))
         draws, each = -(-rounds // every), max(method.samples_per_prompt, 1)
         drawn = min(method.prompts_per_round or rows, rows) * draws if method.rounds else rows
         return drawn * each, drawn * each * rounds // max(draws, 1)
 
     def cost(self) -> Cost:
         drawn, learned = self._draws()
-        method, length, limits = self.optimizer, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
+        method, length, limits = self._method, self.sampler.max_new_tokens, Budget.of(self.budget).to_json()
         generated = drawn * length if method.samples_per_prompt else 0
         generated = min(generated, limits.get("generated_tokens", generated))
-        trained = learned * method.epochs * length * 2
+        passes = self.max_steps * (method.batch_size or learned // method.rounds) if self.max_steps else 0
+        trained = (passes or learned * method.epochs) * length * 2
         return Cost(
             generated=generated,
             trained=min(trained, limits.get("trained_tokens", trained)),
@@ -183,7 +210,7 @@ class Improve(Stage[Improved]):
         """Sample, score, learn, round by round."""
         from alignkit.engine.objectives import extra_objectives
 
-        method, rows = self.optimizer, self._checked_rows(place)
+        method, rows = self._method, self._checked_rows(place)
         loss = place.host.build("loss", method.loss)
         extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
         policy = trainable(place, self._start, place.name)
@@ -238,10 +265,16 @@ class Improve(Stage[Improved]):
         valued = bool(select(roots(asked), source="value"))
         spending = Spending(Budget.of(self.budget), place.meter)
         setting = Setting(
-            place.path, place.max_tokens, (place.rank, place.world), spending, say=place.say, tick=place.tick
+            place.path,
+            place.max_tokens,
+            (place.rank, place.world),
+            spending,
+            say=place.say,
+            tick=place.tick,
+            steps=self.max_steps if self._at_once else 0,
         )
         return improvement(
-            self.optimizer,
+            self._method,
             losses,
             Models(policy, behaviour, reference, self._value_model(place, policy) if valued else None),
             self.sampler,

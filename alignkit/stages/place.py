@@ -36,6 +36,7 @@ class Place:
         world: processes.
         say: says a line that stays.
         tick: shows progress that is overwritten.
+        logs: folder of the run in which loggers that are named by a word write.
         lineage: gives the records of the stages that a key was made from, oldest first.
     """
 
@@ -52,6 +53,7 @@ class Place:
     world: int = 1
     say: Callable[[str], None] = print
     tick: Callable[[Advance], None] = print
+    logs: Path | None = None
     lineage: Callable[[str], Sequence[StageRecord]] = lambda key: ()
 
     @property

@@ -30,7 +30,8 @@ class ImportPolicy(Stage[PolicyHandle]):
             of a folder what the refusal names. Say it in each script that loads the model or what was made from it.
         lora: a `LoRA` for its training, or None for full fine-tuning; default that of the folder, which another one
             cannot replace, or rank 16.
-        chat_template: a Jinja chat template, or a file of one, instead of the model's own; its text counts.
+        chat_template: a Jinja chat template, a file of one, or the name of one for a model without ("tulu", "alpaca",
+            "chatml" …, see `alignkit.models.named_templates`), instead of the model's own; its text counts.
         chat_template_kwargs: arguments of the template, such as `{"enable_thinking": False}`. What is made from the
             policy, exported too, has the template with these.
     """

@@ -51,7 +51,8 @@ class SFT(TrainingStage[PolicyHandle]):
         return {"lora": self.policy.lora}
 
     def cost(self) -> Cost:
-        tokens = len(self.demonstrations) * self.max_length // 4 * self.epochs
+        rows = len(self.demonstrations)
+        tokens = int(rows * self.max_length // 4 * self.passes(rows))
         disk = adapter_bytes(self.policy)
         tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         return Cost(trained=tokens, parameters=self.policy.parameters, trainable=True, disk=disk)

@@ -84,7 +84,7 @@ class TrainReward(TrainingStage[RewardHandle]):
     def cost(self) -> Cost:
         new, old = (sum(len(part) for part in as_sequence(parts)) for parts in (self.comparisons, self.replay))
         rows = new + self.replay_fraction * old
-        tokens = int(rows * min(2 * self.max_length, COMPARISON_TOKENS)) * self.epochs
+        tokens = int(int(rows * min(2 * self.max_length, COMPARISON_TOKENS)) * self.passes(rows))
         tokens = min(tokens, Budget.of(self.budget).to_json().get("trained_tokens", tokens))
         given = self.init.parameters if isinstance(self.init, PolicyHandle) else self.init.result.get("parameters", 0)
         return Cost(trained=tokens, parameters=int(given), trainable=True, disk=2_000_000)

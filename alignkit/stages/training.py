@@ -14,7 +14,7 @@ from alignkit.budget import Budget, Spending
 from alignkit.data.problems import tell_folded
 from alignkit.errors import ConfigError
 from alignkit.groups import Groups
-from alignkit.optimizers import Training
+from alignkit.optimizers import Training, check_not_negative
 from alignkit.randomness import derived_seed, permutation, stream_key, uniforms
 from alignkit.rows import Message, prompt_id
 from alignkit.run_folder import METRICS
@@ -37,6 +37,8 @@ class TrainingStage(Stage[H], Training):
         learning_rate: peak learning rate of AdamW.
         schedule: "constant", "cosine" (to `min_lr_ratio`) or "linear" (to 0) over the stage's steps.
         warmup_ratio: share of steps over which the rate rises linearly from 0.
+        max_steps: optimizer steps, in place of `epochs`: over the rows again and again, until so many are taken; 0: the
+            epochs decide.
         max_length: tokens of a prompt and of a response, each.
         drop_bad: leave out useless rows rather than refuse them.
         checkpointing: gradient checkpointing: activations are computed again rather than kept.
@@ -51,6 +53,7 @@ class TrainingStage(Stage[H], Training):
     learning_rate: float = 1e-4
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
+    max_steps: int = 0
     max_length: int = 1024
     drop_bad: bool = False
     checkpointing: bool = False
@@ -60,6 +63,7 @@ class TrainingStage(Stage[H], Training):
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
         Training.__post_init__(self)
+        check_not_negative(self, "max_steps")
         if self.max_length < 1:
             raise ConfigError(f"max_length={self.max_length} must be positive", where=self.name)
 
@@ -68,6 +72,10 @@ class TrainingStage(Stage[H], Training):
         built = super(TrainingStage, built).resolved(context)
         check_steps(by_name(built.metrics), self.sources)
         return built
+
+    def passes(self, rows: float) -> float:
+        """How often rows are learned from, for a plan: the epochs, or what `max_steps` come to."""
+        return self.max_steps * (self.batch_size or rows) / max(rows, 1) if self.max_steps else self.epochs
 
     def checked_data(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any = "last") -> Any:
         """Check, refuse or drop, encode: the `TrainingData` of the rows."""
@@ -103,7 +111,8 @@ class TrainingStage(Stage[H], Training):
         if together and (most := data.over(place.max_tokens)):
             place.say(said_of_size(most, place.max_tokens))
         seed = (*place.path, "order")
-        steps = data.steps(self.batch_size, self.epochs, place.max_tokens, seed, place.world, together)
+        most = self.max_steps
+        steps = data.steps(self.batch_size, self.epochs, place.max_tokens, seed, place.world, together, most)
         terms = {"loss": Term(reduction=reduction)}
         arguments = {"model": model, "loss": loss, "terms": terms, "training": self, "rounds": OneRound(data, steps)}
         arguments["metrics"] = by_name(self.metrics)
@@ -174,7 +183,14 @@ def fit_learner(place: Place, arguments: Mapping[str, Any], checkpointing: bool,
     tell_folded()
     learner = Learner(**arguments, record=_recorder(place.folder), tick=place.tick, spending=spending)
     with place.meter.phase("train"):
-        fit(learner, precision=place.precision, trainer=place.trainer, checkpointing=checkpointing)
+        fit(
+            learner,
+            precision=place.precision,
+            trainer=place.trainer,
+            checkpointing=checkpointing,
+            logs=place.logs,
+            stage=place.name,
+        )
     if spending.stopped:
         place.say(f"stopped after {learner.steps_done} steps: {spending.stopped} is spent")
     counted = learner.step_metrics.states()

@@ -34,6 +34,7 @@ def main(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     lora: int | None = None,
+    max_steps: int = 0,
     export: bool = False,
 ) -> None:
     """One optimizer on one suite: V0 and V1 on held-out prompts, and the curve between them.
@@ -48,6 +49,7 @@ def main(
         max_new_tokens: longest answer, in tokens; default the suite's.
         temperature: of sampling for learning and evaluation; default 0.8, and 1 for the tiny model.
         lora: rank of the adapter, 0 trains all weights; default 16, and 0 for the tiny model.
+        max_steps: optimizer steps, in place of the optimizer's rounds and epochs; 0: these decide.
         export: write V1 as a plain Hugging Face folder.
     """
     kind = kind_of(policy)
@@ -74,6 +76,7 @@ def main(
         reward=source,
         reference=v0,
         max_new_tokens=tokens,
+        max_steps=max_steps,
         iteration=1,
         name="v1",
         **({"annotator": judge} if judge else {}),

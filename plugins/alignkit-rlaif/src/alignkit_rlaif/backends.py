@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from alignkit.plugin import answers_folder
 from alignkit_rlaif.answers import Answer, Text
 from alignkit_rlaif.endpoint import Endpoint, is_url
 from alignkit_rlaif.prompts import Question
@@ -13,11 +15,19 @@ from alignkit_rlaif.prompts import Question
 class Backend(Protocol):
     """A model that answers questions."""
 
-    def ask(self, questions: Sequence[Question], seed: int) -> list[Answer]:
-        """The probabilities of each question's labels, in order."""
+    def ask(self, questions: Sequence[Question], seed: int, tolerated: float = math.inf) -> list[Answer]:
+        """The probabilities of each question's labels, in order.
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int) -> list[Text]:
-        """A text in reply to each question (a chain of thought), in order."""
+        Args:
+            questions: different ones.
+            seed: of what is drawn.
+            tolerated: how many may fail; once more have, the rest need not be asked.
+        """
+
+    def write(
+        self, questions: Sequence[Question], max_new_tokens: int, seed: int, tolerated: float = math.inf
+    ) -> list[Text]:
+        """A text in reply to each question (a chain of thought), in order; the arguments are those of `ask`."""
 
     def release(self) -> None:
         """Give memory and connections back."""
@@ -29,13 +39,14 @@ def open_backend(model: Any, endpoint: dict[str, Any], cache: str | None = None)
     Args:
         model: see `Judge`.
         endpoint: arguments of `Endpoint` where `model` is a URL.
-        cache: folder in which an endpoint's answers are kept; None keeps none.
+        cache: folder in which an endpoint's answers are kept; None for the run's own, "" for none.
     """
     where = Endpoint(model, **endpoint) if is_url(model) else model
     if isinstance(where, Endpoint):
         from alignkit_rlaif.http import HttpBackend
 
-        return HttpBackend(where, cache)
+        kept = answers_folder() if cache is None else cache
+        return HttpBackend(where, str(kept) if kept else None)
     from alignkit_rlaif.local import LocalBackend
 
     return LocalBackend(model)

@@ -32,7 +32,9 @@ class Direct(Reward):
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
         draws: of each score, where a URL gives no log-probs, or where one score begins another ("1" and "10").
-        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice.
+        logprobs: of a URL: "yes", "no" (its verdicts are drawn), or "auto": drawn where a reply has none.
+        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice; default
+            `answers` in the run's folder, and none outside of a run; "" keeps none.
         name: of the reward's column.
     """
 
@@ -44,12 +46,13 @@ class Direct(Reward):
     served_model: str = ""
     key_env: str = field(default="", repr=False)
     draws: int = 8
+    logprobs: str = "auto"
     cache: str | None = None
     name: str = "direct"
     computed_in: ClassVar[str] = "float32"  # type: ignore[misc]  # from the log-probs of a model
     _backend: ClassVar[Any] = None
     declined: ClassVar[dict[str, str]] = {
-        "key-sees-settings": "`draws` counts with an endpoint, where it has an effect"
+        "key-sees-settings": "`draws` and `logprobs` count with an endpoint, where they have an effect"
     }
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Direct(Reward):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "served_model", "key_env", "draws", "cache"):
+        for name in ("model", "served_model", "key_env", "draws", "logprobs", "cache"):
             del fields[name]
         return {"direct": {**fields, "model": identity_of(self.model, self._endpoint())}, **class_code(type(self))}
 
@@ -82,7 +85,7 @@ class Direct(Reward):
             object.__setattr__(self, "_backend", None)
 
     def _endpoint(self) -> dict[str, Any]:
-        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws}
+        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws, "logprobs": self.logprobs}
 
     def _question(self, row: Mapping[str, Any], text: str) -> Question:
         nonce = nonce_for([text, *(turn["content"] for turn in row["prompt"])], "direct")

