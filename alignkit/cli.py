@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
+from alignkit.hidden import scrubbed
 from alignkit.meter import COUNTS, short
 from alignkit.registry.hookspecs import KINDS
 
@@ -66,12 +67,12 @@ def _command(arguments: list[str]) -> int:
 
 
 def printable(text: str) -> str:
-    """Text as a terminal can show it safely: no escape sequences, control characters or changes of direction.
+    """Text as a terminal can show it safely: no escape sequences, control characters or changes of direction, no secret.
 
     Args:
         text: anything, for example what a model wrote.
     """
-    plain = _ANSI.sub("", text)
+    plain = _ANSI.sub("", scrubbed(text))
     return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError
+from alignkit.hidden import scrubbed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a torn one."""
-    content = text.encode("utf-8")
+    """Write a file so that a reader sees the old one or the new one, never a torn one; no secret that is known in it."""
+    content = scrubbed(text).encode("utf-8")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as handle:
         handle.write(content)

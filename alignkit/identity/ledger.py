@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit import hidden
 from alignkit.errors import ConfigError
 from alignkit.identity.distributions import Owners, version_of
 from alignkit.identity.first import Reference, first_seen, resolved
@@ -97,6 +98,7 @@ class Ledger:
     def later(self, at: Hashable, name: str, value: Any, put: Callable[[str], None]) -> str:
         """The name of an entry that `put` makes once all code is read."""
         if at not in self._labels:
+            hidden.hides(name.rpartition(".")[2], value)
             label = self._fresh(name)
             self._labels[at] = (label, value)
             self._values.append((label, lambda: put(label)))

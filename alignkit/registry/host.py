@@ -20,6 +20,7 @@ import pluggy
 
 from alignkit._version import __version__
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.hidden import scrubbed
 from alignkit.metrics.specs import CORE as CORE_SPECS
 from alignkit.metrics.specs import MetricSpec
 from alignkit.registry import building, finding, hookspecs
@@ -327,5 +328,5 @@ def _with(info: PluginInfo, records: tuple[ComponentRecord, ...], seconds: float
 
 def _reason(error: BaseException) -> str:
     """One line: an error of ours speaks for itself, any other with its type."""
-    text = " ".join(str(error).split())
+    text = scrubbed(" ".join(str(error).split()))
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignkit.hidden import scrubbed
 from alignkit.meter import Advance, Meter
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Console:
         """A line that stays."""
         if self.quiet:
             return
-        line = f"[{self._clock()}] {text}"
+        line = scrubbed(f"[{self._clock()}] {text}")
         if not self._drawn(lambda display: display.print(line)):
             print(line, flush=True)
         self._last = time.monotonic()
