@@ -30,7 +30,7 @@ _TOKENIZERS = frozenset(
 _REFERS = frozenset(("env", "file", "path", "folder", "name", "field", "column", "length", "id", "ids", "fn", "type"))
 """`key_env` says where a key stands, and is none."""
 
-_NAMED = re.compile(r"""(?P<head>(?P<name>[\w-]+)["']?\s*[=:]\s*)(?P<value>(?:Bearer|Basic)\s+[^\s"']+|"[^"\n]*"|'[^'\n]*'|[^\s,;&)\]}"']+)""")
+_NAMED = re.compile(r"""(?P<head>(?P<name>[\w-]+)["']?\s*[=:](?!//)\s*)(?P<value>(?:Bearer|Basic)\s+[^\s"']+|"[^"\n]*"|'[^'\n]*'|[^\s,;&)\]}"']+)""")
 _COUNT = re.compile(r"[\d._]+[kKmMgG]?")
 _ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _SHAPES = re.compile(
@@ -132,7 +132,7 @@ def inline(text: str) -> str:
         value = found["value"].strip("\"'")
         return f"{found['head']}{MARK}" if hides(found["name"], value) else found[0]
 
-    return scrubbed(_ADDRESS.sub(MARK, _NAMED.sub(mark, text)))
+    return scrubbed(_NAMED.sub(mark, _ADDRESS.sub(MARK, text)))
 
 
 def command(words: Sequence[str]) -> str:

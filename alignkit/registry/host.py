@@ -25,6 +25,7 @@ from alignkit.metrics.specs import CORE as CORE_SPECS
 from alignkit.metrics.specs import MetricSpec
 from alignkit.registry import building, finding, hookspecs
 from alignkit.registry.checks import check_component, kind_of, unknown_tensor
+from alignkit.registry.guard import guarded
 from alignkit.registry.metadata import CORE, LoadLists, PluginInfo, discover
 from alignkit.registry.records import ComponentRecord
 
@@ -229,9 +230,10 @@ class PluginHost:
         started = time.perf_counter()
         self._open = _Open(info)
         try:
-            plugin = source()
-            self._check_hooks(plugin)
-            self._manager.register(plugin, name=info.id)
+            with guarded(info.distribution):
+                plugin = source()
+                self._check_hooks(plugin)
+                self._manager.register(plugin, name=info.id)
             return tuple(self._open.records), time.perf_counter() - started
         except BaseException:
             if self._manager.has_plugin(info.id):
