@@ -9,17 +9,15 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
-from alignkit.hidden import scrubbed
+from alignkit.hidden import printable
 from alignkit.meter import COUNTS, short
 from alignkit.registry.hookspecs import KINDS
 
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from alignkit.registry.host import PluginHost
 
 INTERRUPTED = "interrupted; run the same command again to continue"
-
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,16 +59,6 @@ def _command(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     return verb(options)
-
-
-def printable(text: str) -> str:
-    """Text as a terminal can show it safely: no escape sequences, control characters or changes of direction, no secret.
-
-    Args:
-        text: anything, for example what a model wrote.
-    """
-    plain = _ANSI.sub("", scrubbed(text))
-    return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,7 +268,7 @@ def _run(arguments: list[str]) -> int:
     options = parse_arguments(recipe, arguments[1:])
     run = run_recipe(recipe, **options)
     if options["plan"]:
-        print(run.plan_table())
+        print(printable(run.plan_table()))
     return 0
 
 
@@ -322,7 +307,9 @@ def _compare(options: argparse.Namespace) -> int:
         own = ("verb", "suite", "methods", "folders", "json")
         given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
-    print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
+    print(
+        json.dumps(found.to_json(), indent=1) if options.json else printable(f"\n{found.table()}\n\npage: {found.page}")
+    )
     return int(found.nothing)
 
 
@@ -334,7 +321,7 @@ def _runs(options: argparse.Namespace) -> int:
 
     if options.compare:
         first, second = (_run_folder(options.folder, name) for name in options.compare)
-        print(compare_runs(first, second))
+        print(printable(compare_runs(first, second)))
     elif options.free:
         folder = _run_folder(options.folder, options.free)
         print(f"freed {free_run(folder) / 1e6:.1f} MB in {folder}")

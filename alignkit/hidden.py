@@ -3,6 +3,7 @@
 Such a value is `***` wherever something is written or said, and a digest where it has to identify. What was met once
 under such a name, or stands in such a variable of the environment, is struck out of other people's words too: an
 exception, say, that quotes the request it failed with. Whatever looks like a key of a well-known service is as well.
+So are the sequences by which a text would take over a terminal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -30,7 +32,9 @@ _TOKENIZERS = frozenset(
 _REFERS = frozenset(("env", "file", "path", "folder", "name", "field", "column", "length", "id", "ids", "fn", "type"))
 """`key_env` says where a key stands, and is none."""
 
-_NAMED = re.compile(r"""(?P<head>(?P<name>[\w-]+)["']?\s*[=:](?!//)\s*)(?P<value>(?:Bearer|Basic)\s+[^\s"']+|"[^"\n]*"|'[^'\n]*'|[^\s,;&)\]}"']+)""")
+_NAMED = re.compile(
+    r"""(?P<head>(?P<name>[\w-]+)["']?\s*[=:](?!//)\s*)(?P<value>(?:Bearer|Basic)\s+[^\s"']+|"[^"\n]*"|'[^'\n]*'|[^\s,;&)\]}"']+)"""
+)
 _COUNT = re.compile(r"[\d._]+[kKmMgG]?")
 _ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _SHAPES = re.compile(
@@ -39,6 +43,9 @@ _SHAPES = re.compile(
     r"|(?<=Bearer )[\w.~+/=-]{8,})"
 )
 """Keys as OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS and Google write them, and JSON web tokens."""
+
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _met: set[str] = set()
 
@@ -119,6 +126,16 @@ def scrubbed(text: str) -> str:
     for secret in sorted((s for s in found if s in text), key=len, reverse=True):
         text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", MARK, text)
     return _SHAPES.sub(MARK, text)
+
+
+def printable(text: str) -> str:
+    """Text as a terminal can show it: no escape sequences, control characters or changes of direction, no secret.
+
+    Args:
+        text: anything, for example what a model wrote.
+    """
+    plain = _ANSI.sub("", scrubbed(text))
+    return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
 
 
 def inline(text: str) -> str:

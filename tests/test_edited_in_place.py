@@ -91,5 +91,3 @@ def test_a_file_outside_is_never_read(site: Path, monkeypatch: pytest.MonkeyPatc
     key(site)
     assert {path.name for path in read if path.is_relative_to(site)} >= {"loss.py", "words.json"}
     assert [path for path in read if not path.resolve().is_relative_to(site.resolve())] == []
-
-

@@ -94,7 +94,9 @@ def test_a_secret_that_rewards_hold_stands_in_no_file_and_no_line(
     for attempt in range(2):  # the second says what changed
         changed = {"closure": closing(CANARY + "x")} if attempt else {}
         with Run(tmp_path / "run") as run:
-            run.evaluate(run.policy("tiny", lora=None), Groups.from_prompts(["a"]), {**WAYS, **changed}, max_new_tokens=2)
+            run.evaluate(
+                run.policy("tiny", lora=None), Groups.from_prompts(["a"]), {**WAYS, **changed}, max_new_tokens=2
+            )
             run.report()
     said = "".join(capfd.readouterr())
     assert "changed" in said

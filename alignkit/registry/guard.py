@@ -1,4 +1,4 @@
-"""Around the import of a plugin: said while it takes long, and kept from ending the process, moving it or silencing it."""
+"""Around the import of a plugin: said while it takes long, and kept from ending, moving or silencing the process."""
 
 from __future__ import annotations
 
