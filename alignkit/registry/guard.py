@@ -16,7 +16,7 @@ from alignkit.errors import PluginError
 
 log = logging.getLogger("alignkit.plugins")
 
-SLOW = 5.0
+SLOW = 10.0
 """Seconds after which an import is said to take long; and again whenever it has taken three times as long."""
 
 _ENDS = ("_exit", "abort")

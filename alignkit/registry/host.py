@@ -5,6 +5,7 @@ One `PluginHost` is one set of plugins; `default_host()` is the process's, made 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -230,7 +231,7 @@ class PluginHost:
         started = time.perf_counter()
         self._open = _Open(info)
         try:
-            with guarded(info.distribution):
+            with guarded(info.distribution) if info.distribution != CORE else contextlib.nullcontext():
                 plugin = source()
                 self._check_hooks(plugin)
                 self._manager.register(plugin, name=info.id)
