@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
-from alignkit.hidden import printable
+from alignkit.hidden import inline, printable
 from alignkit.meter import COUNTS, short
 from alignkit.registry.hookspecs import KINDS
 
@@ -209,7 +209,10 @@ def _print_plugins(host: PluginHost, components: bool) -> None:
     _print_table(
         ["kind", "name", "plugin", "signature", "hyper-parameters"],
         [
-            (r.kind, r.name, r.distribution, r.signature if r.tensors else f"{r.name}(…)", _settings(r.hyperparameters))
+            (
+                *(r.kind, r.name, r.distribution),
+                *(inline(r.signature) if r.tensors else f"{r.name}(…)", inline(_settings(r.hyperparameters))),
+            )
             for r in host.components()
         ],
     )

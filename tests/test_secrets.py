@@ -17,6 +17,7 @@ from alignkit.cli import main
 from alignkit.errors import AlignkitError, ConfigError, PluginError
 from alignkit.hidden import command, inline, is_secret, scrubbed, shown
 from alignkit.identity import plain
+from alignkit.registry.checks import check_component
 
 CANARY = "canary-7F3a9c51e2"
 WORDS = "correct horse battery staple"
@@ -208,6 +209,15 @@ def test_what_a_component_is_configured_with_is_quoted_by_no_error() -> None:
     assert repr(made) == "<judge(api_key=***)>"
     assert str(ConfigError(f"{made} does not fit")) == "judge(api_key='***') does not fit."
     assert str(AlignkitError("x", remedy=f"not {CANARY}-9")) == "x. Remedy: not ***"
+
+
+def test_a_default_in_a_plugin_is_not_listed() -> None:
+    def score(response: str, *, api_key: str = WORDS, key_env: str = "NAME", tokens: int = 3) -> float:
+        return 0.0
+
+    told = check_component("reward", "mine", score).to_json()
+    assert told["hyperparameters"] == {"api_key": "***", "key_env": "'NAME'", "tokens": "3"}
+    assert WORDS not in str(told)
 
 
 def test_a_logger_is_recorded_by_its_class(tmp_path: Path) -> None:

@@ -383,8 +383,7 @@ class Run:
 
     def _make(self, stage: Stage[Any], key: str, identity: dict[str, Any]) -> StageRecord:
         started, clock = now(), time.monotonic()
-        folder = self.store.begin(stage.name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.store.begin(stage.name) if self.rank == 0 else self.store.aside(self.rank)
         self._write_run("running")
         self._making = stage.name
         try:

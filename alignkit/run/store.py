@@ -173,6 +173,18 @@ class Store:
         work.mkdir()
         return work
 
+    def aside(self, rank: int) -> Path:
+        """An empty folder for a process that is not the one which writes the run.
+
+        Args:
+            rank: of the process.
+        """
+        folder = self.stages_folder / f".rank{rank}"
+        if os.path.lexists(folder):  # of a process that was killed
+            remove(folder)
+        folder.mkdir(parents=True)
+        return folder
+
     def commit(self, work: Path, record: Mapping[str, Any]) -> StageRecord:
         """Make the stage exist: manifest, record, then one rename.
 
