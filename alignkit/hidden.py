@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,6 +36,8 @@ _NAMED = re.compile(
     r"""(?P<head>(?P<name>[\w-]+)["']?\s*[=:](?!//)\s*)(?P<value>(?:Bearer|Basic)\s+[^\s"']+|"[^"\n]*"|'[^'\n]*'|[^\s,;&)\]}"']+)"""
 )
 _COUNT = re.compile(r"[\d._]+[kKmMgG]?")
+_STAGE = re.compile(r"[0-9a-f]{64}|planned:.*", re.DOTALL)
+"""The key of a stage, which is no secret: records and handles have it."""
 _ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _SHAPES = re.compile(
     r"\b(?:sk-(?=[\w-]*\d)[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
@@ -74,6 +76,8 @@ def hides(name: object, value: Any) -> bool:
         value: text is meant, alone or in a container, and a number only as a password: `tokens=200_000` counts.
     """
     if not isinstance(name, str) or not is_secret(name):
+        return False
+    if name == "key" and isinstance(value, str) and _STAGE.fullmatch(value):
         return False
     if isinstance(value, (int, float)):
         return not isinstance(value, bool) and "key" not in name.lower() and "token" not in name.lower()
@@ -184,9 +188,8 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _telling(text: str) -> bool:
-    """Whether a text is so much of its own that it can be struck out anywhere."""
-    kinds: list[Callable[[str], bool]] = [str.islower, str.isupper, str.isdigit, lambda c: not c.isalnum()]
-    return len(text) >= 8 and any(c.isalpha() for c in text) and sum(any(map(kind, text)) for kind in kinds) > 1
+    """Whether a text is so much of its own that it can be struck out anywhere: long, of letters and digits."""
+    return len(text) >= 12 and any(map(str.isalpha, text)) and any(map(str.isdigit, text))
 
 
 @cache

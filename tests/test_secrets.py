@@ -199,9 +199,31 @@ def test_a_command_is_told_without_its_secrets(words: list[str], told: str) -> N
     assert command(words) == told
 
 
+def test_the_key_of_a_stage_is_no_secret() -> None:
+    stage = "0123456789abcdef" * 4
+    assert shown({"key": stage, "api_key": stage}) == {"key": stage, "api_key": "***"}
+
+
+def test_what_an_object_says_of_itself_by_key_is_not_taken_for_a_secret() -> None:
+    class Scored:
+        def key(self) -> dict[str, str]:
+            return {"version": "Version-of-2026"}
+
+        def __call__(self, response: str) -> float:
+            return 0.0
+
+    def score(response: str) -> float:
+        return 0.0
+
+    score.key = lambda: {"version": "Another-of-2026"}  # type: ignore[attr-defined]
+    plain([Scored(), score])
+    assert scrubbed("Version-of-2026 Another-of-2026") == "Version-of-2026 Another-of-2026"
+
+
 def test_a_plain_word_under_such_a_name_stays_where_it_is_no_secret() -> None:
     assert inline("groups(key='prompt')") == "groups(key=***)"
-    assert scrubbed("the prompt") == "the prompt"
+    assert inline("groups(sort_key='prompt_id')") == "groups(sort_key=***)"
+    assert scrubbed("the prompt, prompt_id") == "the prompt, prompt_id"
 
 
 def test_what_a_component_is_configured_with_is_quoted_by_no_error() -> None:
