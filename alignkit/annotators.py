@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from alignkit.calls import calling, whose
 from alignkit.errors import ConfigError, PluginError
+from alignkit.files import is_folder_name
 from alignkit.groups import Groups
 from alignkit.identity import function_key
 from alignkit.meter import Meter
@@ -72,7 +73,7 @@ def dimensions_of(annotator: Any) -> tuple[str, ...]:
     """Along which dimensions an annotator ranks, whatever its class is derived from.
 
     Raises:
-        PluginError: it does not say.
+        PluginError: it does not say, or one of them names no folder: it could lead out of the run.
     """
     with calling(annotator, "dimensions"):
         found = getattr(annotator, "dimensions", None)
@@ -80,6 +81,10 @@ def dimensions_of(annotator: Any) -> tuple[str, ...]:
     if not named or not found or not all(isinstance(name, str) and name for name in found):
         what = "has no `dimensions`" if found is None else f"has the dimensions {found!r}"
         raise PluginError(what, where=whose(annotator), remedy='name them, such as dimensions = ("preference",)')
+    for name in found:
+        if not is_folder_name(name):
+            what = f"has the dimension {name!r}, which its judgements cannot be kept under"
+            raise PluginError(what, where=whose(annotator), remedy="name it in one or two words, without a slash")
     return tuple(found)
 
 

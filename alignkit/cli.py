@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shlex
 import sys
 import unicodedata
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.errors import AlignkitError, ConfigError, Terminated
+from alignkit.hidden import inline, printable
 from alignkit.meter import COUNTS, short
 from alignkit.registry.hookspecs import KINDS
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from alignkit.registry.host import PluginHost
 
 INTERRUPTED = "interrupted; run the same command again to continue"
-
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,16 +63,6 @@ def _command(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     return verb(options)
-
-
-def printable(text: str) -> str:
-    """Text as a terminal can show it safely: no escape sequences, control characters or changes of direction.
-
-    Args:
-        text: anything, for example what a model wrote.
-    """
-    plain = _ANSI.sub("", text)
-    return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -267,7 +254,10 @@ def _print_plugins(host: PluginHost, components: bool) -> None:
     _print_table(
         ["kind", "name", "plugin", "signature", "hyper-parameters"],
         [
-            (r.kind, r.name, r.distribution, r.signature if r.tensors else f"{r.name}(…)", _settings(r.hyperparameters))
+            (
+                *(r.kind, r.name, r.distribution),
+                *(inline(r.signature) if r.tensors else f"{r.name}(…)", inline(_settings(r.hyperparameters))),
+            )
             for r in host.components()
         ],
     )
@@ -326,7 +316,7 @@ def _run(arguments: list[str]) -> int:
     options = parse_arguments(recipe, arguments[1:])
     run = run_recipe(recipe, **options)
     if options["plan"]:
-        print(run.plan_table())
+        print(printable(run.plan_table()))
     return 0
 
 
@@ -367,7 +357,9 @@ def _compare(options: argparse.Namespace) -> int:
         own = ("verb", "suite", "methods", "folders", "json")
         given = {name: value for name, value in vars(options).items() if name not in own}
         found = compare(options.suite, options.methods, quiet=options.json, **given)
-    print(json.dumps(found.to_json(), indent=1) if options.json else f"\n{found.table()}\n\npage: {found.page}")
+    print(
+        json.dumps(found.to_json(), indent=1) if options.json else printable(f"\n{found.table()}\n\npage: {found.page}")
+    )
     return int(found.nothing)
 
 
@@ -379,7 +371,7 @@ def _runs(options: argparse.Namespace) -> int:
 
     if options.compare:
         first, second = (_run_folder(options.folder, name) for name in options.compare)
-        print(compare_runs(first, second))
+        print(printable(compare_runs(first, second)))
     elif options.free:
         folder = _run_folder(options.folder, options.free)
         print(f"freed {free_run(folder) / 1e6:.1f} MB in {folder}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from alignkit.hidden import scrubbed
+
 
 class AlignkitError(Exception):
     """An error a user can act on.
@@ -32,7 +34,7 @@ class AlignkitError(Exception):
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         tail = [text for text in (self.effect, f"Remedy: {self.remedy}" if self.remedy else "") if text]
-        return " ".join([head if head.endswith((".", "?", "!")) else head + ".", *tail])
+        return scrubbed(" ".join([head if head.endswith((".", "?", "!")) else head + ".", *tail]))
 
 
 class PluginError(AlignkitError):

@@ -8,17 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError
+from alignkit.hidden import scrubbed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a torn one."""
-    content = text.encode("utf-8")
+    """Write a file so that a reader sees the old one or the new one, never a torn one; without the secrets known."""
+    content = scrubbed(text).encode("utf-8")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
+    temporary.unlink(missing_ok=True)  # of a process that was killed; or a link, in a folder that somebody else made
+    with temporary.open("xb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, path)
+
+
+def is_folder_name(name: Any) -> bool:
+    """Whether a text names a folder within another, and nothing elsewhere."""
+    return (
+        isinstance(name, str)
+        and name.strip(".") != ""
+        and not set(name) & set("/\\:")
+        and name.isprintable()
+        and len(name.encode("utf-8", "surrogatepass")) <= 200
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ConfigError, DataError
-from alignkit.files import read_json, read_json_lines
+from alignkit.files import is_folder_name, read_json, read_json_lines
 from alignkit.meter import PHASES
 
 FORMAT = 2
@@ -277,7 +277,7 @@ def _stages(folder: Path, names: Any, problems: list[str]) -> list[StageRecord]:
     """The stages that a run names; what is wrong with one is told, and the others are shown."""
     stages = []
     for name in names if isinstance(names, list) else []:
-        if not _is_folder_name(name):
+        if not is_folder_name(name):
             problems.append(f"{name!r} is not the name of a stage folder; left out")
             continue
         path = folder / STAGES / name
@@ -290,10 +290,6 @@ def _stages(folder: Path, names: Any, problems: list[str]) -> list[StageRecord]:
             problems.append(f"{STAGES}/{name}/{STAGE} {error.what}")
             stages.append(StageRecord(path, name, status="unreadable"))
     return stages
-
-
-def _is_folder_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0:")
 
 
 def _object(path: Path, remedy: str) -> Row:

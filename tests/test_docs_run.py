@@ -222,7 +222,8 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (*PAGES, "ARCHITECTURE.md", "docs/metrics.md", "docs/verbs.md", "CHANGELOG.md"):
+    others = ("ARCHITECTURE.md", "SECURITY.md", "docs/security.md", "docs/metrics.md", "docs/verbs.md", "CHANGELOG.md")
+    for page in (*PAGES, *others):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if not target.startswith("http"):

@@ -15,6 +15,7 @@ import pytest
 
 from alignkit import hookimpl
 from alignkit.errors import PluginError
+from alignkit.registry import guard
 from alignkit.registry.grammar import use
 from alignkit.registry.hookspecs import KINDS
 from alignkit.registry.host import PluginHost, default_host
@@ -39,6 +40,11 @@ FINE = "def fine(logprobs): return logprobs\n"
 BROKEN = {
     "import error": ("import flash_attn_that_is_missing", "No module named 'flash_attn_that_is_missing'"),
     "exit at import": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "exit without cleaning up": ("import os; os._exit(0)", "os._exit(0) was called"),
+    "the same by name": ("from os import _exit; _exit(3)", "os._exit(3) was called"),
+    "the same from where it comes": ("import posix; posix._exit(3)", "os._exit(3) was called"),
+    "abort": ("import os; os.abort()", "os.abort() was called"),
+    "exit in a hook": (HOOK + "import os\n@hookimpl\ndef register_losses(register): os._exit(0)", "os._exit(0)"),
     "syntax error": ("def (", "SyntaxError"),
     "misspelled hook": (
         HOOK + "@hookimpl\ndef register_loses(register): pass",
@@ -194,6 +200,64 @@ def test_a_broken_plugin_is_refused_alone(site: Site, caplog: pytest.LogCaptureF
     lines = [record.message for record in caplog.records if "b-broken" in record.message]
     assert len(lines) == 1
     assert reason in lines[0]
+
+
+def test_a_plugin_that_takes_long_is_named_with_the_line_it_waits_in(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "SLOW", 0.05)
+    site.add("demo-slow", "import time\n\ntime.sleep(0.5)\n" + GOOD.format(name="slow_loss"))
+    host = site.host()
+    assert "slow_loss" in names(host)
+    said = [record.getMessage() for record in caplog.records if "still being imported" in record.getMessage()]
+    assert "plugin demo-slow is still being imported after 0 s, at" in said[0]
+    assert f"{site.folder / 'demo_slow.py'}:3; ALIGNKIT_BLOCK_PLUGINS=demo-slow leaves it out" in said[0]
+    assert 2 <= len(said) <= 3, "ever more seldom: after 0.05, 0.15 and 0.45 s"
+
+
+def test_a_child_that_a_plugin_forks_may_end_itself_and_so_may_it_later(site: Site) -> None:
+    source = "import os\nfrom os import _exit\nchild = os.fork()\nif not child: os._exit(7)\n"
+    source += "status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+    site.add("demo-forks", source + GOOD.format(name="forks_loss"))
+    assert "forks_loss" in names(site.host())
+    assert sys.modules["demo_forks"].status == 7
+    assert os._exit.__name__ == "_exit"
+    child = os.fork()
+    if not child:
+        sys.modules["demo_forks"]._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_a_plugin_that_leaves_the_working_folder_does_not_take_the_run_along(
+    site: Site, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site.add("demo-moves", "import os; os.chdir('/')\n" + GOOD.format(name="moves_loss"))
+    assert "moves_loss" in names(site.host())
+    assert Path.cwd() == tmp_path
+    assert "plugin demo-moves changed the working folder to /" in caplog.text
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_plugin_that_closes_a_stream_is_refused_and_the_stream_open_again(site: Site, stream: str) -> None:
+    site.add("demo-closes", f"import sys; sys.{stream}.close()\n" + GOOD.format(name="closes_loss"))
+    script = f"""if True:
+        import sys
+        sys.path.insert(0, {str(site.folder)!r})
+        from alignkit.registry.host import PluginHost
+        host = PluginHost(path=[{str(site.folder)!r}])
+        host.load()
+        print(host.plugins()[-1].reason, file=sys.{stream})"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said = {"stdout": "output", "stderr": "error"}[stream]
+    assert f"it closed standard {said}." in getattr(done, stream)
+
+
+def test_a_plugin_that_takes_a_stream_for_itself_gives_it_back(site: Site) -> None:
+    site.add("demo-takes", "import io, sys; sys.stdout = io.StringIO()\n" + GOOD.format(name="takes_loss"))
+    before = sys.stdout
+    assert "takes_loss" in names(site.host())
+    assert sys.stdout is before
 
 
 @pytest.mark.parametrize("fault", BROKEN)

@@ -46,14 +46,22 @@ def _csv(found: Comparison) -> str:
     titles = ("mean", "iqm", "optimality_gap", "better_than_start")
     ends = [f"{name}{end}" for name in titles for end in ("", "_low", "_high")]
     ours = ["method", "rank", "rank_best", "rank_worst", "seeds", "failed", *ends]
-    writer.writerow([*ours, *_named_apart(besides, {*ours, *NAMES, "trials"}), *NAMES, "trials"])
+    further = map(_cell, _named_apart(besides, {*ours, *NAMES, "trials"}))
+    writer.writerow([*ours, *further, *NAMES, "trials"])
     for each in found.standings:
         values = [value for name in intervals for value in _ends(getattr(each, name))]
         more = [each.besides.get(name, "") for name in besides]
         spent = [each.spent.get(name, "") for name in NAMES]
         place = each.rank or ("", "", "")
-        writer.writerow([each.method, *place, len(each.seeds), len(each.failed), *values, *more, *spent, each.trials])
+        writer.writerow(
+            [_cell(each.method), *place, len(each.seeds), len(each.failed), *values, *more, *spent, each.trials]
+        )
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: labels may be of a comparison that somebody else made."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _named_apart(names: list[str], taken: set[str]) -> list[str]:

@@ -142,7 +142,8 @@ def _is_plugin(name: str) -> bool:
 
 @cache
 def distribution_key(name: str) -> dict[str, str]:
-    """What identifies a plugin's code: the wheel's RECORD, or the source tree of an editable install.
+    """What identifies a plugin's code: the files of an installed wheel as they are now, or the source tree of an
+    editable install. What was edited in place is another plugin.
 
     Args:
         name: the distribution. Of one that was registered by hand nothing is known here: see `component_code`.
@@ -156,7 +157,31 @@ def distribution_key(name: str) -> dict[str, str]:
     folder = _editable_folder(found)
     if folder is not None:
         return {name: found.version, "source": _tree_digest(folder / "src" if (folder / "src").is_dir() else folder)}
-    return {name: found.version, "record": hashlib.sha256((found.read_text("RECORD") or "").encode()).hexdigest()}
+    return {name: found.version, "files": _content(found)}
+
+
+def _content(found: importlib.metadata.Distribution) -> str:
+    """Digest of the files that RECORD lists, by name and content, and of the code that was put beside them since.
+
+    What pip writes about the installation, and what Python compiles, is another on every machine.
+    """
+    root = Path(str(found.locate_file("")))
+    listed = {str(name) for name in found.files or () if _counts(str(name))}
+    packages = {os.path.dirname(name) for name in listed if name.endswith(f"{os.sep}__init__.py")}
+    tops = {name for name in packages if os.path.dirname(name) not in packages}
+    beside = {str(path.relative_to(root)) for top in tops for path in _sources(root / top)}
+    state = hashlib.sha256()
+    for name in sorted(listed | beside):
+        file = root / name
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "gone"
+        state.update(f"{name}\n{content}\n".encode("utf-8", "surrogatepass"))
+    return state.hexdigest()
+
+
+def _counts(name: str) -> bool:
+    by_pip = (".dist-info" in name or ".egg-info" in name) and not name.endswith(("entry_points.txt", "METADATA"))
+    inside = not os.path.isabs(name) and ".." not in Path(name).parts
+    return inside and not by_pip and not name.endswith(".pyc")
 
 
 def _editable_folder(found: importlib.metadata.Distribution) -> Path | None:

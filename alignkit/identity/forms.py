@@ -6,6 +6,7 @@ import contextvars
 import copyreg
 import dataclasses
 import functools
+import hashlib
 import os
 import threading
 import types
@@ -15,10 +16,11 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from alignkit import hidden
 from alignkit.identity.atoms import array, asks_nothing, fields_of, in_context, lasting, number, still, vars_of
 from alignkit.identity.first import Reference, first_seen, resolved
 from alignkit.identity.spaces import is_code
-from alignkit.identity.values import canonical_json, spelt
+from alignkit.identity.values import canonical_json
 
 WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
@@ -188,12 +190,13 @@ class Forms:
 
 
 def _text(value: Any, folder: str) -> Any:
-    """A string or a path; what lies in the folder of the code is told relative to it, so that both may be moved."""
+    """A string or a path, by a digest: it may be a key or a password, and a record is made to be shared. What lies in
+    the folder of the code is told relative to it, so that both may be moved."""
     text: Any = str(value)
     if folder and (text == folder or text.startswith(folder + os.sep)):
         text = "." + text[len(folder) :]
-    text = spelt(text)
-    return text if type(value) is str else {"path": text}
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return {"text" if type(value) is str else "path": digest}
 
 
 def _container(value: Any, form: Callable[[Any], Any]) -> Any:
@@ -203,6 +206,8 @@ def _container(value: Any, form: Callable[[Any], Any]) -> Any:
     if type(value) is tuple:
         return {"tuple": [form(item) for item in value]}
     if type(value) in (dict, types.MappingProxyType):
+        for key, item in value.items():
+            hidden.hides(key, item)
         return {"dict": [[form(key), form(item)] for key, item in value.items()]}
     if type(value) in (set, frozenset):
         ordered = sorted(value, key=lambda item: (type(item).__name__, getattr(item, "__qualname__", "") or repr(item)))
@@ -252,4 +257,6 @@ def _state(value: Any, state: Any, form: Callable[[Any], Any]) -> Any:
     """The state of an object, by attribute where it has attributes."""
     if not isinstance(state, Mapping):
         return form(state)
+    for name, part in state.items():
+        hidden.hides(name, part)  # what is struck out of what others write
     return {str(name): form(part) for name, part in lasting(value, state).items()}

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from alignkit import hidden
 from alignkit.errors import ConfigError
 from alignkit.identity.atoms import asks_nothing, fields_of, number
 from alignkit.identity.code import Walk
@@ -66,11 +67,17 @@ def _plain(value: Any, ordered: bool = False) -> Any:
     return function_key(value) if callable(value) else _formed(value)
 
 
+def _named(name: str, value: Any, ordered: bool) -> Any:
+    """What stands under a name; of what is named as a secret no more than a digest."""
+    found = _plain(value, ordered)
+    return hidden.digested(found) if hidden.hides(name, value) else found
+
+
 def _mapping(value: Mapping[Any, Any], ordered: bool) -> Any:
     """A mapping from text as it is, with the order of the names if it counts and is not that of the alphabet; of any
     other, whose keys JSON would make text of, the pairs."""
     if all(type(key) is str and spelt(key) is key for key in value):
-        found = {key: _plain(item, ordered) for key, item in value.items()}
+        found = {key: _named(key, item, ordered) for key, item in value.items()}
         return {"dict": found, "order": [*found]} if ordered and [*found] != sorted(found) else found
     pairs = [[_plain(key, ordered), _plain(item, ordered)] for key, item in value.items()]
     return {"dict": pairs if ordered else _sorted(pairs)}
@@ -114,7 +121,7 @@ def _dataclass(value: Any, ordered: bool) -> dict[str, Any]:
         further = first_seen(("plain", id(value)), value, (), lambda: _formed(memos, lenient=True) if memos else None)
     else:
         further = _formed(more, lenient=True) if more else None
-    known = {name: _plain(item, ordered or own) for name, item in named.items() if name in state}
+    known = {name: _named(name, item, ordered or own) for name, item in named.items() if name in state}
     return {"class": name_of(kind), **class_code(kind), **({"further": further} if further else {}), **known}
 
 

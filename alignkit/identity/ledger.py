@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit import hidden
 from alignkit.errors import ConfigError
 from alignkit.identity.distributions import Owners, version_of
 from alignkit.identity.first import Reference, first_seen, resolved
@@ -18,6 +20,9 @@ from alignkit.identity.spaces import Space, folder_of, is_own
 from alignkit.identity.values import canonical_json, digest
 
 REMEDY = "pass it as an argument, give its class a key() method, or for a reward use FunctionReward(…, version=…)"
+
+_CALLED = re.compile(r"([A-Za-z_]\w*)\)?$")
+"""By which name a variable, an attribute or a default goes, and not what a `key()` says."""
 
 SHORT = 80
 """Characters of a value that stands in the key as it is."""
@@ -97,6 +102,8 @@ class Ledger:
     def later(self, at: Hashable, name: str, value: Any, put: Callable[[str], None]) -> str:
         """The name of an entry that `put` makes once all code is read."""
         if at not in self._labels:
+            called = _CALLED.search(name)
+            hidden.hides(called and called[1], value)  # what is struck out of what others write
             label = self._fresh(name)
             self._labels[at] = (label, value)
             self._values.append((label, lambda: put(label)))

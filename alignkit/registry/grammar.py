@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from alignkit.errors import PluginError
+from alignkit.hidden import hides, inline
 
 _DISTRIBUTION = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _NAME = re.compile(rf"(?:{_DISTRIBUTION}/)?[A-Za-z_][A-Za-z0-9_]*")
@@ -54,6 +55,8 @@ class Component:
     def __init__(self, name: str, params: Mapping[str, Any] | None = None) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RESERVED:
             raise PluginError(f"{name!r} is not a component name", remedy="write name or distribution/name")
+        for key, value in (params or {}).items():
+            hides(key, value)  # noted, so that no message quotes it
         frozen = {_key(name, key): _plain(value, f"{name}({key}=…)") for key, value in sorted((params or {}).items())}
         arguments = ", ".join(f"{key}={_text(value)}" for key, value in frozen.items())
         object.__setattr__(self, "name", name)
@@ -88,7 +91,7 @@ class Component:
         return self._text
 
     def __repr__(self) -> str:
-        return f"<{self._text}>"
+        return f"<{inline(self._text)}>"
 
     def __eq__(self, other: object) -> bool:
         return self._text == other._text if isinstance(other, Component) else NotImplemented

@@ -5,6 +5,7 @@ One `PluginHost` is one set of plugins; `default_host()` is the process's, made 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -20,10 +21,12 @@ import pluggy
 
 from alignkit._version import __version__
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.hidden import scrubbed
 from alignkit.metrics.specs import CORE as CORE_SPECS
 from alignkit.metrics.specs import MetricSpec
 from alignkit.registry import building, finding, hookspecs
 from alignkit.registry.checks import check_component, kind_of, unknown_tensor
+from alignkit.registry.guard import guarded
 from alignkit.registry.metadata import CORE, LoadLists, PluginInfo, discover
 from alignkit.registry.records import ComponentRecord
 
@@ -228,9 +231,10 @@ class PluginHost:
         started = time.perf_counter()
         self._open = _Open(info)
         try:
-            plugin = source()
-            self._check_hooks(plugin)
-            self._manager.register(plugin, name=info.id)
+            with guarded(info.distribution) if info.distribution != CORE else contextlib.nullcontext():
+                plugin = source()
+                self._check_hooks(plugin)
+                self._manager.register(plugin, name=info.id)
             return tuple(self._open.records), time.perf_counter() - started
         except BaseException:
             if self._manager.has_plugin(info.id):
@@ -327,5 +331,5 @@ def _with(info: PluginInfo, records: tuple[ComponentRecord, ...], seconds: float
 
 def _reason(error: BaseException) -> str:
     """One line: an error of ours speaks for itself, any other with its type."""
-    text = " ".join(str(error).split())
+    text = scrubbed(" ".join(str(error).split()))
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".rstrip(": ")

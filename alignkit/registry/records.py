@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from alignkit.hidden import MARK, hides, inline
 from alignkit.metrics.specs import MetricSpec
 
 REQUIRED = inspect.Parameter.empty
@@ -73,10 +74,14 @@ class ComponentRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for listings; defaults are text, since they may be anything."""
-        settings = {key: None if value.required else str(value) for key, value in self.hyperparameters.items()}
-        listed = ("kind", "name", "distribution", "plugin", "signature", "origin", "doc")
+        settings = {
+            key: None if value.required else MARK if hides(key, value.default) else str(value)
+            for key, value in self.hyperparameters.items()
+        }
+        listed = ("kind", "name", "distribution", "plugin", "origin", "doc")
         return {
             **{key: getattr(self, key) for key in listed},
+            "signature": inline(self.signature),
             "qualified": self.qualified,
             "hyperparameters": settings,
             "tensors": list(self.tensors),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignkit.hidden import printable
 from alignkit.meter import Advance, Meter
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Console:
         """A line that stays."""
         if self.quiet:
             return
-        line = f"[{self._clock()}] {text}"
+        line = printable(f"[{self._clock()}] {text}")
         if not self._drawn(lambda display: display.print(line)):
             print(line, flush=True)
         self._last = time.monotonic()
@@ -56,7 +57,7 @@ class Console:
         if self.quiet or self._drawn(lambda display: display.show(advance)):
             return
         if time.monotonic() - self._last >= self._pause:
-            print(f"[{self._clock()}]   {text}", flush=True)
+            print(printable(f"[{self._clock()}]   {text}"), flush=True)
             self._last, self._pause = time.monotonic(), min(self._pause * GROWTH, LONGEST)
 
     def expect(self, planned: Sequence[Planned]) -> None:

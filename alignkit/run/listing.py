@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,16 @@ from alignkit.budget import NAMES
 from alignkit.errors import ConfigError, DataError, suggestion
 from alignkit.identity import difference
 from alignkit.meter import PHASES
+from alignkit.run.store import refuse_link, remove
 from alignkit.run_folder import RUN, STAGES, RunRecord, StageRecord, is_run, open_run, read_run
 
 
 def _size(folder: Path) -> int:
+    """Bytes of a folder, or of a file; what links lead to is not counted."""
+    if folder.is_symlink():
+        return 0
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
@@ -66,6 +71,7 @@ def free_run(folder: str | Path) -> int:
     Raises:
         ConfigError: not a run folder, or its latest execution did not come to its end (what it would still have
             used is not known).
+        AlignkitError: its stages lie elsewhere, by a link.
         DataError: a run of another format, or one whose record is torn.
     """
     run = open_run(Path(folder))
@@ -73,12 +79,13 @@ def free_run(folder: str | Path) -> int:
         raise ConfigError(
             f"the latest execution is {run.status}", where=str(folder), remedy="run its script to the end first"
         )
+    refuse_link(run.folder / STAGES)
     used = {stage.folder.name for stage in run.stages}
     freed = 0
     for path in (run.folder / STAGES).glob("*"):
         if path.name not in used:
             freed += _size(path)
-            shutil.rmtree(path)
+            remove(path)
     return freed
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from alignkit.calls import calling, never_exits
 from alignkit.errors import ConfigError, PluginError, nearest, suggestion
+from alignkit.files import is_folder_name
 from alignkit.groups import Groups
 from alignkit.registry.checks import check_component
 from alignkit.registry.host import default_host
@@ -209,6 +210,9 @@ def evaluate_versions(
 def _from_file(path: Path, to_show: bool) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", where="recipe")
+    if not is_folder_name(path.stem):
+        what = f"its name, {path.name!r}, is no name for a run's folder"
+        raise ConfigError(what, where=str(path.parent), remedy="rename the file: words, digits and hyphens")
     module = _imported(path)
     if not callable(getattr(module, "main", None)):
         raise ConfigError("it defines no main(run, …)", where=str(path))

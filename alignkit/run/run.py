@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
 from alignkit.files import write_text
+from alignkit.hidden import command, shown
 from alignkit.identity import (
     class_code,
     component_code,
@@ -399,8 +399,7 @@ class Run:
 
     def _make(self, stage: Stage[Any], key: str, identity: dict[str, Any]) -> StageRecord:
         started, clock = now(), time.monotonic()
-        folder = self.store.begin(stage.name) if self.rank == 0 else self.store.stages_folder / f".rank{self.rank}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.store.begin(stage.name) if self.rank == 0 else self.store.aside(self.rank)
         self._write_run("running")
         self._making = stage.name
         try:
@@ -468,7 +467,7 @@ class Run:
                 "seed": self.seed,
                 "created": self._created,
                 "precision": self.precision,
-                "trainer": {k: str(v) for k, v in self.trainer.items()},
+                "trainer": {k: _told(k, v) for k, v in self.trainer.items()},
                 "versions": versions(),
                 "command": _command(),
                 "stages": [stage.folder.name for stage in self.made],
@@ -493,7 +492,15 @@ def _check_arguments(**given: Any) -> None:
 
 def _command() -> str:
     """How this run was started, without the path of the interpreter or of any folder."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return command([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _told(name: str, value: Any) -> str:
+    """A trainer argument in the run's record: a value as it is, an object (a logger, say) by its class alone."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if all(part is None or isinstance(part, (bool, int, float, str, Path, Mapping)) for part in parts):
+        return str(shown(value, name))
+    return ", ".join(f"{type(part).__module__}.{type(part).__qualname__}" for part in parts)
 
 
 __all__ = ["Run"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import fcntl
 import hashlib
+import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,11 @@ SMALL = 50_000_000
 """Bytes up to which a file's digest is checked whenever its stage is found again."""
 
 
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+log = logging.getLogger("alignkit")
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -38,6 +45,29 @@ def now() -> str:
 def slug(name: str) -> str:
     """A stage's name as part of a folder's: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:48] or "stage"
+
+
+def refuse_link(folder: Path) -> None:
+    """Stages lie in the run: what is deleted or written there may not be somewhere else.
+
+    Raises:
+        AlignkitError: the folder is a link.
+    """
+    if folder.is_symlink():
+        raise AlignkitError(
+            f"{folder.name} is a link to {os.readlink(folder)!r}",
+            where=str(folder.parent),
+            effect="What a run deletes and writes would lie there.",
+            remedy="move the whole run there, and give its folder",
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a folder with all that it holds, or a file; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 class Store:
@@ -57,11 +87,23 @@ class Store:
         """Become the one writer of the folder, until `unlock` or the end of the process.
 
         Raises:
-            AlignkitError: another process is at work in it.
+            AlignkitError: another process is at work in it; or it cannot be written, or leads elsewhere.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._index = None  # others may have been at work since it was read
-        self._lock = (self.folder / ".lock").open("a+", encoding="utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.fdopen(os.open(self.folder / ".lock", _LOCK, 0o644), "r+", encoding="utf-8")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+            remedy = "give another folder; where it is somebody else's, take its files out of it"
+            raise AlignkitError(
+                f"no run can be kept here: {error}", where=repr(str(self.folder)), remedy=remedy
+            ) from None
+        refuse_link(self.stages_folder)
+        if self.folder.stat().st_mode & 0o002:
+            remedy = f"chmod o-w {shlex.quote(str(self.folder))}"
+            log.warning(
+                "anybody on this machine may write into %s, and change what the run is; %s", self.folder, remedy
+            )
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -112,7 +154,8 @@ class Store:
         """Sizes always, digests of all but large weights (whose base digest the adapters on them check)."""
         for name, entry in read_manifest(folder).items():
             file = folder / name
-            whole = file.is_file() and file.stat().st_size == entry["size"]
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            whole = inside and file.is_file() and file.stat().st_size == entry["size"]
             if not whole or (entry["size"] < SMALL and _sha256(file) != entry["sha256"]):
                 raise AlignkitError(
                     f"{name} is missing or is not what was written",
@@ -125,10 +168,22 @@ class Store:
         """An empty folder to work in; what an interrupted run left behind is cleared."""
         self.stages_folder.mkdir(parents=True, exist_ok=True)
         for left in self.stages_folder.glob(".work-*"):
-            shutil.rmtree(left)
+            remove(left)
         work = self.stages_folder / f".work-{os.getpid()}-{slug(name)}"
         work.mkdir()
         return work
+
+    def aside(self, rank: int) -> Path:
+        """An empty folder for a process that is not the one which writes the run.
+
+        Args:
+            rank: of the process.
+        """
+        folder = self.stages_folder / f".rank{rank}"
+        if os.path.lexists(folder):  # of a process that was killed
+            remove(folder)
+        folder.mkdir(parents=True)
+        return folder
 
     def commit(self, work: Path, record: Mapping[str, Any]) -> StageRecord:
         """Make the stage exist: manifest, record, then one rename.

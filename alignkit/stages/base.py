@@ -226,12 +226,12 @@ class Stage(Generic[H]):
                 continue
             value = getattr(self, each.name)
             value = value.handle if each.name in ("init", "model") and isinstance(value, RewardHandle) else value
-            key = _component_key(context, value) if "component" in each.metadata else plain(value)
+            key = _component_key(context, value) if "component" in each.metadata else _named(each.name, value)
             if key is not None and _refers(key):
                 inputs[each.name] = key
             else:
                 config[each.name] = key
-        derived = {name: plain(value) for name, value in self.derived().items()}
+        derived = {name: _named(name, value) for name, value in self.derived().items()}
         if clash := set(derived) & {*config, *inputs}:
             what = f"derived() says {sorted(clash)}, which are fields that count already"
             raise ConfigError(what, where=self.name, remedy="use other names, or mark the fields DERIVED")
@@ -275,6 +275,11 @@ def _component_key(context: Context, value: Any) -> Any:
     if name is None:
         return key
     return {"component": name, **(key if isinstance(key, dict) else {"value": key})}
+
+
+def _named(name: str, value: Any) -> Any:
+    """The plain form of what stands under a name, which may say that it is a secret."""
+    return plain({name: value})[name]
 
 
 def _refers(key: Any) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.hidden import printable
 from alignkit.run_folder import StageRecord, finished_stages
 from alignkit.versions import versions
 
@@ -31,6 +33,19 @@ def lineage(run_folder: Path, key: str) -> list[StageRecord]:
     return sorted(found.values(), key=lambda stage: (stage.started, stage.folder.name))
 
 
+def _text(text: str) -> str:
+    """A name as Markdown shows it: no mark-up, no element, no image that is fetched, no line of its own."""
+    line = " ".join(printable(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~])", r"\\\1", line).replace("://", ":\\//")
+
+
+def _code(text: str) -> str:
+    """A text as a span of code, which ends nowhere inside it."""
+    line = " ".join(printable(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
 def model_card(name: str, stages: Sequence[StageRecord], seed: int, precision: str) -> str:
     """Markdown with the lineage, hyper-parameters, seed and versions.
 
@@ -39,9 +54,11 @@ def model_card(name: str, stages: Sequence[StageRecord], seed: int, precision: s
         stages: its lineage.
         seed, precision: of the run.
     """
-    lines = ["---", "library_name: transformers", "tags: [alignkit]", "---", f"# {name}", "", "## Lineage", ""]
+    head = ["---", "library_name: transformers", "tags: [alignkit]", "---"]
+    lines = [*head, f"# {_text(name)}", "", "## Lineage", ""]
     for stage in stages:
-        lines.append(f"- **{stage.name}** ({stage.verb}, {stage.key[:12]}, {stage.seconds or 0:.0f} s)")
-        lines.append(f"  `{json.dumps(stage.config, sort_keys=True, ensure_ascii=False)}`")
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+        how = f"{_text(stage.verb)}, {_text(stage.key[:12])}, {stage.seconds or 0:.0f} s"
+        lines.append(f"- **{_text(stage.name)}** ({how})")
+        lines.append(f"  {_code(json.dumps(stage.config, sort_keys=True, ensure_ascii=False))}")
+    found = ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions().items())
     return "\n".join([*lines, "", f"Seed {seed}, precision {precision}.", "", f"Versions: {found}.", ""])
