@@ -73,6 +73,7 @@ def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
         prompt = [{"role": "user", "content": prompt}] if prompt else []
     turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in prompt]
     for turn in turns:
+        _refuse_surrogates(turn.get("content"), where)
         if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise DataError(
                 f"a message has role {turn.get('role')!r} and content of type {type(turn.get('content')).__name__}",
@@ -88,6 +89,23 @@ def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
         }
         for t in turns
     ]
+
+
+def _refuse_surrogates(text: Any, where: str) -> None:
+    """Refuse what is no Unicode text: it could be neither written nor tokenised."""
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"AK-D22 a lone surrogate at character {error.start}"
+            raise DataError(what, where=where, remedy="repair the text") from error
+
+
+def _normal_responses(responses: Any, where: str) -> list[Any]:
+    found = list(responses or [])
+    for text in found:
+        _refuse_surrogates(text, where)
+    return found
 
 
 def _normal_rewards(rewards: Any) -> list[dict[str, Any]] | None:
@@ -141,7 +159,7 @@ def _normal_rating(rating: Any, where: str) -> Any:
 
 _NORMAL: dict[str, Callable[[Any, str], Any]] = {
     "prompt": _normal_prompt,
-    "responses": lambda value, where: list(value or []),
+    "responses": _normal_responses,
     "response_fields": lambda value, where: [packed(v) for v in value] if value and any(value) else None,
     "tags": lambda value, where: list(value or []),
     "rewards": lambda value, where: _normal_rewards(value),

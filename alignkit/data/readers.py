@@ -133,6 +133,8 @@ class LoadedData:
         problems: errors and notes.
         rows: (kind, row of `Groups`, where it stood) of those that hold up.
         aside: how many rows have each column that was put aside into `meta`.
+        bad: number -> (where it stood, the row) of those that are left out.
+        late: what a model's tokenizer and template found wrong beyond `problems`.
     """
 
     name: str
@@ -146,6 +148,7 @@ class LoadedData:
     rows: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)
     bad: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    late: list[Problem] = field(default_factory=list)
     _format: RowFormat | None = None
     _good: list[tuple[int, str, Reading]] = field(default_factory=list)
     _raw: dict[int, tuple[str, Any]] = field(default_factory=dict)
@@ -293,10 +296,17 @@ class LoadedData:
             return self.saved
         return Groups.from_rows(row for _, row, _ in self.rows)
 
+    def bad_by_place(self, where: str, problem: Problem) -> None:
+        """A row that a model cannot read is left out too."""
+        number = next((number for number, (place, _) in self._raw.items() if place == where), None)
+        if number is not None:
+            self.bad.setdefault(number, self._raw[number])
+            self.late.append(problem)
+
     def write_bad(self, path: Path) -> None:
         """Write what is left out as JSON lines: where it stood, why, and the row."""
         why: dict[str, list[Problem]] = {}
-        for problem in errors_of(self.problems):
+        for problem in errors_of([*self.problems, *self.late]):
             why.setdefault(problem.where, []).append(problem)
         lines = []
         for where, row in self.bad.values():

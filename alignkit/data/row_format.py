@@ -100,6 +100,11 @@ class RowFormat:
             whole.append(one._replace(row={**_common(row, names.values(), one), **own}))
         return whole
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for listings."""
+        lists = {name: list(getattr(self, name)) for name in ("needs", "may", "aside")}
+        return {"name": self.name, "doc": self.doc, **lists, "example": jsonable(self.example)}
+
     def names(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The column of the row for each of the format's, of those that say something."""
         there = {plain(name): name for name, value in row.items() if isinstance(name, str) and value is not None}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alignkit.data.beside_text import fields_of, for_template
 from alignkit.errors import DataError
 from alignkit.groups import Message
 
@@ -21,9 +22,16 @@ class Piece(NamedTuple):
 
 
 def turns_of(messages: Sequence[Mapping[str, Any] | Message]) -> list[dict[str, Any]]:
-    """Messages as plain dicts with role, content, trained."""
+    """Messages as plain dicts with role, content, trained, fields.
+
+    Raises:
+        DataError: fields that are no JSON object.
+    """
     dicts = [message.to_dict() if isinstance(message, Message) else message for message in messages]
-    return [{"role": d["role"], "content": d["content"], "trained": bool(d.get("trained"))} for d in dicts]
+    return [
+        {"role": d["role"], "content": d["content"], "trained": bool(d.get("trained")), "fields": fields_of(d)}
+        for d in dicts
+    ]
 
 
 def fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,7 +43,8 @@ def fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     system, *rest = turns
     if not rest or rest[0]["role"] != "user":
         raise DataError("a system turn that no user turn follows, and the chat template has no system role")
-    first = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}
+    fields = {**system.get("fields", {}), **rest[0].get("fields", {})}
+    first = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}", "fields": fields}
     return [first, *rest[1:]]
 
 
@@ -59,10 +68,11 @@ def render(tokenizer: Any, template: str, turns: list[dict[str, Any]], generatio
     """
     from jinja2 import TemplateError
 
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    messages, tools = for_template(turns)
+    given = {} if tools is None else {"tools": tools}
     try:
         return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
+            messages, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt, **given
         )
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
         roles = ", ".join(turn["role"] for turn in turns)
@@ -191,7 +201,7 @@ def probe_system(tokenizer: Any, template: str, nonce: str) -> bool:
     Raises:
         DataError: it fails on one user turn, or drops it.
     """
-    user = {"role": "user", "content": "A user asks.", "trained": False}
+    user = {"role": "user", "content": "A user asks.", "trained": False, "fields": {}}
     pieces_of(tokenizer, template, [user], nonce)
     try:
         pieces_of(tokenizer, template, [{**user, "role": "system"}, user], nonce)
@@ -207,7 +217,7 @@ def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str])
         The special token that closes it (None: the template writes none), the white space between the generation
         prompt and its first word, and what the generation prompt has beyond the head of a turn (`<think>`).
     """
-    turns = [{"role": "user", "content": "A user asks."}, {"role": "assistant", "content": nonce}]
+    turns = turns_of([{"role": "user", "content": "A user asks."}, {"role": "assistant", "content": nonce}])
     try:
         before = render(tokenizer, template, turns[:1], generation_prompt=True)
         after = render(tokenizer, template, turns, generation_prompt=False)
