@@ -417,12 +417,20 @@ def _formats(options: argparse.Namespace) -> int:
     else:
         columns = ["format", "of", "columns", "what it is", "example"]
         rows = [
-            (e["name"], e["plugin"], ", ".join(e["needs"]), e["doc"], json.dumps(e["example"], ensure_ascii=False))
+            (e["name"], e["plugin"], _needs(e["needs"]), e["doc"], json.dumps(e["example"], ensure_ascii=False))
             for e in listed
         ]
         _print_table(columns, rows)
-        print("alignkit formats NAME shows one with all its columns, alignkit data FILE what becomes of a file.")
+        print(
+            "alignkit formats NAME shows one with all its columns and their other names (|…); alignkit data FILE what"
+        )
+        print("becomes of a file.")
     return 0
+
+
+def _needs(needs: Sequence[str]) -> str:
+    """Columns by the first of their names, with a sign where a column may have others."""
+    return ", ".join(need.partition("|")[0] + ("|…" if "|" in need else "") for need in needs)
 
 
 def _shortly(value: Any) -> str:

@@ -21,7 +21,7 @@ BEFORE = ("system|system_prompt|system_message", "history", "input|context", "to
 RESPONSE = "completion|response|output"
 CHOSEN = "chosen|chosen_response|chosen_answer|chosen_messages|preferred_output|preferred|response_j"
 REJECTED = "rejected|rejected_response|rejected_answer|rejected_messages|non_preferred_output|dispreferred|response_k"
-LABEL = "label|is_safe|safe|kto_tag|is_good|desirable"
+LABEL = "label|safe|kto_tag|is_good|desirable"
 VERDICT = "label|preference|winner|choice|preferred|better"
 
 GRADES = ("rating", "tie", "margin", "preference_prob")

@@ -32,8 +32,13 @@ def _answer(parts: Parts) -> Reading:
 
 
 def _labelled(parts: Parts) -> Reading:
-    out = {**_answer(parts).row, "labels": [is_good(parts["label"], "label")]}
+    out = {**_answer(parts).row, "labels": [is_good(parts["label" if "label" in parts else "is_safe"], "label")]}
     return Reading("unpaired", out)
+
+
+def _safety(parts: Parts) -> Reading:
+    found = _labelled(parts)
+    return found._replace(row={**found.row, "dimension": "safety"})
 
 
 def _talk(parts: Parts) -> Reading:
@@ -109,10 +114,19 @@ _TALK: list[dict[str, Any]] = [
 SINGLE = (
     RowFormat(
         "labelled",
-        "an answer with a label, true or false: KTO, BeaverTails (is_safe), LLaMA-Factory (kto_tag)",
+        "an answer with a label, true or false: KTO, LLaMA-Factory (kto_tag)",
         (ASK, RESPONSE, LABEL),
         _labelled,
         {"prompt": "Name a tea.", "completion": "Oolong.", "label": True},
+        BEFORE,
+        ("category", "score*"),
+    ),
+    RowFormat(
+        "safety_label",
+        "an answer that is safe or not, of the dimension safety: BeaverTails",
+        (ASK, RESPONSE, "is_safe"),
+        _safety,
+        {"prompt": "Name a tea.", "response": "Oolong.", "category": {"theft": False}, "is_safe": True},
         BEFORE,
         ("category", "score*"),
     ),
