@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from alignkit import AlignkitError, PluginError, cli
 from alignkit.data import Reading, RowFormat, read_groups
 from alignkit.data.formats import CORE
-from alignkit.data.formats.columns import ASK
 from alignkit.data.known import format_of, known_formats
 from alignkit.data.row_format import first_name, says_more
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry.hookspecs import hookimpl
-from alignkit.registry.host import PluginHost, default_host
+from alignkit.registry.host import PluginHost
 
 ROOT = Path(__file__).resolve().parent.parent
 USER, BOT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -131,7 +130,7 @@ def test_a_format_may_be_named_where_columns_do_not_say() -> None:
 
 
 def test_the_row_that_understands_most_decides_and_a_file_has_one_format() -> None:
-    with pytest.raises(DataError, match="looks like labelled where the file began with demonstration"):
+    with pytest.raises(DataError, match="row 1 label — could carry meaning, and the format demonstration"):
         read_groups([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "label": True}])
     # A table fills in what a row does not say: the same columns, and nothing in them.
     rows = [{**PAIR, "messages": None}, {**PAIR, "chosen": "Yes.", "messages": None, "completion": None}]
@@ -283,7 +282,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), JSON, max_size=6) | JSON, max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_any_json_is_read_or_refused_with_an_error_of_ours(rows: list[Any]) -> None:
     try:
         read_groups(rows)
@@ -292,7 +291,7 @@ def test_any_json_is_read_or_refused_with_an_error_of_ours(rows: list[Any]) -> N
 
 
 @given(st.sampled_from(CORE), st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_any_format_with_any_value_in_a_column_is_read_or_refused(one: RowFormat, data: Any) -> None:
     row = dict(one.example)
     name = data.draw(st.sampled_from(sorted(row)))
@@ -378,4 +377,3 @@ def test_reading_imports_no_plugin_that_names_no_format(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert read_groups([PAIR])
     assert not any(info.import_seconds for info in PluginHost().plugins())
-    assert ASK.startswith("prompt") and default_host()

@@ -1,7 +1,7 @@
 """The table of data files: each public form in invented rows, what it should become, and what the reader makes of it.
 
-`python tools/formats_table.py` prints the table; it ends with 1 where a form is read wrongly in silence, refused without
-a way out, or ends in a traceback. A test holds it to none of these.
+`python tools/formats_table.py` prints the table; it ends with 1 where a form is read wrongly in silence, refused
+without a way out, or ends in a traceback. A test holds it to none of these.
 """
 
 from __future__ import annotations

@@ -90,14 +90,18 @@ def with_tools(turns: list[Turn], tools: Any) -> list[Turn]:
     return [{**turns[0], "fields": {**turns[0].get("fields", {}), "tools": found}}, *turns[1:]] if found else turns
 
 
-def conversation(parts: Mapping[str, Any]) -> list[Turn]:
+def conversation(parts: Mapping[str, Any], field: str = "prompt") -> list[Turn]:
     """The conversation before a response from the columns that it may stand in: a system text, earlier exchanges
     ([[question, answer], …] or messages), the prompt itself with its input below it, and the tools.
+
+    Args:
+        parts: of a row.
+        field: what the prompt is called in errors.
 
     Raises:
         BadRow: what cannot be read.
     """
-    prompt = turns_in(parts["prompt"], "prompt") if parts.get("prompt") is not None else []
+    prompt = turns_in(parts["prompt"], field) if parts.get("prompt") is not None else []
     if "input" in parts:
         if len(prompt) != 1 or prompt[0]["role"] != "user":
             raise BadRow("D21", "input", "stands beside a prompt of several turns", remedy="write it into the prompt")

@@ -55,6 +55,9 @@ def _graded_pair(parts: Parts) -> dict[str, Any]:
         out["meta"] = {"scores": scores, **out.get("meta", {})}
         if scores[0] >= scores[1]:
             out["meta"].setdefault("margin", scores[0] - scores[1])
+    else:
+        alone = {name: parts[name] for name in ("score_chosen", "score_rejected") if name in parts}
+        out["meta"] = {**alone, **out.get("meta", {})}
     return out
 
 
@@ -88,7 +91,7 @@ def _implicit(parts: Parts) -> Reading:
 def _other_answer(parts: Parts) -> Reading:
     """A demonstration with a worse answer beside it."""
     before = {name: parts[name] for name in ("system", "tools") if name in parts}
-    turns = conversation({"prompt": parts["messages"], **before})
+    turns = conversation({"prompt": parts["messages"], **before}, "messages")
     if turns[-1]["role"] != "assistant":
         raise BadRow("D12", "messages", "does not end with an assistant turn", remedy="give the better answer too")
     prompt, chosen = demonstrated(turns, "messages")

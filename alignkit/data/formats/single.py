@@ -32,7 +32,8 @@ def _answer(parts: Parts) -> Reading:
 
 
 def _labelled(parts: Parts) -> Reading:
-    out = {**_answer(parts).row, "labels": [is_good(parts["label" if "label" in parts else "is_safe"], "label")]}
+    name = "label" if "label" in parts else "is_safe"
+    out = {**_answer(parts).row, "labels": [is_good(parts[name], name)]}
     return Reading("unpaired", out)
 
 
@@ -49,7 +50,7 @@ def _talk(parts: Parts) -> Reading:
         talk = transcript_turns(talk)
         talk = talk[:-1] if talk[-1] == {"role": "assistant", "content": ""} else talk
     before = {name: parts[name] for name in ("system", "tools") if name in parts}
-    turns = conversation({"prompt": talk, **before})
+    turns = conversation({"prompt": talk, **before}, "messages")
     if turns[-1]["role"] != "assistant":
         return Reading("prompts", {"prompt": turns})
     prompt, answer = demonstrated(turns, "messages")
