@@ -283,8 +283,8 @@ def test_the_numbers_of_a_table_are_numbers_where_they_must_be(tmp_path: Path) -
 
 NAMES = sorted({name for one in CORE for need in (*one.needs, *one.may) for name in need.split("|")})
 FIELDS = (
-    "role", "content", "from", "value", "text", "rank", "score", "answer", "tool_calls", "type", "function", "arguments",
-    "name", "weight", "replies", "annotations", "response", "messages",
+    "role", "content", "from", "value", "text", "rank", "score", "answer", "tool_calls", "type", "function",
+    "arguments", "name", "weight", "replies", "annotations", "response", "messages",
 )  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=6),
