@@ -369,7 +369,7 @@ def _data(options: argparse.Namespace) -> int:
         raise ConfigError(f"--limit {options.limit} must be positive", where="alignkit data")
     own = ("verb", "source", "json", "rank_base", "columns", "policy")
     given = {name: value for name, value in vars(options).items() if name not in own}
-    rank_base = options.rank_base if options.rank_base == "auto" else int(options.rank_base)
+    rank_base: Any = options.rank_base if options.rank_base == "auto" else int(options.rank_base)
     source = options.source[0] if len(options.source) == 1 else options.source
     if options.policy:
         from alignkit.run import open_policy

@@ -64,8 +64,9 @@ def unpacked(fields: Any) -> dict[str, Any]:
 
 
 def packed(fields: Any) -> str | None:
-    """The fields of a message as they are stored: canonical JSON, or None where there are none."""
-    return canonical_json(unpacked(fields)) if fields else None
+    """The fields of a message as they are stored: JSON, or None where there are none. Keys keep their order, in which a
+    template shows them."""
+    return json.dumps(unpacked(fields), ensure_ascii=False, separators=(",", ":"), allow_nan=False) if fields else None
 
 
 def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:

@@ -135,7 +135,7 @@ def test_no_rows_have_one_name(tmp_path: Path) -> None:
             lambda: read_groups([]),
             lambda: read_groups(tmp_path / "empty.jsonl"),
             lambda: run.sft(policy, none),
-            lambda: run.improve(policy, none, optimizer="dpo"),
+            lambda: run.improve(policy, none, optimizer="dpo", reference=policy),
             lambda: run.evaluate(policy, none),
         ):
             with pytest.raises(DataError, match="AK-D28"):

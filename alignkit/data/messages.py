@@ -118,7 +118,8 @@ def _content(value: Any, field: str) -> tuple[str, dict[str, Any]]:
         return "", {}
     if not isinstance(value, list | tuple):
         return text_of(value, field), {}
-    texts, fields = [], {}
+    texts: list[str] = []
+    fields: dict[str, Any] = {}
     for place, part in enumerate(value):
         where = f"{field}[{place}]"
         if not isinstance(part, Mapping) or not isinstance(part.get("type", "text"), str):

@@ -32,7 +32,9 @@ def _listed(parts: Parts) -> Reading:
     entries = texts_in(parts["responses"], "responses")
     if all(isinstance(entry, str) for entry in entries):
         return _texts(parts, prompt, entries)
-    answers, said, others = [], {name: [] for name in SAID}, []
+    answers: list[Turn] = []
+    said: dict[str, list[Any]] = {name: [] for name in SAID}
+    others: list[dict[str, Any]] = []
     for place, entry in enumerate(entries):
         where = f"responses[{place}]"
         own = next((n for n in TEXT if isinstance(entry, Mapping) and entry.get(n) is not None), None)

@@ -83,14 +83,14 @@ def _implicit(parts: Parts) -> Reading:
         )
         raise BadRow("D03", str(left[0]), what, effect, remedy)
     prompt, chosen, rejected = implicit_pair(*both)
-    before = {name: parts[name] for name in ("system", "tools") if name in parts}
+    before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     found = compared(conversation({"prompt": prompt, **before}), chosen, rejected, _graded_pair(parts))
     return found._replace(note=HINT if text else "")
 
 
 def _other_answer(parts: Parts) -> Reading:
     """A demonstration with a worse answer beside it."""
-    before = {name: parts[name] for name in ("system", "tools") if name in parts}
+    before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     turns = conversation({"prompt": parts["messages"], **before}, "messages")
     if turns[-1]["role"] != "assistant":
         raise BadRow("D12", "messages", "does not end with an assistant turn", remedy="give the better answer too")
@@ -153,7 +153,7 @@ def _safe_rlhf(parts: Parts) -> list[Reading]:
         if which not in (0, 1):
             raise BadRow("D17", name, f"{parts[name]!r} is neither 0 nor 1", remedy="give the number of the answer")
         order = [int(which), 1 - int(which)]
-        one = compared(prompt, *(answers[i] for i in order), grading({}, False))
+        one = compared(prompt, answers[order[0]], answers[order[1]], grading({}, False))
         meta = {"safe": [safe[i] for i in order]} if len(safe) == 2 else {}
         found.append(one._replace(row={**one.row, "dimension": dimension, "meta": meta}))
     if not found:
@@ -176,7 +176,7 @@ def _webgpt(parts: Parts) -> Reading:
     answers = [response_in(parts[name], prompt, name) for name in ("answer_0", "answer_1")]
     scores = [number(parts[name], name) for name in ("score_0", "score_1")]
     order = [0, 1] if scores[0] >= scores[1] else [1, 0]
-    one = compared(prompt, *(answers[i] for i in order), grading({}, scores[0] == scores[1]))
+    one = compared(prompt, answers[order[0]], answers[order[1]], grading({}, scores[0] == scores[1]))
     meta = {"scores": [scores[i] for i in order], "margin": abs(scores[0] - scores[1])}
     quotes = [parts.get(f"quotes_{i}") for i in order]
     return one._replace(row={**one.row, "meta": {**meta, **({"quotes": quotes} if any(quotes) else {})}})

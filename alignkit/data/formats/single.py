@@ -49,7 +49,7 @@ def _talk(parts: Parts) -> Reading:
             raise BadRow("D21", "messages", "is text and no list of messages", remedy="give a list of {role, content}")
         talk = transcript_turns(talk)
         talk = talk[:-1] if talk[-1] == {"role": "assistant", "content": ""} else talk
-    before = {name: parts[name] for name in ("system", "tools") if name in parts}
+    before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     turns = conversation({"prompt": talk, **before}, "messages")
     if turns[-1]["role"] != "assistant":
         return Reading("prompts", {"prompt": turns})

@@ -45,7 +45,7 @@ def _stays(reply: Any) -> bool:
 
 def _group(prompt: list[Turn], replies: list[Mapping[str, Any]], field: str) -> Reading:
     texts = [text_of(reply.get("text"), field) for reply in replies]
-    ranks = [reply.get("rank") for reply in replies]
+    ranks: list[Any] = [reply.get("rank") for reply in replies]
     out = {"prompt": prompt, "responses": texts}
     if len(texts) > 1 and all(isinstance(rank, int | float) and rank == rank // 1 for rank in ranks):
         # A deleted reply leaves a gap in the ranks, which says nothing of those that stay.
