@@ -171,4 +171,4 @@ def test_a_run_learns_calls(tmp_path: Path) -> None:
         tuned = run.sft(policy, groups, batch_size=2, learning_rate=1e-2)
         assert tuned.path.is_dir()
         with pytest.raises(DataError, match=r"AK-D13.*does not show the tool"):
-            run.sft(run.policy("tiny", lora=None, name="plain"), groups)
+            run.sft(run.policy("tiny", lora=None, name="plain"), groups, name="again")
