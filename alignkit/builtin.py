@@ -47,3 +47,12 @@ def register_metrics(register: Register) -> None:
     register("perplexity", metrics.Perplexity)
     register("self_bleu", metrics.SelfBLEU)
     register("distinct", metrics.Distinct)
+
+
+@hookimpl
+def register_formats(register: Register) -> None:
+    """The forms that people have their data in."""
+    from alignkit.data.formats import CORE
+
+    for one in CORE:
+        register(one.name, one)

@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_compare(verbs)
 
+    _add_data(verbs)
+
     report = verbs.add_parser("report", help="write a run's page")
     report.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     report.set_defaults(verb=_report)
@@ -182,6 +184,38 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--from", nargs="+", dest="folders", metavar="RUN", help="merge comparisons that are there")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(verb=_compare)
+
+
+def _add_data(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="what a data file holds, and what is wrong with it; 1 if rows are refused")
+    data.add_argument(
+        "source", nargs="+", metavar="FILE", help="files, a folder, a pattern, a datasets folder or hub name"
+    )
+    data.add_argument(
+        "--policy", metavar="MODEL", help="a model or run whose tokenizer and chat template read the rows"
+    )
+    data.add_argument(
+        "--format", default="auto", metavar="NAME", help="what it is, of `alignkit formats` (default: seen)"
+    )
+    data.add_argument("--split", help="of a data set with several")
+    data.add_argument("--subset", help="of a data set on the hub with several")
+    data.add_argument("--revision", help="of a data set on the hub: branch, tag or commit")
+    columns = "a column under another name, as in prompt=question; meta=a,b puts some aside"
+    data.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help=columns)
+    data.add_argument("--dimension", help="to read, where rows are judged by several; else the rows' name")
+    data.add_argument("--rank-base", choices=("auto", "0", "1"), default="auto", help="rank of the best response")
+    data.add_argument("--limit", type=int, metavar="N", help="read at most so many rows")
+    data.add_argument(
+        "--drop-bad", type=Path, metavar="FILE", help="write the rows that are left out, with the reasons"
+    )
+    data.add_argument("--against", metavar="FILE", help="another data set: how many prompts are in both")
+    data.add_argument("--json", action="store_true", help="print JSON")
+    data.set_defaults(verb=_data)
+
+    formats = verbs.add_parser("formats", help="list the forms of data files that are read, with an example each")
+    formats.add_argument("name", nargs="?", metavar="NAME", help="one format, with all its columns")
+    formats.add_argument("--json", action="store_true", help="print JSON")
+    formats.set_defaults(verb=_formats)
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -361,6 +395,86 @@ def _compare(options: argparse.Namespace) -> int:
         json.dumps(found.to_json(), indent=1) if options.json else printable(f"\n{found.table()}\n\npage: {found.page}")
     )
     return int(found.nothing)
+
+
+# data
+
+
+def _data(options: argparse.Namespace) -> int:
+    from alignkit.data.looked_at import look_at
+
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit {options.limit} must be positive", where="alignkit data")
+    own = ("verb", "source", "json", "rank_base", "columns", "policy")
+    given = {name: value for name, value in vars(options).items() if name not in own}
+    rank_base: Any = options.rank_base if options.rank_base == "auto" else int(options.rank_base)
+    source = options.source[0] if len(options.source) == 1 else options.source
+    if options.policy:
+        from alignkit.run import open_policy
+
+        given["chat"] = open_policy(_run_or_model(options.policy)).chat
+    found = look_at(source, columns=_columns(options.columns), rank_base=rank_base, **given)
+    print(json.dumps(found.to_json(), indent=1) if options.json else _encodable(printable(found.text())))
+    return int(bool(found.errors))
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, Any]:
+    """`prompt=question` and `meta=a,b` as `read_groups` takes them."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        known, equals, name = pair.partition("=")
+        if not (known and equals and name):
+            raise ConfigError(f"{pair!r} names no column", where="--columns", remedy="write prompt=question")
+        found[known] = [part for part in name.split(",") if part] if known == "meta" else name
+    return found
+
+
+def _encodable(text: str) -> str:
+    """Text that the output can hold: what its encoding lacks is a question mark, the marks are brackets."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("⟦", "[[").replace("⟧", "]]").encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _formats(options: argparse.Namespace) -> int:
+    from alignkit.data.known import format_called, known_formats
+
+    found = known_formats()
+    if options.name:
+        one = format_called(options.name)
+        found = [(owner, known) for owner, known in found if known is one]
+    listed = [{"plugin": owner, **one.to_json()} for owner, one in found]
+    if options.json:
+        print(json.dumps(listed, indent=1))
+    elif options.name:
+        [entry] = listed
+        print(printable("\n".join(f"{key}: {_shortly(value)}" for key, value in entry.items())))
+    else:
+        columns = ["format", "of", "columns", "what it is", "example"]
+        rows = [
+            (e["name"], e["plugin"], _needs(e["needs"]), e["doc"], json.dumps(e["example"], ensure_ascii=False))
+            for e in listed
+        ]
+        _print_table(columns, rows)
+        print(
+            "alignkit formats NAME shows one with all its columns and their other names (|…); alignkit data FILE what"
+        )
+        print("becomes of a file.")
+    return 0
+
+
+def _needs(needs: Sequence[str]) -> str:
+    """Columns by the first of their names, with a sign where a column may have others."""
+    return ", ".join(need.partition("|")[0] + ("|…" if "|" in need else "") for need in needs)
+
+
+def _shortly(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, dict) else str(value)
 
 
 # what exists

@@ -26,13 +26,14 @@ LARGE_BYTES = 64 * 2**20
 
 _AT_ONCE = 1000
 
-_MESSAGE = {"role": "string", "content": "string", "trained": "bool"}
+_MESSAGE = {"role": "string", "content": "string", "trained": "bool", "fields": "string"}
 _REWARD = {"name": "string", "values": ["float64"], "reasons": ["string"]}
 
 FEATURES: dict[str, Any] = {
     "prompt_id": "string",
     "prompt": [_MESSAGE],
     "responses": ["string"],
+    "response_fields": ["string"],
     "response_ids": [["int32"]],
     "finished": ["bool"],
     "logprobs": [["float32"]],
@@ -50,7 +51,9 @@ FEATURES: dict[str, Any] = {
     "meta": "string",
 }
 """Columns of a `Groups` on disk, and of what they are, in the words of `datasets` (`features` has them as its objects:
-it takes half a second to import, and whoever only lists or plans needs none of it). `finished` says whether a sampled
+it takes half a second to import, and whoever only lists or plans needs none of it). `fields` of a message, and of a
+response `response_fields`, are a JSON object with what a chat template reads beside the text (tool_calls, …), or None.
+`finished` says whether a sampled
 response ended by itself (EOS). `meta` is a JSON object with whatever else is known of the prompt (checks, source …)."""
 
 OF_SAMPLING = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
@@ -59,7 +62,16 @@ OF_SAMPLING = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
 META_PER_RESPONSE = ("responses", "safe", "scores")
 """Lists in `meta` with an entry for each response."""
 
-PER_RESPONSE = ("response_ids", "finished", "logprobs", "sampled_logprobs", "ranks", "labels", "sampled_by")
+PER_RESPONSE = (
+    "response_fields",
+    "response_ids",
+    "finished",
+    "logprobs",
+    "sampled_logprobs",
+    "ranks",
+    "labels",
+    "sampled_by",
+)
 
 Change = Callable[[Any], Any]
 
@@ -121,12 +133,9 @@ def _keeping(form: Any) -> Change:
         def struct(value: Any) -> Any:
             if value is None:
                 return None
-            if len(value) != len(parts):
+            if not value.keys() <= parts.keys():
                 raise TypeError
-            try:
-                return {name: keep(value[name]) for name, keep in parts.items()}
-            except KeyError:
-                raise TypeError from None
+            return {name: keep(value.get(name)) for name, keep in parts.items()}
 
         return struct
     if not isinstance(form, list):
@@ -342,9 +351,36 @@ def quiet() -> Iterator[None]:
 
 
 def opened(dataset: Dataset) -> Columns:
-    """The columns of a data set, in the way that suits its size."""
+    """The columns of a data set, in the way that suits its size; what was saved before a column was there has none."""
+    dataset = _with_fields(dataset)
     table = Table(dataset.with_format(None) if dataset.format["type"] is not None else dataset)
     return Memory({}, table.rows, table.dataset) if table.small else table
+
+
+NEWER = ("response_fields",)
+"""Columns that folders of earlier versions do not have, nor the `fields` of messages."""
+
+
+def _with_fields(dataset: Dataset) -> Dataset:
+    """A data set of an earlier version with the columns that there are now."""
+    from datasets import List
+
+    missing = [name for name in NEWER if name not in dataset.column_names]
+    prompt = dataset.features["prompt"]
+    known = isinstance(prompt, List) and isinstance(prompt.feature, Mapping) and "fields" in prompt.feature
+    if not missing and (known or dataset.num_rows == 0):
+        return dataset
+    new: dict[str, list[Any]] = {name: [None] * dataset.num_rows for name in missing}
+    if not known:
+        turns = dataset.with_format(None)["prompt"]
+        new["prompt"] = [[{**turn, "fields": turn.get("fields")} for turn in prompt or []] for prompt in turns]
+    with quiet():
+        others = dataset.remove_columns([name for name in new if name in dataset.column_names])
+        for name, values in new.items():
+            others = others.add_column(
+                name, arrow({name: values}).data.column(name).combine_chunks(), feature=features([name])[name]
+            )
+        return others.select_columns(list(FEATURES))
 
 
 def gathered(columns: Mapping[str, Sequence[Any]], rows: int) -> Columns:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.columns import (
     FEATURES,
     META_PER_RESPONSE,
+    NEWER,
     OF_SAMPLING,
     PER_RESPONSE,
     Columns,
@@ -52,7 +53,7 @@ class Groups:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        missing = set(FEATURES) - set(dataset.column_names)
+        missing = set(FEATURES) - set(NEWER) - set(dataset.column_names)
         if missing:
             raise DataError(f"columns {sorted(missing)} are missing", where="Groups", remedy="use Groups.from_rows")
         self._columns: Columns = opened(dataset)
@@ -277,9 +278,16 @@ class Groups:
         """SHA-256 over the canonical rows: equal for equal content, whatever the files look like."""
         state = hashlib.sha256()
         for row in self:
-            state.update(canonical_json(row).encode("utf-8", "surrogatepass"))
+            state.update(canonical_json(_said(row)).encode("utf-8", "surrogatepass"))
             state.update(b"\n")
         return state.hexdigest()
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what later versions added and it says nothing of, so that its digest outlives them."""
+    turns = [{k: v for k, v in turn.items() if k != "fields" or v is not None} for turn in row["prompt"] or []]
+    gone = {name for name in NEWER if row[name] is None}
+    return {name: turns if name == "prompt" else value for name, value in row.items() if name not in gone}
 
 
 def _of_prompt(meta: str | None) -> str | None:

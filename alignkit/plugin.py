@@ -21,8 +21,9 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
   comparisons of samples.
 - Random numbers by counter: `stream_key`, `uniforms`, `permutation`, `derived_seed`.
 - What identifies a value in a stage's key: `canonical_json`, `digest`, `plain`, `class_code`, `model_digest`.
-- Data: `read_groups`; `read_rows` and `Located`, rows as a file holds them; `check_groups`, `refuse_or_drop`,
-  `bad_text`; `strict_json`, `write_json`; `EVALUATION`, the file in which a stage that evaluates leaves its rows.
+- Data: `read_groups`; `RowFormat`, `Reading` and `BadRow`, a format of files; `read_rows` and `Located`, rows as a file
+  holds them; `check_groups`, `refuse_or_drop`, `bad_text`; `strict_json`, `write_json`; `EVALUATION`, the file in which
+  a stage that evaluates leaves its rows.
 - `answers_folder`, in which a component may keep answers that were paid for.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
 - Errors: `AlignkitError`, `ConfigError`, `DataError`, `NothingToLearnError`, `NumericError`, `PluginError`,
@@ -57,7 +58,10 @@ _HOMES = {
     "alignkit.registry.grammar": "Component parse parse_list use",
     "alignkit.registry.hookspecs": "Register hookimpl",
     "alignkit.registry.host": "build",
-    "alignkit.data": "ChatFormat Located bad_text check_groups read_groups read_rows refuse_or_drop strict_json",
+    "alignkit.data": (
+        "BadRow ChatFormat Located Reading RowFormat bad_text check_groups read_groups read_rows refuse_or_drop "
+        "strict_json"
+    ),
     "alignkit.models": "Policy RewardModel is_tiny model_digest response_logprobs",
     "alignkit.sampling": "Sampled Sampler",
     "alignkit.rewards": "FunctionReward Reward Scores rank_by_reward score_groups",
@@ -74,8 +78,11 @@ _HOMES = {
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
     from alignkit.annotators import Annotator as Annotator
+    from alignkit.data import BadRow as BadRow
     from alignkit.data import ChatFormat as ChatFormat
     from alignkit.data import Located as Located
+    from alignkit.data import Reading as Reading
+    from alignkit.data import RowFormat as RowFormat
     from alignkit.data import bad_text as bad_text
     from alignkit.data import check_groups as check_groups
     from alignkit.data import read_groups as read_groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,21 +27,46 @@ class Message:
         role: one of `ROLES`.
         content: the text, kept as it is.
         trained: for an assistant turn inside a prompt: whether its tokens are learned from.
+        fields: what the chat template reads beside the text, as a JSON object: `tool_calls`, `tool_call_id`, `name`,
+            `reasoning_content`; of the first message also `tools`; and `weight` 0 for an answer that is never learned.
     """
 
     role: str
     content: str
     trained: bool = False
+    fields: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content, "trained": self.trained}
+        return {"role": self.role, "content": self.content, "trained": self.trained, "fields": self.fields}
 
 
 def prompt_id(messages: Sequence[Mapping[str, Any] | Message]) -> str:
-    """Content hash (16 hex digits) of a conversation: roles and NFC-normalised text, nothing else."""
+    """Content hash (16 hex digits) of a conversation: roles, NFC-normalised text, and fields where there are any."""
     turns = [message.to_dict() if isinstance(message, Message) else message for message in messages]
-    text = canonical_json([[turn["role"], unicodedata.normalize("NFC", turn["content"])] for turn in turns])
+    own = [[turn["role"], unicodedata.normalize("NFC", turn["content"])] for turn in turns]
+    text = canonical_json([[*one, *_shown(turn.get("fields"))] for one, turn in zip(own, turns, strict=True)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _shown(fields: Any) -> list[str]:
+    """The fields that a template may show, as canonical JSON; weights are none of them."""
+    known = unpacked(fields)
+    known.pop("weight", None)
+    return [canonical_json(known)] if known else []
+
+
+def unpacked(fields: Any) -> dict[str, Any]:
+    """The fields of a message as a dict, {} where there are none."""
+    if not fields:
+        return {}
+    found = json.loads(fields) if isinstance(fields, str) else fields
+    return dict(found)
+
+
+def packed(fields: Any) -> str | None:
+    """The fields of a message as they are stored: JSON, or None where there are none. Keys keep their order, in which a
+    template shows them."""
+    return json.dumps(unpacked(fields), ensure_ascii=False, separators=(",", ":"), allow_nan=False) if fields else None
 
 
 def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
@@ -48,13 +74,39 @@ def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
         prompt = [{"role": "user", "content": prompt}] if prompt else []
     turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in prompt]
     for turn in turns:
+        _refuse_surrogates(turn.get("content"), where)
         if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise DataError(
                 f"a message has role {turn.get('role')!r} and content of type {type(turn.get('content')).__name__}",
                 where=where,
                 remedy=f"use roles {', '.join(ROLES)} and text content",
             )
-    return [{"role": t["role"], "content": t["content"], "trained": bool(t.get("trained"))} for t in turns]
+    return [
+        {
+            "role": t["role"],
+            "content": t["content"],
+            "trained": bool(t.get("trained")),
+            "fields": packed(t.get("fields")),
+        }
+        for t in turns
+    ]
+
+
+def _refuse_surrogates(text: Any, where: str) -> None:
+    """Refuse what is no Unicode text: it could be neither written nor tokenised."""
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"AK-D22 a lone surrogate at character {error.start}"
+            raise DataError(what, where=where, remedy="repair the text") from error
+
+
+def _normal_responses(responses: Any, where: str) -> list[Any]:
+    found = list(responses or [])
+    for text in found:
+        _refuse_surrogates(text, where)
+    return found
 
 
 def _normal_rewards(rewards: Any) -> list[dict[str, Any]] | None:
@@ -108,7 +160,8 @@ def _normal_rating(rating: Any, where: str) -> Any:
 
 _NORMAL: dict[str, Callable[[Any, str], Any]] = {
     "prompt": _normal_prompt,
-    "responses": lambda value, where: list(value or []),
+    "responses": _normal_responses,
+    "response_fields": lambda value, where: [packed(v) for v in value] if value and any(value) else None,
     "tags": lambda value, where: list(value or []),
     "rewards": lambda value, where: _normal_rewards(value),
     "meta": _normal_meta,

@@ -36,6 +36,7 @@ PAGES = (
     "docs/budgets.md",
     "docs/write-a-plugin.md",
     "docs/cli.md",
+    "docs/data.md",
     "docs/methods.md",
     "docs/choosing.md",
     "docs/compare.md",

@@ -16,7 +16,7 @@ from alignkit.registry.host import PluginHost, default_host
 from alignkit.run import recipes
 
 PLUGINS = PluginHost().plugins()
-VERBS = ("plugins", "new-plugin", "run", "runs", "compare", "report", "push", "sample")
+VERBS = ("plugins", "new-plugin", "run", "runs", "compare", "report", "push", "sample", "chat", "data", "formats")
 HEAVY = ("torch", "lightning", "transformers", "datasets", "peft", "matplotlib", "numpy", "jsonargparse", "pytest")
 
 LATER = {

@@ -242,8 +242,10 @@ def test_columns_and_limit(tmp_path: Path) -> None:
     assert found[0]["meta"] is None
     with pytest.raises(DataError, match=r"D21.*no column 'instructoin'.*did you mean instruction\?"):
         read_groups(path, columns={"prompt": "instructoin"})
-    with pytest.raises(DataError, match=r"did you mean columns=.*'prompt': 'instruction'"):
-        read_groups(path.parent / "a.jsonl", columns={"chosen": "good", "margin": "rejected"})
+    with pytest.raises(DataError, match=r"chosen — could carry meaning.*columns=\{'meta': \['chosen', 'margin'\]\}"):
+        read_groups(path, columns={"chosen": "good", "margin": "rejected"})
+    aside = read_groups(path, columns={"meta": ["good", "rejected"]})[0]
+    assert (turns(aside), aside["meta"]) == ([("user", "q0")], '{"good":"a","rejected":"b"}')
 
 
 def test_limit_reads_no_further(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "docs/write-a-plugin.md",
     "docs/cli.md",
+    "docs/data.md",
     "docs/methods.md",
     "docs/verbs.md",
     "docs/metrics.md",
@@ -88,6 +89,17 @@ def offers() -> str:
     return "\n".join(["| name | shape | what it holds |", "|---|---|---|", *rows])
 
 
+def formats() -> str:
+    """The formats of data files of the core: `alignkit/data/formats/`."""
+    from alignkit.data.formats import CORE
+
+    def columns(needs: Iterable[str]) -> str:
+        return ", ".join(" or ".join(f"`{name}`" for name in need.split("|")) for need in needs) or "–"
+
+    rows = [f"| `{one.name}` | {one.doc} | {columns(one.needs)} | {columns(one.may)} |" for one in CORE]
+    return "\n".join(["| format | what it is | columns | and where they are there |", "|---|---|---|---|", *rows])
+
+
 def hooks() -> str:
     """The hooks of `alignkit/registry/hookspecs.py`."""
     from alignkit.registry import hookspecs
@@ -122,7 +134,7 @@ def methods() -> str:
 
 def command_help() -> str:
     """What `alignkit … --help` prints."""
-    verbs = ("", "plugins", "new-plugin", "run", "compare", "runs", "report", "sample")
+    verbs = ("", "plugins", "new-plugin", "run", "compare", "runs", "data", "formats", "report", "sample")
     return "\n\n".join(_help(verb) for verb in verbs)
 
 
@@ -217,6 +229,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics of methods": method_metrics,
     "metrics of comparisons": functools.partial(metrics, "COMPARISONS"),
     "metrics of evaluations": functools.partial(metrics, "ANSWERS", "ASKED"),
+    "formats": formats,
     "hooks": hooks,
     "methods": methods,
     "verbs": verbs,

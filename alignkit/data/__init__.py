@@ -3,16 +3,21 @@
 from alignkit.data.chat import ChatFormat, Encoded
 from alignkit.data.checks import check_given, check_groups
 from alignkit.data.encode import EncodedGroup, encode_groups
+from alignkit.data.messages import BadRow
 from alignkit.data.problems import Problem, refuse_or_drop
 from alignkit.data.readers import read_groups
+from alignkit.data.row_format import Reading, RowFormat
 from alignkit.data.sources import Located, bad_text, read_rows, strict_json
 
 __all__ = [
+    "BadRow",
     "ChatFormat",
     "Encoded",
     "EncodedGroup",
     "Located",
     "Problem",
+    "Reading",
+    "RowFormat",
     "bad_text",
     "check_given",
     "check_groups",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from alignkit.data.beside_text import marked, refuse_unseen, strings_in
 from alignkit.data.control_tokens import ControlSafe
 from alignkit.data.known_prompts import KnownPrompts
 from alignkit.data.template import (
@@ -31,6 +32,7 @@ from alignkit.data.template import (
     probe_end,
     probe_system,
     refuse_answer,
+    render,
     turns_of,
     without_oldest,
 )
@@ -197,7 +199,12 @@ class ChatFormat:
         return text.lstrip().removeprefix(mark).removeprefix(self._opening.partition(mark)[2])
 
     def encode_whole(
-        self, messages: Turns, responses: Sequence[str], ended: Sequence[bool], max_tokens: int | None = None
+        self,
+        messages: Turns,
+        responses: Sequence[str],
+        ended: Sequence[bool],
+        max_tokens: int | None = None,
+        fields: Sequence[str | None] | None = None,
     ) -> tuple[list[int], list[list[int]]]:
         """Conversations with their answers in the ids that `apply_chat_template` gives for them, which classifiers from
         elsewhere were trained on: nothing is asked for at the end, and what the template writes around an answer, or
@@ -208,6 +215,7 @@ class ChatFormat:
             responses: K texts.
             ended: of each whether it is whole.
             max_tokens: as in `encode_prompt`.
+            fields: of each response what it has beside its text, as `Message.fields`.
 
         Returns:
             (ids that all begin with, K lists that go on from there); `unread_id` stands at no end.
@@ -217,14 +225,18 @@ class ChatFormat:
             DataError: the template refuses or changes the conversation, or shows nothing of an answer that was cut.
         """
         turns, prompt, _ = self._fitting(turns_of(messages), "response", max_tokens)
-        wholes = [self._encode_answer(turns, text, end) for text, end in zip(responses, ended, strict=True)]
+        own = fields or [None] * len(responses)
+        each = zip(responses, ended, own, strict=True)
+        wholes = [self._encode_answer(turns, text, end, fields) for text, end, fields in each]
         if not wholes:
             return prompt, []
         shared = min(*(common_length(wholes[0], ids) for ids in wholes), len(prompt), min(map(len, wholes)) - 1)
         return wholes[0][:shared], [ids[shared:] for ids in wholes]
 
-    def _encode_answer(self, turns: list[dict[str, Any]], text: str, ended: bool) -> list[int]:
-        answered = [*turns, {"role": "assistant", "content": text, "trained": False}]
+    def _encode_answer(
+        self, turns: list[dict[str, Any]], text: str, ended: bool, fields: str | None = None
+    ) -> list[int]:
+        answered = [*turns, *turns_of([Message("assistant", text, fields=fields)])]
         pieces = self._pieces(answered, set(), generation_prompt=False)
         if not ended:
             self.note(UNENDED)
@@ -236,6 +248,44 @@ class ChatFormat:
         while len(ids) > 1 and ids[-1] == self.unread_id:
             ids.pop()
         return ids
+
+    def encode_answer(self, messages: Turns, response: Message, ended: bool = True) -> list[int]:
+        """The ids of a response [T] that has more than its text (calls of tools, thoughts), as the template writes it
+        after the generation prompt; closed as by `encode_response`.
+
+        Args:
+            messages: the conversation before the response.
+            response: with its fields.
+            ended: whether it is whole.
+
+        Raises:
+            DataError: the template does not show what it has, or does not begin it with the generation prompt.
+        """
+        turns, answer = turns_of(messages), turns_of([response])[0]
+        if self._folds_system and turns and turns[0]["role"] == "system":
+            turns = fold_system(turns)
+        self._check_fields([*turns, answer], {len(turns)})
+        if forged := self.control_text(response.content):
+            raise DataError(f"the text beside a call of a tool holds the control tokens {forged}", remedy="change it")
+        before = render(self.tokenizer, self.template, turns)
+        whole = render(self.tokenizer, self.template, [*turns, answer], generation_prompt=False)
+        if not whole.startswith(before):
+            what = "the chat template does not write an answer with calls or thoughts after its generation prompt"
+            raise DataError(what, effect="It cannot be told which tokens the model would write.", remedy="drop the row")
+        text, end = whole[len(before) :], self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
+        text = text[: text.rindex(end)] if end in text else text.rstrip()
+        return [*self._safe.scaffold(text), *([self.end_of_turn_id] if ended else [])]
+
+    def _check_fields(self, turns: list[dict[str, Any]], thoughts: set[int]) -> None:
+        """Refuse what turns have beside their texts where the template does not show it, or it could forge a token."""
+        if not any(turn["fields"].keys() - {"weight"} for turn in turns):
+            return
+        forged = sorted({t for turn in turns for s in strings_in(turn["fields"]) for t in self.control_text(s)})
+        if forged:
+            what = f"tool calls, schemas or thoughts hold the control tokens {forged}"
+            raise DataError(what, effect="They would become real ones.", remedy="change the text, or drop the row")
+        masked, marks = marked(turns, self._nonce, thoughts)
+        refuse_unseen(render(self.tokenizer, self.template, masked, generation_prompt=False), marks)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of plain text [T], without turns and without an end: what a pretraining mix is made of. With the BOS
@@ -272,7 +322,8 @@ class ChatFormat:
         turns = turns_of(messages)
         if train == "response" and not any(turn["trained"] for turn in turns):
             train = "last"  # the same, and known from sampling
-        asked = (tuple((turn["role"], turn["content"], turn["trained"]) for turn in turns), train, max_tokens)
+        said = ((turn["role"], turn["content"], turn["trained"], _key(turn["fields"])) for turn in turns)
+        asked = (tuple(said), train, max_tokens)
         known = self._known.find(asked)
         if known is not None:
             for text in known.notes:
@@ -314,10 +365,14 @@ class ChatFormat:
 
     def _encode_turns(self, turns: list[dict[str, Any]], train: Train) -> tuple[list[int], list[bool] | None]:
         answers = _answers(turns)
-        learned = {i for i in answers if train == "all" or (train == "last" and turns[i]["trained"])}
+        learned = {
+            i
+            for i in answers
+            if (train == "all" and turns[i]["fields"].get("weight") != 0) or (train == "last" and turns[i]["trained"])
+        }
         pieces = self._pieces(turns, learned)
         tokens = self._safe.encode(pieces, answers, spans=bool(learned))
-        spans = self._learned_spans(pieces, learned) if learned else []
+        spans = self._learned_spans(pieces, learned, turns) if learned else []
         marked = [(i, any(begin < stop and end > start for start, stop in spans)) for i, begin, end in tokens]
         marked = self._one_bos(marked)
         return [i for i, _ in marked], [mark for _, mark in marked] if learned else None
@@ -329,6 +384,7 @@ class ChatFormat:
             DataError: the template shows an answer otherwise that is to be learned, or with special tokens of its own.
         """
         answers = _answers(turns)
+        self._check_fields(turns, learned | (set() if generation_prompt else {len(turns) - 1}))
         bare = () if generation_prompt else (False,)
         pieces = pieces_of(self.tokenizer, self.template, turns, self._nonce, *bare)
         if generation_prompt:
@@ -361,18 +417,39 @@ class ChatFormat:
             return tokens[1:]
         return [(bos, False), *tokens] if self._safe.adds_bos and first[:1] != [bos] else tokens
 
-    def _learned_spans(self, pieces: list[Piece], learned: set[int]) -> list[tuple[int, int]]:
+    def _learned_spans(
+        self, pieces: list[Piece], learned: set[int], turns: list[dict[str, Any]]
+    ) -> list[tuple[int, int]]:
         """The characters [begin, end) of each learned turn, its end-of-turn token included."""
-        closing = re.compile(r"\s*" + re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)))
+        end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
+        closing = re.compile(r"\s*" + re.escape(end))
         text = "".join(piece.text for piece in pieces)
         spans, where = [], 0
         for piece in pieces:
             after = where + len(piece.text)
-            if piece.owner in learned:
+            if piece.owner in learned and not turns[piece.owner]["fields"].keys() - {"weight"}:
                 match = closing.match(text, after)
                 spans.append((where, match.end() if match else after))
             where = after
-        return spans
+        more = [i for i in learned if turns[i]["fields"].keys() - {"weight"}]
+        return [*spans, *(self._span_with_fields(turns, i, text, end) for i in more)]
+
+    def _span_with_fields(self, turns: list[dict[str, Any]], i: int, text: str, end: str) -> tuple[int, int]:
+        """The characters of a turn that has more than its text: from the generation prompt before it to its end."""
+        before = render(self.tokenizer, self.template, turns[:i])
+        until = render(self.tokenizer, self.template, turns[: i + 1], generation_prompt=False)
+        if not (until.startswith(before) and text.startswith(until.rstrip())):
+            what = (
+                f"the chat template writes message {i}, a call of a tool that is to be learned, otherwise in its place"
+            )
+            effect = "It cannot be told which tokens the model would write."
+            raise DataError(what, effect=effect, remedy="learn the last answer of each row")
+        stop = until.rfind(end, len(before))
+        return len(before), len(until.rstrip()) if stop < 0 else stop + len(end)
+
+
+def _key(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True) if fields else ""
 
 
 def _answers(turns: Sequence[Mapping[str, Any]]) -> set[int]:

@@ -2,24 +2,31 @@
 
 | code | an error (the row is refused) | code | a note (said, not refused) |
 |---|---|---|---|
-| D01 | a response is empty | D08 | control tokens written inside text |
-| D02 | the responses to compare are identical | D09 | a doubled BOS (one is left out) |
-| D03 | the prompt is no prefix (of chosen, of rejected) | D11 | a system turn folded into the user's |
-| D05 | prompt or response is too long | D18 | ratings or margins in some rows only |
-| D12 | roles that do not alternate, an empty prompt | D19 | scores that contradict the ranks |
-| D13 | the chat template rewrites or refuses the prompt | D20 | duplicate rows, pairs judged both ways |
-| D17 | a rating, margin or probability outside its scale | D24 | left-overs of a template ("{{prompt}}", "nan") |
-| D19 | ranks with gaps, below 1, or of another number | | |
-| D21 | columns or number of responses unlike what was asked for | | |
-| D22 | bytes that are no text, lines that are no JSON | | |
-| D23 | a row beyond all measure | | |
+| D01 | a response is empty, or holds nothing that is seen | D03 | the prompt is what two texts begin with |
+| D02 | the responses to compare are identical | D08 | control tokens written inside text |
+| D03 | the prompt is no prefix (of chosen, of rejected) | D09 | a doubled BOS (one is left out) |
+| D05 | prompt or response is too long | D11 | a system turn folded into the user's |
+| D12 | roles that do not alternate, an empty prompt | D16 | chosen looks like the worse one, all labels alike |
+| D13 | the chat template rewrites, hides or refuses what is said | D18 | ratings or margins in some rows only |
+| D16 | a response labelled bad among demonstrations | D19 | scores that contradict the ranks, ties alone |
+| D17 | a rating, margin or probability outside its scale | D20 | duplicates, pairs judged both ways, leaks |
+| D19 | ranks with gaps, below 1, or of another number | D21 | what messages have beside their text |
+| D21 | columns or responses unlike what was asked for | D24 | left-overs of a template ("{{prompt}}", "nan") |
+| D22 | bytes that are no text, lines that are no JSON | D25 | text that the tokenizer gives back otherwise |
+| D23 | a row beyond all measure | D27 | prompts that another data set has too |
 | D28 | no rows | | |
+
+What the other codes stand for cannot come about: a prompt's tokens always begin the row's (D04), a response is never
+cut and always ends with its end token (D06, D07), padding is told by the mask (D10), ids beyond the model's table (D14)
+and another tokenizer than the policy's (D15) are refused or tokenised anew where a model is loaded, and GAtt checks its
+own dialogues (D26).
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Problem", "check_given", "check_groups", "check_row", "refuse_or_drop"]
 
-Kind = Literal["prompts", "demonstrations", "comparisons", "rankings", "unpaired"]
+Kind = Literal["prompts", "demonstrations", "comparisons", "rankings", "unpaired", "rated"]
 
 MAX_CHARACTERS = 4_000_000
 """Characters of a row beyond which it is not even tokenised."""
@@ -71,7 +78,7 @@ def check_groups(
         groups: the rows.
         kind: what they are to be used as: `prompts` (K is free), `demonstrations` (K = 1; those without a prompt are
             plain text), `comparisons` (K = 2 with
-            ranks), `rankings` (K >= 2 with ranks), `unpaired` (labels).
+            ranks), `rankings` (K >= 2 with ranks), `unpaired` (labels), `rated` (rewards; K is free).
         chat: tokenizer and template; with it, lengths and templates are checked too.
         max_prompt_tokens: limit in tokens (None: none).
         max_response_tokens: limit in tokens (None: none).
@@ -179,9 +186,9 @@ def _count(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
 
 
 def _texts(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
-    for name, text in _named_responses(row):
+    for place, (name, text) in enumerate(_named_responses(row)):
         sampled = row["response_ids"] is not None
-        if not (text or "").strip():
+        if not seen(text) and not has_fields(row, place):
             effect = "the only token to learn from would be the one that ends the turn"
             # A model may end its turn at once: that is a response, and its ids say so.
             yield Finding("D01", name, "is empty", effect, "drop the row", note=sampled)
@@ -193,11 +200,44 @@ def _texts(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
 
 
 def _identical(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
-    texts = [" ".join((text or "").split()) for text in row["responses"] or []]
+    texts = [seen(text) + has_fields(row, place) for place, text in enumerate(row["responses"] or [])]
     if kind == "comparisons" and len(texts) == 2 and texts[0] == texts[1] and texts[0]:
         yield Finding("D02", "responses", "identical pair", "its gradient is exactly zero", "drop the row")
     elif kind == "rankings" and len(texts) > 1 and len(set(texts)) == 1 and texts[0]:
         yield Finding("D02", "responses", "all responses are identical", "its gradient is exactly zero", "drop the row")
+
+
+def seen(text: str | None) -> str:
+    """What of a text is seen: composed as Unicode says (NFC), white space as one space, without what has no width."""
+    composed = unicodedata.normalize("NFC", text or "")
+    visible = "".join(c for c in composed if unicodedata.category(c) != "Cf") if not composed.isascii() else composed
+    return " ".join(visible.split())
+
+
+def has_fields(row: Mapping[str, Any], place: int) -> str:
+    """What a response has beside its text, "" where there is nothing."""
+    fields = row.get("response_fields")
+    return (fields[place] or "") if fields and place < len(fields) else ""
+
+
+def _bytes(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
+    """Text that no UTF-8 file could hold, or with a NUL; but what was sampled may hold whatever the model wrote."""
+    sampled = row["response_ids"] is not None
+    texts = [
+        (f"prompt[{i}]", turn["content"]) for i, turn in enumerate(row["prompt"] or []) if turn["role"] != "assistant"
+    ]
+    texts += [] if sampled else _named_responses(row)
+    for name, text in texts:
+        if "\0" in (text or ""):
+            yield Finding("D22", name, f"a NUL at character {text.index(chr(0))}", remedy="remove it")
+
+
+def _labels(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
+    if kind == "demonstrations" and False in (row["labels"] or []):
+        effect = "it would be imitated"
+        yield Finding(
+            "D16", "labels", "the response is labelled bad", effect, "drop the row, or learn from labels (kto)"
+        )
 
 
 def _ranks(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
@@ -241,7 +281,7 @@ def _scales(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
             yield Finding("D17", f"rewards[{reward['name']}]", "is not finite", "every gradient would be NaN", remedy)
 
 
-RULES: tuple[Rule, ...] = (_prompt_turns, _count, _texts, _identical, _ranks, _scales)
+RULES: tuple[Rule, ...] = (_prompt_turns, _count, _texts, _identical, _bytes, _labels, _ranks, _scales)
 
 
 def _named_responses(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -288,4 +328,8 @@ def _check_tokens(
         if tokens:
             effect = "they stay text, and never become control tokens"
             problems.append(Problem("D08", index, row["prompt_id"], "text", f"holds {tokens}", effect, note=True))
+        for place, text in enumerate(row["responses"]):
+            if not text.isascii() and chat.decode(chat.encode_response(text, ended=False)).strip() != text.strip():
+                what, effect = "comes back from its tokens as another text", "the model learns that one"
+                problems.append(Problem("D25", index, row["prompt_id"], f"responses[{place}]", what, effect, note=True))
     return problems

@@ -98,6 +98,13 @@ class ControlSafe:
             raise DataError(f"the tokenizer makes the control tokens {forged} of plain text", remedy="change the text")
         return ids
 
+    def scaffold(self, text: str) -> list[int]:
+        """Ids of a template's own text [T] inside a conversation: the control tokens that it names are real ones."""
+        ids: list[int] = []
+        for part in filter(None, re.split(f"({self.pattern.pattern})", text)):
+            ids += [self._id_of[part]] if part in self._id_of else self.content(part)
+        return ids
+
     def _whole(self, text: str, spans: bool) -> list[Token]:
         out = self._call(text, return_offsets_mapping=spans)
         offsets = out["offset_mapping"] if spans else [(0, 0)] * len(out["input_ids"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.problems import Problem
 from alignkit.errors import DataError
-from alignkit.groups import Groups
+from alignkit.groups import Groups, Message
 
 if TYPE_CHECKING:
     from alignkit.data.chat import ChatFormat, Train
@@ -18,7 +18,7 @@ EDITED = "responses whose text was changed after they were sampled were tokenise
 UNSAVED = "response ids without a tokenizer fingerprint were tokenised anew from their text"
 
 
-_READ = ("prompt_id", "prompt", "responses", "response_ids", "tokenizer", "finished")
+_READ = ("prompt_id", "prompt", "responses", "response_ids", "tokenizer", "finished", "response_fields")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def encode_groups(
     encoded: list[EncodedGroup] = []
     problems: list[Problem] = []
     for index, row in enumerate(groups.each(*_READ)):
-        name, prompt, texts, ids, tokenizer, finished = row
+        name, prompt, texts, ids, tokenizer, finished, fields = row
         if chat.whole:
             found = _whole(row, index, chat, max_prompt_tokens, max_response_tokens)
             (problems if isinstance(found, Problem) else encoded).append(found)  # type: ignore[arg-type]
@@ -79,9 +79,11 @@ def encode_groups(
             problems.append(_prompt_problem(name, index, error))
             continue
         try:
-            responses = _responses(texts, ids if reuse_ids else None, tokenizer, finished, chat)
+            responses = _responses(texts, ids if reuse_ids else None, tokenizer, finished, chat, prompt, fields)
         except DataError as error:
-            problems.append(Problem("D22", index, name, "responses", error.what, error.effect, error.remedy))
+            problems.append(
+                Problem("D13" if fields else "D22", index, name, "responses", error.what, error.effect, error.remedy)
+            )
             continue
         group = EncodedGroup(prompt_ids, responses, trained, index)
         problem = _too_long(name, group, max_response_tokens, chat.positions)
@@ -93,12 +95,12 @@ def _whole(
     row: Sequence[Any], index: int, chat: ChatFormat, max_prompt_tokens: int, max_response_tokens: int
 ) -> EncodedGroup | Problem:
     """A row as the template writes it whole, from its texts whatever ids were sampled; see `encode_whole`."""
-    name, prompt, texts, ids, tokenizer, finished = row
+    name, prompt, texts, ids, tokenizer, finished, fields = row
     own = ids if tokenizer == chat.fingerprint and ids is not None else [None] * len(texts)
     said = finished or [None] * len(texts)
     known = [_finished(text, each, ended, chat) for text, each, ended in zip(texts, own, said, strict=True)]
     try:
-        group = EncodedGroup(*chat.encode_whole(prompt, texts, known, max_prompt_tokens), None, index)
+        group = EncodedGroup(*chat.encode_whole(prompt, texts, known, max_prompt_tokens, fields), None, index)
     except DataError as error:
         return _prompt_problem(name, index, error)
     return _too_long(name, group, max_response_tokens, chat.positions) or group
@@ -147,6 +149,8 @@ def _responses(
     tokenizer: str | None,
     finished: Sequence[bool | None] | None,
     chat: ChatFormat,
+    prompt: Sequence[Mapping[str, Any]] = (),
+    fields: Sequence[str | None] | None = None,
 ) -> list[list[int]]:
     """The ids of a row's responses: as they were sampled, or else those of their text. One that a length limit cut off
     gets no end token: nobody wrote it, and it would be learned and scored as an end."""
@@ -154,7 +158,11 @@ def _responses(
         chat.note(RETOKENISED if tokenizer else UNSAVED)
     kept = ids if ids is not None and tokenizer == chat.fingerprint else [None] * len(texts)
     found = []
-    for text, own, ended in zip(texts, kept, finished or [None] * len(texts), strict=True):
+    unknown: list[None] = [None] * len(texts)
+    for text, own, ended, more in zip(texts, kept, finished or unknown, fields or unknown, strict=True):
+        if more is not None:
+            found.append(chat.encode_answer(prompt, Message("assistant", text, fields=more), ended is not False))
+            continue
         if own is not None and chat.decode(own) != text:
             chat.note(EDITED)
             own, ended = None, None  # what ended, or did not, was the text before the edit

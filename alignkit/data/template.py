@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alignkit.data.beside_text import fields_of, for_template
 from alignkit.data.rendering import RENDERER
 from alignkit.errors import DataError
 from alignkit.groups import Message
@@ -23,9 +24,16 @@ class Piece(NamedTuple):
 
 
 def turns_of(messages: Sequence[Mapping[str, Any] | Message]) -> list[dict[str, Any]]:
-    """Messages as plain dicts with role, content, trained."""
+    """Messages as plain dicts with role, content, trained, fields.
+
+    Raises:
+        DataError: fields that are no JSON object.
+    """
     dicts = [message.to_dict() if isinstance(message, Message) else message for message in messages]
-    return [{"role": d["role"], "content": d["content"], "trained": bool(d.get("trained"))} for d in dicts]
+    return [
+        {"role": d["role"], "content": d["content"], "trained": bool(d.get("trained")), "fields": fields_of(d)}
+        for d in dicts
+    ]
 
 
 def fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,7 +45,8 @@ def fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     system, *rest = turns
     if not rest or rest[0]["role"] != "user":
         raise DataError("a system turn that no user turn follows, and the chat template has no system role")
-    first = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}
+    fields = {**system.get("fields", {}), **rest[0].get("fields", {})}
+    first = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}", "fields": fields}
     return [first, *rest[1:]]
 
 
@@ -61,9 +70,10 @@ def render(tokenizer: Any, template: str, turns: list[dict[str, Any]], generatio
     """
     if not turns:
         raise DataError("a conversation without a message, for which a chat template writes nothing")
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    messages, tools = for_template(turns)
+    given = {} if tools is None else {"tools": tools}
     try:
-        return RENDERER.render(template, messages, generation_prompt, **tokenizer.special_tokens_map)
+        return RENDERER.render(template, messages, generation_prompt, **tokenizer.special_tokens_map, **given)
     except ValueError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(
@@ -212,7 +222,7 @@ def probe_system(tokenizer: Any, template: str, nonce: str) -> bool:
     Raises:
         DataError: it fails on one user turn, or drops it.
     """
-    user = {"role": "user", "content": "A user asks.", "trained": False}
+    user = {"role": "user", "content": "A user asks.", "trained": False, "fields": {}}
     pieces_of(tokenizer, template, [user], nonce)
     try:
         pieces_of(tokenizer, template, [{**user, "role": "system"}, user], nonce)
@@ -245,7 +255,7 @@ def probe_end(tokenizer: Any, template: str, nonce: str, special: Iterable[str],
         special: texts of the special tokens, one of which closes the turn.
         marks: those of added tokens that are not special: one of them does, where no special one stands there.
     """
-    turns = [{"role": "user", "content": f"{nonce}0Z"}, {"role": "assistant", "content": f"{nonce}1Z"}]
+    turns = turns_of([{"role": "user", "content": f"{nonce}0Z"}, {"role": "assistant", "content": f"{nonce}1Z"}])
     try:
         before = render(tokenizer, template, turns[:1], generation_prompt=True)
         after = render(tokenizer, template, turns, generation_prompt=False)

@@ -63,7 +63,7 @@ def check_component(kind: str, name: str, target: Any, *, distribution: str = ""
         signature=_signature(kind, name, target, where),
         hyperparameters=_readable(hyperparameters_of, kind, target, where),
         origin=origin_of(target),
-        doc=next(iter((inspect.getdoc(target) or "").splitlines()), ""),
+        doc=target.doc if kind == "format" else next(iter((inspect.getdoc(target) or "").splitlines()), ""),
         tensors=tensors,
         provides=provides,
         logs=_logs(kind, name, target, where),
@@ -249,6 +249,19 @@ def _check_recipe(target: Any, where: str) -> Checked:
     return (), {}
 
 
+def _check_format(target: Any, where: str) -> Checked:
+    parent = importlib.import_module("alignkit.data.row_format").RowFormat
+    if not isinstance(target, parent):
+        raise PluginError("not an alignkit.plugin.RowFormat", where=where, remedy="register an instance, not a class")
+    if target.name != where.removeprefix("format "):
+        raise PluginError(f"it calls itself {target.name!r}", where=where, remedy="register it under its name")
+    if not target.needs or not all(isinstance(need, str) and need for need in (*target.needs, *target.may)):
+        raise PluginError("it names no column that it needs", where=where, remedy='give needs=("prompt", …)')
+    if not target.fits(target.example):
+        raise PluginError("its example is no row of it", where=where, remedy="give an example with all that it needs")
+    return (), {}
+
+
 _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "loss": _check_loss,
     "sampler": _check_sampler,
@@ -256,4 +269,5 @@ _CHECKS: dict[str, Callable[[Any, str], Checked]] = {
     "metric": _check_metric,
     "recipe": _check_recipe,
     "stage": _check_stage,
+    "format": _check_format,
 }

@@ -28,6 +28,7 @@ KINDS = {
     "suite": "register_suites",
     "recipe": "register_recipes",
     "stage": "register_stages",
+    "format": "register_formats",
 }
 
 
@@ -123,4 +124,16 @@ def register_stages(register: Register) -> None:
 
     Args:
         register: call it as `register("my_stage", MyStage)`.
+    """
+
+
+@hookspec(historic=True)
+def register_formats(register: Register) -> None:
+    """Register formats of data files: `alignkit.plugin.RowFormat`s, by which rows are recognised and read.
+
+    Their names stand in the distribution's metadata too, under the entry points of "alignkit.formats": reading a file
+    then imports no other plugin.
+
+    Args:
+        register: call it as `register("my_format", MY_FORMAT)`.
     """

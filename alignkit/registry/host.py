@@ -137,6 +137,20 @@ class PluginHost:
         found = [record for record in self._all() if (record.kind, record.name) == ("recipe", name)]
         return found[0] if len(found) == 1 else None
 
+    def formats(self) -> list[ComponentRecord]:
+        """The formats of data files that there are without loading every plugin: those of what is loaded, and of
+        distributions whose metadata names theirs, which are imported alone.
+
+        Raises:
+            PluginError: in strict mode, when one of them is faulty.
+        """
+        for info in list(self._infos.values()):
+            if info.formats and info.state == "enabled" and info.import_seconds is None and self._open is None:
+                self._load_one(info)
+        if self.strict and self._open is None:
+            self.raise_failures()
+        return [record for record in self._all() if record.kind == "format"]
+
     def build(self, kind: str, spec: Any) -> Any:
         """The component ready for use, with its hyper-parameters set.
 

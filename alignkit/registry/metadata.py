@@ -18,6 +18,8 @@ from alignkit._version import __version__
 GROUP = "alignkit"
 RECIPES = "alignkit.recipes"
 """The group in which a distribution may name its recipes, each with its function: their help needs no other plugin."""
+FORMATS = "alignkit.formats"
+"""The group in which a distribution names the formats of data files that it brings: reading imports no other plugin."""
 CORE = "alignkit"
 
 State = Literal["enabled", "disabled", "blocked", "failed", "not loaded"]
@@ -40,6 +42,7 @@ class PluginInfo:
         import_seconds: how long loading took; None while nothing was imported.
         path: the folder it comes from: the source tree of an editable install, else where it was installed.
         recipes: those that the distribution's metadata names, whichever of its entry points registers them.
+        formats: likewise the formats of data files.
     """
 
     distribution: str
@@ -53,6 +56,7 @@ class PluginInfo:
     import_seconds: float | None = None
     path: str = ""
     recipes: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -70,6 +74,7 @@ class PluginInfo:
             **asdict(self),
             "components": list(self.components),
             "recipes": list(self.recipes),
+            "formats": list(self.formats),
             "loaded": self.loaded,
         }
 
@@ -161,6 +166,7 @@ def _info(distribution: Distribution, entry_point: EntryPoint) -> PluginInfo:
         module=entry_point.value,
         path=_origin(distribution),
         recipes=tuple(sorted(distribution.entry_points.select(group=RECIPES).names)),
+        formats=tuple(sorted(distribution.entry_points.select(group=FORMATS).names)),
     )
     try:
         requirement = _core_requirement(distribution)

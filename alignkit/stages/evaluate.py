@@ -157,6 +157,8 @@ class Evaluate(Stage[EvaluationHandle]):
 
     def _answers(self, place: Place, policy: Any) -> Groups:
         prompts = rows_of(self.prompts)
+        if not len(prompts):
+            raise DataError("AK-D28 there are no prompts", where=place.name, remedy="check the file and the filters")
         if self.answers == "given":
             return _answered(prompts, place.name)
         from alignkit.sampling import Drawing

@@ -208,12 +208,14 @@ class Improve(Stage[Improved]):
 
     def work(self, place: Place) -> Mapping[str, Any]:
         """Sample, score, learn, round by round."""
+        from alignkit.data.shown import overview
         from alignkit.engine.objectives import extra_objectives
 
         method, rows = self._method, self._checked_rows(place)
         loss = place.host.build("loss", method.loss)
         extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
         policy = trainable(place, self._start, place.name)
+        place.say("\n".join(["what is learned from", *overview(rows, policy.chat, train="response").lines()]))
         rounds = self._rounds(place, policy, (loss, *extras.values()), rows)
         arguments = {
             "model": policy,
@@ -242,8 +244,15 @@ class Improve(Stage[Improved]):
             DataError: there are such rows, and they are not to be dropped.
         """
         from alignkit.data import check_given, refuse_or_drop
+        from alignkit.data.across_rows import shared_prompts
+        from alignkit.data.problems import report_notes
 
         rows = rows_of(self.data)
+        if self.heldout is not None:
+            held = rows_of(self.heldout).column("prompt_id")
+            report_notes(shared_prompts(rows.column("prompt_id"), held, "heldout"), place.name)
+        if not len(rows):
+            raise DataError("AK-D28 there are no rows", where=place.name, remedy="check the file and the filters")
         if self.optimizer.samples_per_prompt:
             return rows
         with place.meter.phase("prepare"):

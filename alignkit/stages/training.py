@@ -85,11 +85,13 @@ class TrainingStage(Stage[H], Training):
     def _checked(self, place: Place, groups: Groups, model: Any, kind: Any, train: Any) -> Any:
         from alignkit.data import check_groups, refuse_or_drop
         from alignkit.data.encode import is_plain_text
+        from alignkit.data.shown import overview
         from alignkit.engine.training_data import TrainingData
 
         most = self.max_length
         problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
         groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
+        place.say("\n".join(["what is learned from", *overview(groups, model.chat, train=train).lines()]))
         if kind == "demonstrations" and any(map(is_plain_text, groups)):
             data, left = TrainingData.of_stream(model, groups, most, train)
         else:

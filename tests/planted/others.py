@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.annotators import Annotator
+from alignkit.data import Reading, RowFormat
 from alignkit.functional import masked_mean
 from alignkit.groups import Groups
 from alignkit.metrics import Mean, Metric, MetricSpec
@@ -824,3 +825,36 @@ class WritesByChance(ForgetsAField):
         (place.folder / "groups").mkdir()
         (place.folder / "groups" / "rows.json").write_text(json.dumps([random.random() for _ in range(40)]) * 9)
         return {"rows": random.randrange(10**9)}
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def made_format(check: str, needs: tuple[str, ...], example: Mapping[str, Any], read: Any) -> None:
+    """Plant a format for this check."""
+    name = f"format_{len(PLANTED)}"
+    PLANTED.append(("format", name, check, RowFormat(name, "a planted one", needs, read, example)))
+
+
+def _demonstrated(parts: Mapping[str, Any]) -> Reading:
+    return Reading("demonstrations", {"prompt": str(parts["a"]), "responses": [""]})
+
+
+def _breaks(parts: Mapping[str, Any]) -> Reading:
+    return Reading("demonstrations", {"prompt": parts["a"].strip(), "responses": ["b"]})
+
+
+def _forgets(parts: Mapping[str, Any]) -> Reading:
+    return Reading("demonstrations", {"prompt": "a", "responses": [str(parts.get("b", "b"))]})
+
+
+made_format("reads-its-example", ("a",), {"a": "Why?"}, _demonstrated)
+made_format("refuses-in-words", ("a",), {"a": "Why?"}, _breaks)
+PLANTED.append(
+    (
+        "format",
+        "forgets",
+        "no-column-vanishes",
+        RowFormat("forgets", "a planted one", ("b",), _forgets, {"a": "Why?", "b": "b"}, ("a",)),
+    )
+)

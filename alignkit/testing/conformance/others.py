@@ -1,4 +1,4 @@
-"""Checks of transforms, suites, recipes and stages."""
+"""Checks of transforms, suites, recipes, stages and formats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from alignkit.data.checks import check_row
+from alignkit.data.messages import BadRow
 from alignkit.errors import AlignkitError
-from alignkit.groups import FEATURES, Groups
+from alignkit.groups import FEATURES, Groups, normal_row
 from alignkit.identity import digest
 from alignkit.rewards import FunctionReward, Reward
 from alignkit.run import Run
@@ -261,3 +263,71 @@ def _files(folder: Path) -> dict[str, int]:
     """Names and sizes of what a stage wrote; the record itself tells times."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("stage.json", "manifest.json")]
     return {str(p.relative_to(folder)): p.stat().st_size for p in paths}
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def read_as(subject: Subject, row: Any) -> list[dict[str, Any]]:
+    """The rows that a row of the format becomes."""
+    readings = list(subject.target(row))
+    return [normal_row(reading.row, "example") for reading in readings]
+
+
+@check("format")
+def reads_its_example(subject: Subject) -> str:
+    """Its example is a row of it, and becomes rows that something can be learned from, each time the same: an example
+    that does not hold is a page that misleads."""
+    one = subject.target
+    if not one.fits(one.example):
+        refuse("its example lacks a column that it needs", "example")
+    if one.gather is not None:
+        skip("it puts rows together, and its example is one of them")
+    found = read_as(subject, one.example)
+    if not found:
+        refuse("its example becomes nothing", "example")
+    if found != read_as(subject, one.example):
+        refuse("its example is read otherwise the second time", "read")
+    kinds = [reading.kind for reading in one(one.example)]
+    wrong = [str(f) for row, kind in zip(found, kinds, strict=True) for f in check_row(row, kind) if not f.note]
+    if wrong:
+        refuse(f"its example becomes what is refused: {wrong[0]}", "example")
+    return f"{len(found)} rows"
+
+
+@check("format")
+def refuses_in_words(subject: Subject) -> str:
+    """Whatever stands in a column, a row is read or refused as a bad row, and never ends the reading of a file with an
+    error of another kind."""
+    one = subject.target
+    if one.gather is not None:
+        skip("it puts rows together, and its example is one of them")
+    tried, values = 0, [None, "", "x", 1, -1.5, True, [], [[]], [None], {}, {"a": 1}, [{"role": "user"}]]
+    for name in one.example:
+        for odd in values:
+            tried += 1
+            try:
+                one({**one.example, name: odd})
+            except BadRow:
+                continue
+            except Exception as error:
+                refuse(f"{type(error).__name__} for {name}={odd!r}: {error}", "read")
+    return f"{tried} rows"
+
+
+@check("format")
+def no_column_vanishes(subject: Subject) -> str:
+    """A column of the example that is left out changes what is read, or is kept in `meta`: what is declared and not
+    used would vanish in silence."""
+    one = subject.target
+    if one.gather is not None:
+        skip("it puts rows together, and its example is one of them")
+    whole = read_as(subject, one.example)
+    for name in one.example:
+        try:
+            less = read_as(subject, {key: value for key, value in one.example.items() if key != name})
+        except BadRow:
+            continue
+        if less == whole:
+            refuse("it is read the same without it", name)
+    return f"{len(one.example)} columns"

@@ -113,7 +113,7 @@ def test_the_conversations_of_two_rounds_word_for_word(tmp_path: Path) -> None:
         ],
     ]
     assert [row["responses"] for row in out] == [[second], [f"revision by (critique of ({second}))"]]
-    assert all(row["prompt"] == [{"role": "user", "content": "Q", "trained": False}] for row in out)
+    assert all(row["prompt"] == [{"role": "user", "content": "Q", "trained": False, "fields": None}] for row in out)
 
 
 def test_each_step_is_sampled_for_all_prompts_at_once_with_its_own_length(tmp_path: Path) -> None:

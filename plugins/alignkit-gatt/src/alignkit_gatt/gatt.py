@@ -61,7 +61,7 @@ def training_view(turns: Sequence[Mapping[str, Any]], instruction: str, place: s
 
 
 def _turn(turn: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    return {"role": turn["role"], "content": before + turn["content"], "trained": False}
+    return {**turn, "content": before + turn["content"], "trained": False}
 
 
 # -- playing a dialogue ------------------------------------------------------------------------------------------------
