@@ -139,3 +139,21 @@ def test_from_python_no_file_is_made(here):
     run_recipe("noting.py", scale=2.0, quiet=True)
     assert (here / "runs" / "noting" / "run.json").is_file()
     assert not (here / "runs" / "noting" / "config.yaml").exists()
+
+
+def test_yaml_that_names_python_objects_makes_none(here, capsys):
+    """S40."""
+    (here / "run.yaml").write_text('policy: !!python/object/apply:os.system ["touch made"]\n')
+    assert cli.main(["run", "noting.py", "--config", "run.yaml"]) == 2
+    assert not (here / "made").exists()
+    assert "told" not in capsys.readouterr().out
+
+
+def test_yaml_that_refers_to_itself_is_refused_quickly(here, capsys):
+    """S41: nine levels of nine references are 387 million texts."""
+    lines = ["a: &a [" + ", ".join(["x"] * 9) + "]"]
+    for name, last in zip("bcdefghi", "abcdefgh", strict=True):
+        lines.append(f"{name}: &{name} [" + ", ".join([f"*{last}"] * 9) + "]")
+    (here / "run.yaml").write_text("\n".join(lines) + "\n")
+    assert cli.main(["run", "noting.py", "--config", "run.yaml"]) == 2
+    assert "told" not in capsys.readouterr().out
