@@ -98,12 +98,16 @@ def offences(tree: ast.AST) -> Iterator[str]:
                     yield f"{word.arg}={word.value.value}"
 
 
+HARMLESS = {"plugins/alignkit-rlaif/src/alignkit_rlaif/surroundings.py": ["verify=False"]}
+"""A transport that is made to see whether an address can be a proxy's, and asks nobody."""
+
+
 def test_nothing_runs_bytes() -> None:
     found = {
         str(path.relative_to(ROOT)): [*offences(ast.parse(path.read_text(encoding="utf-8")))] for path in sources()
     }
     assert len(found) > 150
-    assert {path: what for path, what in found.items() if what} == {}
+    assert {path: what for path, what in found.items() if what} == HARMLESS
 
 
 @pytest.mark.parametrize(
