@@ -10,7 +10,7 @@ with dropout, several at once, or weights of another type than the activations, 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ def _layers() -> tuple[type[nn.Module], type[nn.Module]]:
             if name is None:
                 found: Tensor = super().forward(x, *given, **named)
                 return found
-            base = self.base_layer
-            a, b = self.lora_A[name].weight, self.lora_B[name].weight
+            base: Any = self.base_layer
+            a, b = (each[name].weight for each in cast(Any, (self.lora_A, self.lora_B)))
             return adapted(x, base.weight, base.bias, a, b, self.scaling[name])
 
     return Linear, Adapted

@@ -163,8 +163,9 @@ class RewardModel(nn.Module):
         reward_model._freeze(trainable)
         products.route(reward_model.body)
         adapted.route(reward_model.body)
-        limits = (
-            read_record(folder / LIMITS) if (folder / LIMITS).is_file() else {"whole": not (folder / HEAD).is_file()}
+        trained_here = (folder / LIMITS).is_file()
+        limits: dict[str, Any] = (
+            read_record(folder / LIMITS) if trained_here else {"whole": not (folder / HEAD).is_file()}
         )
         reward_model.max_length, reward_model.centre = limits.get("max_length"), float(limits.get("centre", 0))
         reward_model.pool(limits.get("pooling", "last"))

@@ -62,7 +62,7 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(64, 306, 36, 2), "tiny": Sizes(64, 306, 16, 0)}
+SIZES = {"small": Sizes(72, 306, 36, 3), "tiny": Sizes(64, 306, 16, 0)}
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
@@ -74,8 +74,9 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-TAGGED: dict[task.Split, int] = {"train": 2, "heldout": 3}
-"""One embedded prompt in so many is tagged: of the 306 held-out ones 102."""
+MIX = ("ordinary", "ordinary", "sounding", "tagged", "ordinary", "tagged")
+"""The embedded prompts in turn: a third is tagged, and a sixth only sounds unsafe, as long as there are such: what is
+learned to be declined must be told from it. Of the 306 held-out ones 102 are tagged, and 27 sound unsafe."""
 
 
 def main(
@@ -235,16 +236,20 @@ def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout
 
 
 def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
-    """`count` prompts of the embedded task of which every so many-th is tagged, as long as there are any."""
-    every = TAGGED[split]
+    """`count` prompts of the embedded task in the order of `MIX`; ordinary ones where a kind has run out."""
     if kind == "tiny":
-        mixed = task.tiny_prompts(split, count * task.UNSAFE_EVERY // every + task.UNSAFE_EVERY)
-        declined = iter([p for p in mixed if p["tags"]])
+        every = task.tiny_prompts(split, 3 * count)
+        declined = [p for p in every if p["tags"]]
     else:
-        mixed = task.prompts(split, 2 * count)
-        declined = iter(task.tagged_prompts(split, min(count // every, task.TAGGED_PROMPTS[split])))
-    ordinary = iter([p for p in mixed if not p["tags"]])
-    return [(i % every == every - 1 and next(declined, None)) or next(ordinary) for i in range(count)]
+        every = task.prompts(split, 2 * count)
+        declined = task.tagged_prompts(split, min(count, task.TAGGED_PROMPTS[split]))
+    sounding = [p for p in every if task.sounds_unsafe(p["meta"])]
+    pools = {
+        "tagged": iter(declined),
+        "sounding": iter(sounding),
+        "ordinary": iter([p for p in every if not p["tags"] and p not in sounding]),
+    }
+    return [next(pools[MIX[i % len(MIX)]], None) or next(pools["ordinary"]) for i in range(count)]
 
 
 def _distilled(
