@@ -187,7 +187,7 @@ def test_odd_values_are_converted_as_datasets_would():
     assert (first["ranks"], first["logprobs"]) == ([1, 2], [[None, -1.0], []])
     assert (second["responses"], second["labels"]) == (["7"], [True])
     assert second["sampled_by"] == [{"policy": "only", "temperature": None}]
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(DataError, match="AK-D22"):
         Groups.from_rows([{"prompt": "p", "responses": ["\ud800"]}])
     with pytest.raises((OverflowError, ValueError)):
         Groups.from_rows([{"prompt": "p", "responses": ["a"], "response_ids": [[2**31]]}])
