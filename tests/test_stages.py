@@ -135,7 +135,7 @@ SHARED = {
     "epochs": (1, 2), "batch_size": (16, 8), "learning_rate": (1e-4, 2e-4), "schedule": ("cosine", "linear"),
     "warmup_ratio": (0.03, 0.1), "min_lr_ratio": (0.1, 0.2), "betas": ((0.9, 0.95), (0.9, 0.99)), "eps": (1e-5, 1e-8),
     "weight_decay": (0.0, 0.1), "max_grad_norm": (1.0, 0.5), "max_length": (1024, 512), "drop_bad": (False, True),
-    "checkpointing": (False, True), "metrics": ((), [Answered]), "name": ("one", "two"),
+    "checkpointing": (False, True), "metrics": ((), [Answered]), "name": ("one", "two"), "max_steps": (0, 5),
     "budget": (None, {"trained_tokens": "2k"}),
 }  # fmt: skip
 NO_CODE = hashlib.sha256().hexdigest()[:40]
@@ -166,7 +166,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "history": ((), [groups("e")]), "heldout": (None, PROMPTS), "patience": (0, 1), "max_new_tokens": (None, 9),
         "sampler": (Sampler(), Sampler(batch_size=2)), "max_length": (1024, 512), "max_missing": (0.05, 0.5),
         "drop_bad": (False, True), "value_model": ("head", "separate"),
-        "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]),
+        "checkpointing": (False, True), "iteration": (None, 1), "metrics": ((), [MeanChosen]), "max_steps": (0, 5),
         "budget": ({"generated_tokens": 1000}, {"generated_tokens": "2k"}),
     },
     "score": {"groups": (groups("c"), PAIRS), "reward": (short, long)},
@@ -262,8 +262,14 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 MARKED = {
     ("policy", "lora"): lambda run, value, made: run.policy("tiny", lora=value),
+    ("policy", "code_revision"): lambda run, value, made: (
+        run.policy(str(made["policy"].model_folder), code_revision=value)
+    ),
     ("train_reward", "column"): lambda run, value, made: (
         run.train_reward(made["policy"], PAIRS, loss=ranking, heldout_fraction=0.4, column=value).handle
+    ),
+    ("reward_model", "code_revision"): lambda run, value, made: (
+        run.reward_model(made["rewards"][0].model_folder, code_revision=value).handle
     ),
     ("reward_model", "column"): lambda run, value, made: (
         run.reward_model(made["rewards"][0].model_folder, column=value).handle
