@@ -302,7 +302,8 @@ def refuses_in_words(subject: Subject) -> str:
     one = subject.target
     if one.gather is not None:
         skip("it puts rows together, and its example is one of them")
-    tried, values = 0, [None, "", "x", 1, -1.5, True, [], [[]], [None], {}, {"a": 1}, [{"role": "user"}]]
+    tried = 0
+    values: list[Any] = [None, "", "x", 1, -1.5, True, [], [[]], [None], {}, {"a": 1}, [{"role": "user"}]]
     for name in one.example:
         for odd in values:
             tried += 1

@@ -8,8 +8,9 @@ top of it last. Prompts that should be declined are also answered under a safety
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -244,12 +245,13 @@ def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
         every = task.prompts(split, 2 * count)
         declined = task.tagged_prompts(split, min(count, task.TAGGED_PROMPTS[split]))
     sounding = [p for p in every if task.sounds_unsafe(p["meta"])]
-    pools = {
+    pools: dict[str, Iterator[dict[str, Any]]] = {
         "tagged": iter(declined),
         "sounding": iter(sounding),
         "ordinary": iter([p for p in every if not p["tags"] and p not in sounding]),
     }
-    return [next(pools[MIX[i % len(MIX)]], None) or next(pools["ordinary"]) for i in range(count)]
+    turns = islice(cycle(MIX), count)
+    return [next(chain(islice(pools[kind], 1), pools["ordinary"])) for kind in turns]
 
 
 def _distilled(
