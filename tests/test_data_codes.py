@@ -136,7 +136,7 @@ def test_no_rows_have_one_name(tmp_path: Path) -> None:
             lambda: read_groups(tmp_path / "empty.jsonl"),
             lambda: run.sft(policy, none),
             lambda: run.improve(policy, none, optimizer="dpo", reference=policy),
-            lambda: run.evaluate(policy, none, {"length": len}),
+            lambda: run.evaluate(policy, none, {"length": lambda response: float(len(response))}),
         ):
             with pytest.raises(DataError, match="AK-D28"):
                 work()

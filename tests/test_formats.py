@@ -160,7 +160,7 @@ def test_every_format_of_the_core_passes_the_conformance_kit(one: RowFormat) -> 
 
 MEANT = (
     "is_safe", "weight", "loss", "loss_weight", "images", "videos", "audios", "reasoning_content", "rejected_response",
-    "function", "labels", "ranks", "scores", "safer", "winner", "feedback", "chosenAnswer",
+    "function", "labels", "ranks", "scores", "safer", "winner", "feedback", "chosenAnswer", "ratings", "chosen_text",
 )  # fmt: skip
 
 

@@ -262,8 +262,8 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 MARKED = {
     ("policy", "lora"): lambda run, value, made: run.policy("tiny", lora=value),
-    ("policy", "code_revision"): lambda run, value, made: (
-        run.policy(str(made["policy"].model_folder), code_revision=value)
+    ("policy", "code_revision"): lambda run, value, made: run.policy(
+        str(made["policy"].model_folder), code_revision=value
     ),
     ("train_reward", "column"): lambda run, value, made: (
         run.train_reward(made["policy"], PAIRS, loss=ranking, heldout_fraction=0.4, column=value).handle

@@ -194,7 +194,7 @@ def implicit_pair(chosen: Any, rejected: Any) -> tuple[list[Turn], Turn, Turn]:
         return _shared_text(chosen, rejected)
     both = [turns_in(chosen, "chosen", headed=True), turns_in(rejected, "rejected", headed=True)]
     for turns, field in zip(both, ("chosen", "rejected"), strict=True):
-        if turns[-1]["role"] != "assistant":
+        if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("D12", field, "does not end with an assistant turn", remedy="give the response too")
     prompt, other = both[0][:-1], both[1][:-1]
     if not prompt or not _same(prompt, other):

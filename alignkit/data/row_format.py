@@ -97,6 +97,9 @@ class RowFormat:
         whole = []
         for one in readings:
             own = {name: value for name, value in one.row.items() if name != "meta"}
+            if one.raw_ranks is not None:
+                # What this row alone tells; whoever reads the whole file knows better.
+                own["ranks"] = [rank + (0 in one.raw_ranks) for rank in one.raw_ranks]
             whole.append(one._replace(row={**_common(row, names.values(), one), **own}))
         return whole
 
@@ -151,8 +154,11 @@ class RowFormat:
         )
 
     def leaves_aside(self, name: str) -> bool:
-        """Whether the format knows a column to be no part of what is learned."""
+        """Whether the format knows a column to be no part of what is learned; another name of a column that it reads
+        never is."""
         known = plain(name)
+        if any(known in need.split("|") for need in (*self.needs, *self.may)):
+            return False
         return any(known == own or (own.endswith("*") and known.startswith(own[:-1])) for own in self.aside)
 
 

@@ -147,7 +147,7 @@ def _ultrafeedback(parts: Parts) -> Reading:
         overall.append(fmean(known) if score is None else number(score, f"{where}.overall_score"))
     names = sorted({name for ratings in aspects for name in ratings})
     out = answered(prompt, answers)
-    out["meta"] = {"scores": overall}
+    out["meta"] = {"scores": overall, "models": parsed(parts["models"])}
     out["rewards"] = {name: [ratings.get(name) for ratings in aspects] for name in names}
     return _by_score(out, list(overall))
 

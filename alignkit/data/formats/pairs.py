@@ -38,6 +38,9 @@ SCORES = (
     "score_rejected|rejected_score|rejected_rating|rating_rejected|rejected_avg_rating",
 )
 
+SAID_OF_ONE = ("annotation", "critique", "feedback", "judge", "reward", "score")
+"""What is said of one of the answers and is no answer; a second text of it could be the one that was meant."""
+
 HINT = "the words that both answers begin with are the prompt"
 
 
@@ -92,7 +95,7 @@ def _other_answer(parts: Parts) -> Reading:
     """A demonstration with a worse answer beside it."""
     before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     turns = conversation({"prompt": parts["messages"], **before}, "messages")
-    if turns[-1]["role"] != "assistant":
+    if not turns or turns[-1]["role"] != "assistant":
         raise BadRow("D12", "messages", "does not end with an assistant turn", remedy="give the better answer too")
     prompt, chosen = demonstrated(turns, "messages")
     bare = [{k: v for k, v in turn.items() if k != "trained"} for turn in prompt]
@@ -223,15 +226,12 @@ PAIRS = (
         _example(chosen="Oolong.", rejected="Rain.", rating="better"),
         (f"{ASK}|conversations|context_messages", *BEFORE, *GRADES, *SCORES, "messages"),
         (
-            "chosen*",
-            "rejected*",
-            "score*",
-            "rating*",
+            *(f"{side}_{said}*" for side in ("chosen", "rejected") for said in SAID_OF_ONE),
             "generations",
             "order",
+            "original_*",
             "status",
             "raw_*",
-            "ratings",
             "critique*",
         ),
     ),

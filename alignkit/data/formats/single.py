@@ -51,7 +51,7 @@ def _talk(parts: Parts) -> Reading:
         talk = talk[:-1] if talk[-1] == {"role": "assistant", "content": ""} else talk
     before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     turns = conversation({"prompt": talk, **before}, "messages")
-    if turns[-1]["role"] != "assistant":
+    if not turns or turns[-1]["role"] != "assistant":
         return Reading("prompts", {"prompt": turns})
     prompt, answer = demonstrated(turns, "messages")
     return Reading("demonstrations", answered(prompt, [answer]))
@@ -104,7 +104,8 @@ def _batch(parts: Parts) -> Reading:
         raise BadRow("D21", "body", "has no messages", remedy="give requests of chat completions")
     turns = conversation({"prompt": body["messages"], **({"tools": body["tools"]} if body.get("tools") else {})})
     others = {name: value for name, value in body.items() if name not in ("messages", "tools")}
-    return Reading("prompts", {"prompt": turns, "meta": {"body": others} if others else {}})
+    meta = {"custom_id": parts["custom_id"], **({"body": others} if others else {})}
+    return Reading("prompts", {"prompt": turns, "meta": meta})
 
 
 _TALK: list[dict[str, Any]] = [
@@ -219,6 +220,7 @@ SINGLE = (
             "url": "/v1/chat/completions",
             "body": {"model": "m", "messages": _TALK[:1]},
         },
+        (),
         ("method", "url"),
     ),
 )
