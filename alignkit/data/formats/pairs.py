@@ -118,7 +118,7 @@ WINNERS = {
 
 def _winner(value: Any, field: str) -> int | None:
     """Which answer is better, 0 or 1, or None for a tie."""
-    word = str(int(value)) if isinstance(value, float) and value == int(value) else str(value).strip().lower()
+    word = str(value).strip().lower().removesuffix(".0")
     if isinstance(value, bool) or not isinstance(value, int | float | str) or word not in WINNERS:
         raise BadRow("D17", field, f"{value!r} is outside the scale", remedy="1, 2, or 0 for a tie")
     return WINNERS[word]
