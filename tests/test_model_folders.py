@@ -179,6 +179,8 @@ def test_a_commit_of_the_hub_is_named_by_its_forty_digits(tmp_path, monkeypatch)
     monkeypatch.setattr(remote_code, "_COMMITS", {})
     monkeypatch.setattr(remote_code, "_FILES", set())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    # Where transformers keeps the code of a commit for good: an earlier run's is not this one's.
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     snapshot = tmp_path / "models--somebody--own" / "snapshots" / commit
     Policy.load("tiny").save(snapshot)
     own_code(snapshot, tmp_path / "ran")
