@@ -28,5 +28,5 @@ def test_an_answer_that_is_no_text_is_refused() -> None:
         read_groups([{**ROW, "right_answer": 2}])
 
 
-def test_its_example_is_one_of_its_rows() -> None:
+def test_what_it_shows_is_one_of_its_rows() -> None:
     assert FORMAT.fits(FORMAT.example)
