@@ -365,14 +365,16 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
         return called
 
-    run, sampling, report = ModuleType("alignkit.run"), ModuleType("alignkit.sampling"), ModuleType("alignkit.report")
+    run, report = ModuleType("alignkit.run"), ModuleType("alignkit.report")
     run.list_runs = note("list", [{"run": "one", "stages": 3}, TWO])  # type: ignore[attr-defined]
     run.compare_runs = note("compare", "they differ")  # type: ignore[attr-defined]
     run.free_run = note("free", 2_500_000)  # type: ignore[attr-defined]
     run.open_policy = note("open", "the policy")  # type: ignore[attr-defined]
-    sampling.chat = note("chat", ["\x1b[31mred\x1b[0m", "so\x07und\r"])  # type: ignore[attr-defined]
+    run.talk = talk = ModuleType("alignkit.run.talk")  # type: ignore[attr-defined]
+    answers = [{"responses": ["\x1b[31mred\x1b[0m", "so\x07und\r"]}]
+    talk.answers_of = note("answers", answers)  # type: ignore[attr-defined]
     report.write_report = note("report", tmp_path / "report.html")  # type: ignore[attr-defined]
-    for module in (run, sampling, report):
+    for module in (run, report):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
@@ -410,12 +412,13 @@ def test_samples_are_printed_without_control_characters(
 ) -> None:
     flags = ["--prompt", "hello", "--n", "2", "--temperature", "0.7", "--max-new-tokens", "9", "--seed", "3"]
     assert cli.main(["sample", "one", *flags]) == 0
-    assert rooms["open"][0] == ("one",)
+    assert rooms["open"][0] == ("one", None)
     Path("runs/one/run.json").touch()
     assert cli.main(["sample", "one", *flags]) == 0
-    assert rooms["open"][0] == ("runs/one",)
-    keywords = {"n": 2, "temperature": 0.7, "max_new_tokens": 9, "seed": 3}
-    assert rooms["chat"] == (("the policy", "hello"), keywords)
+    assert rooms["open"][0] == ("runs/one", None)
+    (policy, prompts, n, seed), sampler = rooms["answers"]
+    assert (policy, [row["prompt"][0]["content"] for row in prompts], n, seed) == ("the policy", ["hello"], 2, 3)
+    assert sampler == {"temperature": 0.7, "max_new_tokens": 9, "greedy": False}
     assert capsys.readouterr().out == "--- 1 of 2\nred\n--- 2 of 2\nsound\n" * 2
 
 

@@ -228,6 +228,28 @@ def test_what_is_left_out_is_written_with_its_reasons(tmp_path: Path) -> None:
     assert "is empty" in left[1]["problems"][0]["problem"]
 
 
+def test_what_says_where_a_row_is_from_is_kept() -> None:
+    batch = {"custom_id": "7", "method": "POST", "url": "/v1", "body": {"model": "m", "messages": [USER]}}
+    kept = json.loads(read_groups([batch])[0]["meta"])
+    assert kept == {"custom_id": "7", "method": "POST", "url": "/v1", "body": {"model": "m"}}
+    by_name = {one.name: one for one in CORE}
+    assert json.loads(read_groups([by_name["ultrafeedback"].example])[0]["meta"])["models"] == ["a", "b"]
+    tree = read_groups([by_name["message_tree"].example])[0]
+    assert json.loads(tree["meta"]) == {"message_tree_id": "t", "tree_state": "x"}
+
+
+def test_a_row_alone_has_ranks_from_one_and_the_file_decides_their_base() -> None:
+    [listed] = [one for one in CORE if one.name == "responses"]
+    rows = [
+        {"prompt": "Why?", "responses": [{"text": "Because.", "rank": low}, {"text": "No.", "rank": low + 1}]}
+        for low in (0, 1)
+    ]
+    assert [listed(row)[0].row["ranks"] for row in rows] == [[1, 2], [1, 2]]
+    assert read_groups(rows[1:])[0]["ranks"] == [1, 2]
+    with pytest.raises(DataError, match=r"row 1 .*ranks — \[2, 3\]: ranks with gaps"):
+        read_groups(rows)
+
+
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +299,40 @@ def test_the_numbers_of_a_table_are_numbers_where_they_must_be(tmp_path: Path) -
     path.write_text("prompt,chosen,rejected,margin,tie\nWhy?,7,8,0.5,no\n", encoding="utf-8")
     row = read_groups(path)[0]
     assert (row["responses"], row["ranks"], row["meta"]) == (["7", "8"], [1, 2], '{"margin":0.5}')
+
+
+ANSWERS = {"prompt": "Why?", "responses": ["Because.", "No."]}
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "column"),
+    [
+        ({"messages": "", "rejected": "No."}, "D12", "messages"),
+        ({"conversation_a": "", "conversation_b": [USER, BOT], "winner": "tie"}, "D12", "conversation_a"),
+        ({"chosen": [], "rejected": [USER, BOT]}, "D21", "chosen"),
+        ({"conversation_a": [USER, BOT], "conversation_b": [USER, BOT], "winner": float("nan")}, "D17", "winner"),
+        ({**PAIR, "margin": 10**400}, "D17", "margin"),
+        ({**PAIR, "preference_prob": 10**400}, "D17", "preference_prob"),
+        ({"prompt": "Why?", "completion": "So.", "score": 10**400}, "D17", "score"),
+        ({**ANSWERS, "finished": ["x", "y"]}, "D17", "finished"),
+        ({**ANSWERS, "response_ids": ["a", "b"]}, "D21", "response_ids"),
+        ({**ANSWERS, "logprobs": ["a", "b"]}, "D21", "logprobs"),
+        ({**ANSWERS, "rewards": {"r": ["a", "b"]}}, "D21", "rewards"),
+        ({**ANSWERS, "iteration": 10**400}, "D21", "iteration"),
+    ],
+)
+def test_a_value_that_a_column_cannot_hold_is_a_bad_row_that_names_it(
+    row: dict[str, Any], code: str, column: str
+) -> None:
+    with pytest.raises(DataError, match=rf"AK-{code} row 0 (\(\w+\) )?{column} —"):
+        read_groups([row])
+
+
+def test_numbers_that_a_column_holds_are_held() -> None:
+    rows = [{**ANSWERS, "finished": [True, False], "iteration": 3, "rewards": {"r": [1, None]}}]
+    [row] = read_groups(rows)
+    assert (row["finished"], row["iteration"]) == ([True, False], 3)
+    assert [(reward["name"], reward["values"]) for reward in row["rewards"]] == [("r", [1.0, None])]
 
 
 # ---- whatever the value -----------------------------------------------------------------------------------------

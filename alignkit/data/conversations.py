@@ -184,16 +184,23 @@ def demonstrated(turns: list[Turn], field: str) -> tuple[list[Turn], Turn]:
     return turns[:-1], turns[-1]
 
 
-def implicit_pair(chosen: Any, rejected: Any) -> tuple[list[Turn], Turn, Turn]:
+def implicit_pair(
+    chosen: Any, rejected: Any, names: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[list[Turn], Turn, Turn]:
     """The prompt that two conversations or texts share, and what each goes on with.
+
+    Args:
+        chosen: one.
+        rejected: the other.
+        names: what they are called in errors.
 
     Raises:
         BadRow: D03 where they share no prompt, or differ before the last turn.
     """
     if isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen, True):
-        return _shared_text(chosen, rejected)
-    both = [turns_in(chosen, "chosen", headed=True), turns_in(rejected, "rejected", headed=True)]
-    for turns, field in zip(both, ("chosen", "rejected"), strict=True):
+        return _shared_text(chosen, rejected, names)
+    both = [turns_in(value, name, headed=True) for value, name in zip((chosen, rejected), names, strict=True)]
+    for turns, field in zip(both, names, strict=True):
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("D12", field, "does not end with an assistant turn", remedy="give the response too")
     prompt, other = both[0][:-1], both[1][:-1]
@@ -201,20 +208,20 @@ def implicit_pair(chosen: Any, rejected: Any) -> tuple[list[Turn], Turn, Turn]:
         pairs = list(zip(prompt, other, strict=False))
         shared = next((place for place, (a, b) in enumerate(pairs) if not _same([a], [b])), len(pairs))
         what = f"no common prompt: they share {shared} messages of {len(prompt)} and {len(other)} before the last"
-        raise BadRow("D03", "rejected", what, "the pair would not answer the same prompt", "repair the row")
+        raise BadRow("D03", names[1], what, "the pair would not answer the same prompt", "repair the row")
     return prompt, both[0][-1], both[1][-1]
 
 
-def _shared_text(chosen: str, rejected: str) -> tuple[list[Turn], Turn, Turn]:
+def _shared_text(chosen: str, rejected: str, names: tuple[str, str]) -> tuple[list[Turn], Turn, Turn]:
     if chosen == rejected:
-        raise BadRow("D02", "rejected", "identical pair", "its gradient is exactly zero", "drop the row")
+        raise BadRow("D02", names[1], "identical pair", "its gradient is exactly zero", "drop the row")
     shared = common = _common_prefix(chosen, rejected)
     if any(text[len(common) :] and not text[len(common)].isspace() for text in (chosen, rejected)):
         # Never inside a word: both responses begin with a whole one.
         shared = re.sub(r"\S*\Z", "", common)
     if not shared.strip():
         what = f"they share only {len(common)} characters: is the prompt missing?"
-        raise BadRow("D03", "chosen", what, "there is no prompt to learn from", "add a column prompt")
+        raise BadRow("D03", names[0], what, "there is no prompt to learn from", "add a column prompt")
     answers = [{"role": "assistant", "content": text[len(shared) :].strip()} for text in (chosen, rejected)]
     return [{"role": "user", "content": shared.strip()}], answers[0], answers[1]
 

@@ -123,6 +123,36 @@ def _saved_groups(folder: Path) -> Groups | None:
     return Groups(found) if own else None
 
 
+ILL_TYPED = (TypeError, ValueError, AttributeError, OverflowError)
+"""What a table raises of a value that a column of it cannot hold."""
+
+TYPED = ("iteration", "response_ids", "finished", "logprobs", "sampled_logprobs", "sampled_by", "rewards")
+"""Columns of `Groups` that no text stands in."""
+
+
+def _of_another_type(row: dict[str, Any]) -> list[Finding]:
+    """The columns of a row whose values `Groups` cannot hold."""
+    kept = {name: row[name] for name in TYPED if row[name] is not None}
+    own = {"prompt": row["prompt"], "responses": row["responses"]}
+    if not kept or _holds(own | kept):
+        return []
+    return [_ill_typed(name) for name in kept if not _holds({**own, name: kept[name]})]
+
+
+def _holds(row: dict[str, Any]) -> bool:
+    try:
+        Groups.from_rows([row])
+    except ILL_TYPED:
+        return False
+    return True
+
+
+def _ill_typed(name: str) -> Finding:
+    return Finding(
+        "D21", name, "holds values of another type than this column of Groups", remedy="leave it out, or mend it"
+    )
+
+
 @dataclass
 class LoadedData:
     """A source on its way to `Groups`, and what is wrong with it.
@@ -251,8 +281,8 @@ class LoadedData:
     def _check(self, number: int, where: str, kind: str, row: dict[str, Any]) -> None:
         try:
             normal = normal_row(row, where)
-            findings = check_row(normal, kind)
-        except (DataError, TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            findings = _of_another_type(normal) or check_row(normal, kind)
+        except (DataError, *ILL_TYPED, KeyError, RecursionError) as error:
             what = error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             self._refuse(number, where, Finding("D21", "", what), self._raw[number][1])
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,19 +68,24 @@ def flag(value: Any, field: str) -> bool:
     raise BadRow("D17", field, f"{value!r} is neither true nor false", remedy="use true and false")
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def number(value: Any, field: str) -> float:
     """A finite number; a table's text of one too.
 
     Raises:
         BadRow: anything else.
     """
-    found = value
+    found: Any = value
     if isinstance(value, str):
         try:
             found = float(value)
         except ValueError:
             found = None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if not is_finite(found):
         raise BadRow("D17", field, f"{value!r} is no finite number", remedy="repair or drop the row")
     return found
 
@@ -102,10 +108,7 @@ def scaled(value: Any, field: str, most: float) -> float:
     Raises:
         BadRow: anything else, text too.
     """
-    right = (
-        not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= most
-    )
-    if not right:
+    if not (is_finite(value) and 0 <= value <= most):
         scale = "a finite number >= 0" if most == math.inf else f"a number from 0 to {most}"
         what, effect = f"{value!r} is outside the scale", "the loss would push the wrong way"
         raise BadRow("D17", field, what, effect, f"give {scale}")

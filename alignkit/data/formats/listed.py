@@ -102,6 +102,8 @@ def _texts(parts: Parts, prompt: list[Turn], texts: list[Any]) -> Reading:
     kept = {name: parts[name] for name in OWN if name in parts}
     rating_of(parts.get("rating"), "rating")
     out = {**kept, **answered(prompt, [response_in(text, prompt, "responses") for text in texts])}
+    if isinstance(parts.get("finished"), list):
+        out["finished"] = [None if ended is None else flag(ended, "finished") for ended in parts["finished"]]
     if "response_fields" in kept:
         out["response_fields"] = kept["response_fields"]
     own = parts.get("meta")

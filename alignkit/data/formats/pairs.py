@@ -186,7 +186,8 @@ def _webgpt(parts: Parts) -> Reading:
 
 
 def _arena(parts: Parts) -> Reading:
-    prompt, one, two = implicit_pair(parts["conversation_a"], parts["conversation_b"])
+    names = ("conversation_a", "conversation_b")
+    prompt, one, two = implicit_pair(parts[names[0]], parts[names[1]], names)
     return _verdict(conversation({"prompt": prompt}), one, two, _winner(parts["winner"], "winner"))
 
 

@@ -19,7 +19,8 @@ def _tree(parts: Parts) -> list[Reading]:
     found = list(_branches(root, [], "prompt"))
     if not found:
         raise BadRow("D21", "prompt", "no message of the tree has an answer", remedy="drop the tree")
-    return found
+    meta = {"message_tree_id": parts["message_tree_id"]} if "message_tree_id" in parts else {}
+    return [one._replace(row={**one.row, "meta": meta}) for one in found]
 
 
 def _branches(node: Mapping[str, Any], before: list[Turn], field: str) -> Iterator[Reading]:
