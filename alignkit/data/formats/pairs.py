@@ -234,6 +234,9 @@ PAIRS = (
             "status",
             "raw_*",
             "critique*",
+            # One number judges the row, not which answer is better; `scores` and `ratings` might.
+            "score",
+            "score_*",
         ),
     ),
     RowFormat(
