@@ -1,7 +1,8 @@
 """The core names no algorithm: it is the plugins that do, and the generated file of absent names.
 
 Searched are names of components and of what brings them, in code and in text. Allowed is only the citation of a paper
-by its title's word "Llama 2", which is where some defaults of the core come from.
+by its title's word "Llama 2", which is where some defaults of the core come from, and a column that public data files
+call after a method.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NAMES = sorted((METHODS | DISTRIBUTIONS | {name.replace("-", "_") for name in DI
 FORBIDDEN = re.compile(
     rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, NAMES))}|rejection[ _-]sampling)(?![A-Za-z0-9])", re.I
 )
-CITATION = re.compile(r"Llama 2")
+CITATION = re.compile(r"Llama 2|\bkto_tag\b")
 
 
 def algorithm_in(line: str) -> str:

@@ -18,8 +18,8 @@
 
 What the other codes stand for cannot come about: a prompt's tokens always begin the row's (D04), a response is never
 cut and always ends with its end token (D06, D07), padding is told by the mask (D10), ids beyond the model's table (D14)
-and another tokenizer than the policy's (D15) are refused or tokenised anew where a model is loaded, and GAtt checks its
-own dialogues (D26).
+and another tokenizer than the policy's (D15) are refused or tokenised anew where a model is loaded, and who makes
+dialogues checks them (D26).
 """
 
 from __future__ import annotations
@@ -235,9 +235,7 @@ def _bytes(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
 def _labels(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:
     if kind == "demonstrations" and False in (row["labels"] or []):
         effect = "it would be imitated"
-        yield Finding(
-            "D16", "labels", "the response is labelled bad", effect, "drop the row, or learn from labels (kto)"
-        )
+        yield Finding("D16", "labels", "the response is labelled bad", effect, "drop the row, or learn from labels")
 
 
 def _ranks(row: Mapping[str, Any], kind: str) -> Iterator[Finding]:

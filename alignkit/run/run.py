@@ -19,7 +19,7 @@ from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
 from alignkit.files import write_text
-from alignkit.hidden import command, shown
+from alignkit.hidden import command, inline, shown
 from alignkit.identity import (
     class_code,
     component_code,
@@ -194,10 +194,10 @@ class Run:
         """Keep what the run was started with in its folder.
 
         Args:
-            text: YAML that `alignkit run RECIPE --config FILE` takes.
+            text: YAML that `alignkit run RECIPE --config FILE` takes; secrets in it are written as `***`.
         """
         if not self.planning and self.rank == 0:
-            write_text(self.folder / CONFIG, text)
+            write_text(self.folder / CONFIG, inline(text))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

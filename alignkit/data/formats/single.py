@@ -116,7 +116,7 @@ _TALK: list[dict[str, Any]] = [
 SINGLE = (
     RowFormat(
         "labelled",
-        "an answer with a label, true or false: KTO, LLaMA-Factory (kto_tag)",
+        "an answer with a label, true or false; LLaMA-Factory (kto_tag)",
         (ASK, RESPONSE, LABEL),
         _labelled,
         {"prompt": "Name a tea.", "completion": "Oolong.", "label": True},
@@ -134,7 +134,7 @@ SINGLE = (
     ),
     RowFormat(
         "labelled_messages",
-        "a conversation whose last answer has a label: KTO with messages, LLaMA-Factory, ms-swift",
+        "a conversation whose last answer has a label: LLaMA-Factory, ms-swift",
         (TALK, LABEL),
         _labelled_talk,
         {"messages": _TALK, "label": False},
