@@ -138,7 +138,9 @@ def test_what_was_exported_is_pushed_as_it_is(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert hub.summary == "first"
     assert folder is not None
-    assert hub.files == {file.name: file.read_bytes() for file in folder.iterdir()}
+    there = {file.name: file.read_bytes() for file in folder.iterdir()}
+    print([(k, hub.files[k], there[k]) for k in there if hub.files[k] != there[k]])
+    assert hub.files == there
 
 
 def test_a_refusal_and_a_dead_hub_are_one_message(hub: Hub, trained: Path) -> None:

@@ -30,7 +30,7 @@ class _Adapted(torch.autograd.Function):
         low = (flat @ a.t()).mul_(scale)
         ctx.save_for_backward(flat, weight, a, b, low)
         ctx.scale, ctx.shape = scale, x.shape
-        return products.plain(flat, weight, bias).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+        return torch.addmm(products.plain(flat, weight, bias), low, b.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -40,7 +40,7 @@ class _Adapted(torch.autograd.Function):
         wants_x, wants_weight, wants_bias, wants_a, wants_b, _ = ctx.needs_input_grad
         to_low = (grad @ b).mul_(ctx.scale)
         return (
-            products.plain(grad, weight.t()).addmm_(to_low, a).view(ctx.shape) if wants_x else None,
+            torch.addmm(products.plain(grad, weight.t()), to_low, a).view(ctx.shape) if wants_x else None,
             grad.t() @ flat if wants_weight else None,
             grad.sum(0) if wants_bias else None,
             to_low.t() @ flat if wants_a else None,

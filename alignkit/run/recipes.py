@@ -148,6 +148,7 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     """
     from jsonargparse import ArgumentError
 
+    refuse_aliases(words)
     parser = _parser(recipe)
     _, *parameters = inspect.signature(recipe.main).parameters
     try:
@@ -157,6 +158,25 @@ def parse_arguments(recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
         raise _argument_error(str(error), recipe) from error
     options = {key: values[key] for key in (*RUN_OPTIONS, *parameters) if key in values}
     return options | {"config": parser.dump(parsed, skip_none=False)}
+
+
+def refuse_aliases(words: Sequence[str]) -> None:
+    """Refuse files of arguments in which one value stands for another: a few lines of such can be gigabytes.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    files = [value for word, value in pairs if word == "--config"]
+    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    for file in (Path(each) for each in files if Path(each).is_file()):
+        from yaml import AliasToken, YAMLError, scan
+
+        with contextlib.suppress(YAMLError):  # what is no YAML the parser says in its own words
+            if any(isinstance(token, AliasToken) for token in scan(file.read_text(encoding="utf-8"))):
+                raise ConfigError(
+                    "refers to values by aliases (*name)", where=str(file), remedy="write each value where it belongs"
+                )
 
 
 def _parser(recipe: Recipe) -> Any:
