@@ -142,6 +142,18 @@ def printable(text: str) -> str:
     return "".join(c for c in plain if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI))
 
 
+def listed(text: str) -> str:
+    """Lines of `name: value`, as YAML has them, with `***` for secrets, also those that stand within a value."""
+
+    def line(given: str) -> str:
+        name, colon, value = given.partition(": ")
+        if colon and hides(name.strip(" -\"'"), value.strip("\"'")):
+            return f"{name}: {MARK}"
+        return f"{name}{colon}{inline(value)}" if colon else inline(given)
+
+    return "\n".join(map(line, text.split("\n")))
+
+
 def inline(text: str) -> str:
     """A text in which `name=value` or `name: value` stand, with `***` for the value of a secret, also in an address.
 

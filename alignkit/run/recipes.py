@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import re
 import sys
@@ -166,8 +167,7 @@ def refuse_aliases(words: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the file.
     """
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    files = [value for word, value in pairs if word == "--config"]
+    files = [value for word, value in itertools.pairwise(words) if word == "--config"]
     files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     for file in (Path(each) for each in files if Path(each).is_file()):
         from yaml import AliasToken, YAMLError, scan

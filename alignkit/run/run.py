@@ -19,7 +19,7 @@ from alignkit.data.problems import folded
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_value
 from alignkit.files import write_text
-from alignkit.hidden import command, inline, shown
+from alignkit.hidden import command, listed, shown
 from alignkit.identity import (
     class_code,
     component_code,
@@ -197,7 +197,7 @@ class Run:
             text: YAML that `alignkit run RECIPE --config FILE` takes; secrets in it are written as `***`.
         """
         if not self.planning and self.rank == 0:
-            write_text(self.folder / CONFIG, inline(text))
+            write_text(self.folder / CONFIG, listed(text))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -72,8 +72,8 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
         llama2.main(run, policy="tiny", algorithms=method, careful=2, **sizes)
     made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
     distilled, pool = Groups.load(made["v1-distilled"]), Groups.load(made["v1-pairs"])
-    assert len(distilled) == 3
-    assert distilled.sizes() == [2] * 3
+    assert len(distilled) == 2
+    assert distilled.sizes() == [2] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 6 + 2 * 3
+    assert len(pool) == 7 + 2 * 2
