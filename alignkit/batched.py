@@ -37,7 +37,7 @@ def lists_of(groups: Groups, conversational: bool = False) -> dict[str, list[Any
     texts = [row["responses"][k] for row, k in rows]
     messages = [row["prompt"] for row, _ in rows]
     return found | {
-        "prompts": messages if conversational else [_asked(turns) for turns in messages],
+        "prompts": messages if conversational else [last_said(turns) for turns in messages],
         "completions": [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts,
         "completion_ids": [row["response_ids"][k] if row["response_ids"] else None for row, k in rows],
         "messages": messages,
@@ -87,6 +87,6 @@ def listed(found: Any, size: int, where: str) -> list[Any]:
     return list(found)
 
 
-def _asked(turns: Sequence[Mapping[str, Any]]) -> str:
-    """The text of the last user turn."""
+def last_said(turns: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last user turn; empty where there is none."""
     return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")

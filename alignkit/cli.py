@@ -570,8 +570,10 @@ def _prompts(options: argparse.Namespace) -> Any:
     from alignkit.data import read_groups
     from alignkit.groups import Groups
 
-    if options.out is not None and options.out.suffix != ".jsonl":
-        raise ConfigError("answers are written as JSON lines", where=str(options.out), remedy="name a .jsonl file")
+    if options.out is not None:
+        from alignkit.run import talk
+
+        talk.check_answers_file(options.out)
     if options.prompts is None:
         return Groups.from_prompts([options.prompt])
     if options.prompts != "-":

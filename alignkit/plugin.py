@@ -24,6 +24,7 @@ Importing this module imports nothing heavy; each name is resolved when it is fi
 - Data: `read_groups`; `RowFormat`, `Reading` and `BadRow`, a format of files; `read_rows` and `Located`, rows as a file
   holds them; `check_groups`, `refuse_or_drop`, `bad_text`; `strict_json`, `write_json`; `EVALUATION`, the file in which
   a stage that evaluates leaves its rows.
+- `OF_SAMPLING`, the columns that hold only for the tokens that were sampled, after the prompt they were sampled after.
 - `answers_folder`, in which a component may keep answers that were paid for.
 - Models and numbers: `response_logprobs`, `is_tiny`, `bootstrap_mean`.
 - Errors: `AlignkitError`, `ConfigError`, `DataError`, `NothingToLearnError`, `NumericError`, `PluginError`,
@@ -44,6 +45,7 @@ _HOMES = {
     "alignkit.run_folder": "EVALUATION",
     "alignkit.randomness": "derived_seed permutation stream_key uniforms",
     "alignkit.identity": "canonical_json class_code digest plain",
+    "alignkit.columns": "OF_SAMPLING",
     "alignkit.groups": "RATINGS Groups Message prompt_id",
     "alignkit.selection": (
         "best_responses eligible labels_from_ranks occurrences take_present take_responses with_ranks"
@@ -78,6 +80,7 @@ _HOMES = {
 
 if TYPE_CHECKING:  # written out for editors and type checkers, `as` marks what is handed on
     from alignkit.annotators import Annotator as Annotator
+    from alignkit.columns import OF_SAMPLING as OF_SAMPLING
     from alignkit.data import BadRow as BadRow
     from alignkit.data import ChatFormat as ChatFormat
     from alignkit.data import Located as Located

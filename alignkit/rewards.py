@@ -189,7 +189,7 @@ class FunctionReward(Reward):
     def _offer(self, row: Mapping[str, Any], k: int) -> dict[str, Any]:
         finished = row["finished"][k] if row["finished"] else None
         offer = {
-            "prompt": next((m["content"] for m in reversed(row["prompt"]) if m["role"] == "user"), ""),
+            "prompt": batched.last_said(row["prompt"]),
             "messages": row["prompt"],
             "response": row["responses"][k],
             "finished": finished,
@@ -331,11 +331,19 @@ def _asked_about(groups: Groups, reward: Reward, places: Sequence[int] | None) -
     if places is None:
         return reward.score(groups)
     found = reward.score(groups.select(places)) if places else Scores([], [])
-    values: list[list[float | None]] = [[None] * size for size in groups.sizes()]
-    reasons: list[list[str | None]] = [[NOT_NEEDED] * size for size in groups.sizes()]
-    for place, own, why in zip(places, found.values, found.reasons, strict=True):
-        values[place], reasons[place] = list(own), list(why)
+    values, reasons = _over_all(groups, places, found.values, found.reasons)
     return replace(found, values=values, reasons=reasons)
+
+
+def _over_all(
+    groups: Groups, places: Sequence[int], values: Sequence[Sequence[Any]], reasons: Sequence[Sequence[Any]]
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Scores and reasons of the groups at these places as those of all groups; elsewhere they are not needed."""
+    scores: list[list[Any]] = [[None] * size for size in groups.sizes()]
+    why: list[list[Any]] = [[NOT_NEEDED] * size for size in groups.sizes()]
+    for place, own, said in zip(places, values, reasons, strict=True):
+        scores[place], why[place] = list(own), list(said)
+    return scores, why
 
 
 def _scored(groups: Groups, reward: Reward, ask: Callable[[], Scores]) -> Scores:
@@ -433,12 +441,9 @@ def _with_scores(groups: Groups, reward: Reward, meter: Meter) -> Groups:
 def _spread(groups: Groups, reward: Reward, places: Sequence[int], scored: Groups | None) -> Groups:
     """`groups` with what some of them were scored; `scored` holds those at `places`, None where there are none."""
     for name in [part.name for part in parts_of(reward)]:
-        values: list[list[float | None]] = [[None] * size for size in groups.sizes()]
-        reasons: list[list[str | None]] = [[NOT_NEEDED] * size for size in groups.sizes()]
-        for place, row in zip(places, scored or [], strict=True):
-            entry = next(each for each in row["rewards"] if each["name"] == name)
-            values[place], reasons[place] = list(entry["values"]), list(entry["reasons"])
-        groups = groups.with_rewards(name, values, reasons)
+        entries = [next(each for each in row["rewards"] if each["name"] == name) for row in scored or ()]
+        columns = ([each[what] for each in entries] for what in ("values", "reasons"))
+        groups = groups.with_rewards(name, *_over_all(groups, places, *columns))
     return groups
 
 

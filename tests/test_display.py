@@ -180,7 +180,7 @@ def test_what_others_wrote_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyP
     console = Console()
     with console.working("a", "sample", Meter()):
         console.say("row [bold]x[/bold] \x1b[2J")
-    assert "row [bold]x[/bold] \n" in terminal.text
+    assert "row [bold]x[/bold] ⟦U+001B⟧[2J" in terminal.text
     assert "\x1b[2J" not in terminal.getvalue()
 
 

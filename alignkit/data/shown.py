@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit.data.encode import encode_groups, encode_texts, is_plain_text
+from alignkit.data.encode import EncodedGroup, encode_groups, encode_texts, is_plain_text
 from alignkit.data.problems import Problem
 from alignkit.errors import DataError
 from alignkit.groups import Groups
@@ -92,6 +92,8 @@ def overview(
     kinds: Sequence[str] = (),
     problems: Sequence[Problem] = (),
     train: Any = "last",
+    max_prompt_tokens: int = NO_LIMIT,
+    max_response_tokens: int = NO_LIMIT,
 ) -> Overview:
     """What groups hold.
 
@@ -101,21 +103,35 @@ def overview(
         kinds: what each row can be used as; by default as its columns say.
         problems: what is wrong with them.
         train: which answers of a prompt are learned from, see `ChatFormat.encode_conversation`.
+        max_prompt_tokens, max_response_tokens: of whoever reads the rows next, who then finds the prompts remembered.
     """
+    read = _Way(train, max_prompt_tokens, max_response_tokens)
     named = Counter(kinds or map(kind_of, groups))
     dimensions = Counter(name for name in groups.column("dimension") if name is not None)
     step = max(1, len(groups) // SAMPLE)
     part = groups if step == 1 else groups.select(range(0, len(groups), step))
-    lengths = _in_tokens(part, chat, train) if chat is not None else _in_characters(part)
+    lengths = _in_tokens(part, chat, read) if chat is not None else _in_characters(part)
     bad = {p.row for p in problems if not p.note and p.row is not None}
     first = next((i for i in range(len(groups)) if i not in bad), None)
-    example = [] if first is None else _example(groups.select([first]), chat, train)
+    example = [] if first is None else _example(groups.select([first]), chat, read)
     unit = "characters" if chat is None else "tokens"
     spans = {name: (min(found), median(found), max(found)) for name, found in lengths.items() if found}
     return Overview(
         len(groups), groups.num_responses, dict(named.most_common()), dict(dimensions.most_common()), spans, unit,
         len(part), example, tuple(problems),
     )  # fmt: skip
+
+
+class _Way(NamedTuple):
+    """How rows are encoded, see `encode_groups`."""
+
+    train: Any
+    max_prompt_tokens: int
+    max_response_tokens: int
+
+    def encoded(self, groups: Groups, chat: ChatFormat) -> tuple[list[EncodedGroup], list[Problem]]:
+        """The groups that can be, and why the others cannot."""
+        return encode_groups(groups, chat, **self._asdict())
 
 
 def kind_of(row: Mapping[str, Any]) -> str:
@@ -136,14 +152,12 @@ def _in_characters(groups: Groups) -> dict[str, list[int]]:
     return {"prompts": prompts, "responses": texts}
 
 
-def _in_tokens(groups: Groups, chat: ChatFormat, train: Any) -> dict[str, list[int]]:
+def _in_tokens(groups: Groups, chat: ChatFormat, read: _Way) -> dict[str, list[int]]:
     plain = [i for i, row in enumerate(groups) if is_plain_text(row)]
     others = [i for i in range(len(groups)) if i not in set(plain)]
     found: dict[str, list[int]] = {"prompts": [], "responses": [], "texts": []}
     if others:
-        encoded, _ = encode_groups(
-            groups.select(others), chat, max_prompt_tokens=NO_LIMIT, max_response_tokens=NO_LIMIT, train=train
-        )
+        encoded, _ = read.encoded(groups.select(others), chat)
         found["prompts"] = [len(group.prompt_ids) for group in encoded]
         found["responses"] = [len(ids) for group in encoded for ids in group.responses]
     for i in plain:
@@ -154,7 +168,7 @@ def _in_tokens(groups: Groups, chat: ChatFormat, train: Any) -> dict[str, list[i
     return found
 
 
-def _example(one: Groups, chat: ChatFormat | None, train: Any) -> list[tuple[str, str]]:
+def _example(one: Groups, chat: ChatFormat | None, read: _Way) -> list[tuple[str, str]]:
     row = one[0]
     names = _names(row)
     learned = bool(row["responses"])
@@ -172,7 +186,7 @@ def _example(one: Groups, chat: ChatFormat | None, train: Any) -> list[tuple[str
             _marked(chat, [*g.prompt_ids, *g.responses[0]], [False] + [True] * len(g.responses[0])) for g in pieces
         ]
         return list(zip(names, shown, strict=False))
-    encoded, problems = encode_groups(one, chat, max_prompt_tokens=NO_LIMIT, max_response_tokens=NO_LIMIT, train=train)
+    encoded, problems = read.encoded(one, chat)
     if not encoded:
         return [("refused", str(problems[0]))]
     group = encoded[0]

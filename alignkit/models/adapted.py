@@ -120,3 +120,13 @@ def route(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is plain:
             module.__class__ = fused
+
+
+def route_all(model: nn.Module) -> None:
+    """Have every linear layer of a model take its fast way, plain or adapted.
+
+    Args:
+        model: any.
+    """
+    products.route(model)
+    route(model)

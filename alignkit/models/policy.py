@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
-from alignkit.models import adapted, forward, products
+from alignkit.models import adapted, forward
 from alignkit.models.adapters import adapter_base, base_digest, check_base, note_base
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
@@ -167,8 +167,7 @@ class Policy(nn.Module):
         if below is not None and trainable and lora is None:
             policy.fold()
             policy._freeze(True)
-        products.route(policy.model)
-        adapted.route(policy.model)
+        adapted.route_all(policy.model)
         return policy
 
     def _adapt(self, folder: Path | None, lora: LoRA | None, trainable: bool) -> None:
@@ -281,8 +280,7 @@ class Policy(nn.Module):
         if adapter not in self.model.peft_config:
             here = str(self.device)  # peft reads to a GPU that it finds, wherever the base is
             self.model.load_adapter(str(folder), adapter_name=adapter, is_trainable=False, torch_device=here)
-            products.route(self.model.eval())
-            adapted.route(self.model.eval())
+            adapted.route_all(self.model.eval())
             self._freeze_all_but_trained()
         self._states[name] = adapter
         return True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alignkit.data.chat import ChatFormat
 from alignkit.errors import ConfigError
 from alignkit.files import write_json
-from alignkit.models import adapted, forward, products
+from alignkit.models import adapted, forward
 from alignkit.models.adapters import CARD, CONFIG, adapter_base, check_base, note_base, portable, read_record
 from alignkit.models.arithmetic import Arithmetic, Flops, Reading, head_of
 from alignkit.models.batch import MicroBatch
@@ -129,8 +129,7 @@ class RewardModel(nn.Module):
             if lora is not None:
                 reward_model._adapt(lora)
         reward_model._freeze(True)
-        products.route(reward_model.body)
-        adapted.route(reward_model.body)
+        adapted.route_all(reward_model.body)
         return reward_model
 
     @classmethod
@@ -161,8 +160,7 @@ class RewardModel(nn.Module):
             if lora is not None and trainable:
                 reward_model._adapt(lora)
         reward_model._freeze(trainable)
-        products.route(reward_model.body)
-        adapted.route(reward_model.body)
+        adapted.route_all(reward_model.body)
         trained_here = (folder / LIMITS).is_file()
         limits: dict[str, Any] = (
             read_record(folder / LIMITS) if trained_here else {"whole": not (folder / HEAD).is_file()}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit.hidden import printable
+from alignkit.hidden import printable, scrubbed
 from alignkit.meter import Advance, Meter
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Console:
         """A line that stays."""
         if self.quiet:
             return
-        line = printable(f"[{self._clock()}] {text}")
-        if not self._drawn(lambda display: display.print(line)):
-            print(line, flush=True)
+        line = f"[{self._clock()}] {text}"
+        if not self._drawn(lambda display: display.print(scrubbed(line))):  # which spells out what is not printable
+            print(printable(line), flush=True)
         self._last = time.monotonic()
 
     def tick(self, text: str, advance: Advance | None = None) -> None:

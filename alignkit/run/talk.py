@@ -44,16 +44,23 @@ def json_lines(groups: Groups, ascii_only: bool = False) -> str:
     return "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
 
 
+def check_answers_file(file: Path) -> None:
+    """Refuse a file that answers are not written to.
+
+    Raises:
+        ConfigError: another ending than .jsonl.
+    """
+    if file.suffix != ".jsonl":
+        raise ConfigError("answers are written as JSON lines", where=str(file), remedy="name a .jsonl file")
+
+
 def write_answers(groups: Groups, file: Path) -> None:
     """Write answered prompts as JSON lines, whole or not at all.
 
     Raises:
         ConfigError: another ending than .jsonl, or a place that cannot be written.
     """
-    if file.suffix != ".jsonl":
-        raise ConfigError(
-            "answers are written as JSON lines", where=str(file), remedy="name a file that ends in .jsonl"
-        )
+    check_answers_file(file)
     try:
         write_text(file, json_lines(groups))
     except OSError as error:
@@ -192,4 +199,14 @@ def _answered(
         talks[name] += [said, {"role": "assistant", "content": answer}]
 
 
-__all__ = ["HELP", "Columns", "Lines", "Screen", "answers_of", "converse", "json_lines", "write_answers"]
+__all__ = [
+    "HELP",
+    "Columns",
+    "Lines",
+    "Screen",
+    "answers_of",
+    "check_answers_file",
+    "converse",
+    "json_lines",
+    "write_answers",
+]

@@ -215,7 +215,9 @@ class Improve(Stage[Improved]):
         loss = place.host.build("loss", method.loss)
         extras = {name: place.host.build("loss", fn) for name, fn in method.extra_losses().items()}
         policy = trainable(place, self._start, place.name)
-        place.say("\n".join(["what is learned from", *overview(rows, policy.chat, train="response").lines()]))
+        limit = self.sampler.max_prompt_tokens if method.samples_per_prompt else self.max_length
+        shown = overview(rows, policy.chat, train="response", max_prompt_tokens=limit)
+        place.say("\n".join(["what is learned from", *shown.lines()]))
         rounds = self._rounds(place, policy, (loss, *extras.values()), rows)
         arguments = {
             "model": policy,

@@ -89,13 +89,14 @@ class TrainingStage(Stage[H], Training):
         from alignkit.engine.training_data import TrainingData
 
         most = self.max_length
-        problems = check_groups(groups, kind, model.chat, max_prompt_tokens=most, max_response_tokens=most)
+        limits: Any = {"max_prompt_tokens": most, "max_response_tokens": most}
+        problems = check_groups(groups, kind, model.chat, **limits)
         groups = refuse_or_drop(groups, problems, self.drop_bad, place.name)
-        place.say("\n".join(["what is learned from", *overview(groups, model.chat, train=train).lines()]))
+        place.say("\n".join(["what is learned from", *overview(groups, model.chat, train=train, **limits).lines()]))
         if kind == "demonstrations" and any(map(is_plain_text, groups)):
             data, left = TrainingData.of_stream(model, groups, most, train)
         else:
-            data, left = TrainingData.of(model, groups, max_prompt_tokens=most, max_response_tokens=most, train=train)
+            data, left = TrainingData.of(model, groups, train=train, **limits)
         refuse_or_drop(groups, left, self.drop_bad, place.name)
         return data
 

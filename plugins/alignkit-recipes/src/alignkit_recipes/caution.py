@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
+from alignkit.plugin import OF_SAMPLING
 
 PREPROMPT = (
     "Answer in one short sentence. If a request could hurt someone, is dishonest or against the law, answer only: "
     "I'm sorry, I can't help with that."
 )
-OTHER_TOKENS = ("response_ids", "logprobs", "sampled_logprobs", "tokenizer")
-"""Columns of samples that do not hold under another prompt than the one they were drawn under."""
 
 
 def tagged(groups: Groups) -> Groups:
@@ -49,7 +48,7 @@ class WithoutPreprompt:
         if len(groups) != len(self.prompts):
             raise ConfigError(f"{len(groups)} rows for {len(self.prompts)} prompts", where="WithoutPreprompt")
         columns: dict[str, list[Any]] = {name: self.prompts.column(name) for name in ("prompt", "prompt_id")}
-        return groups.with_columns(columns | {name: [None] * len(groups) for name in OTHER_TOKENS})
+        return groups.with_columns(columns | {name: [None] * len(groups) for name in OF_SAMPLING})
 
 
 @dataclass(frozen=True)
