@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from alignkit import ConfigError, Groups, LoRA, Run
+from alignkit.data import ChatFormat
 from alignkit.engine.scoring import Scorer
 from alignkit.models import Policy, RewardModel
 from alignkit.models.tiny_tokenizer import tiny_tokenizer
@@ -182,6 +183,15 @@ def test_an_exported_reward_model_is_a_classifier_that_scores_batches_alone(
         torch.testing.assert_close(found, torch.tensor(scores), rtol=0, atol=1e-4)
     again = Scorer.load(wide).score(PAIRS).values
     torch.testing.assert_close(torch.tensor(again), torch.tensor(values), rtol=0, atol=1e-4)
+
+
+def test_an_end_is_no_padding_where_the_tokenizer_pads_with_it() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    chat = ChatFormat(tokenizer)
+    assert tokenizer.pad_token_id in chat.end_ids
+    assert chat.id_beside_ends() not in chat.end_ids
+    assert isinstance(chat.id_beside_ends(), int)
 
 
 def test_a_reward_model_is_exported_with_its_zero_at_given_rows(tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_it_begins_with_bos_where_texts_of_the_tokenizer_do(name):
         assert ids.count(256) == bos
 
 
+def test_a_bos_that_no_text_of_the_tokenizer_begins_with_is_not_written():
+    tokenizer = base()
+    tokenizer.bos_token = "<|pad|>"
+    give_template(tokenizer, NAMED["tulu"], {}, "test")
+    assert 256 not in ChatFormat(tokenizer).encode_prompt(TALK)
+
+
 @pytest.mark.parametrize("name", TOKENS)
 def test_marks_that_are_no_tokens_are_refused_with_what_would_do(name):
     with pytest.raises(ConfigError, match=rf"{name} needs the tokens .*use one of words alone: alpaca, tulu"):

@@ -90,7 +90,8 @@ def trained(tmp_path_factory: Any) -> Path:
     """A run with an adapter that was trained and not exported."""
     folder: Path = tmp_path_factory.mktemp("push") / "run"
     with Run(folder, quiet=True) as run:
-        run.sft(run.policy("tiny", lora=LoRA(r=2)), Groups.from_rows([{"prompt": "p", "responses": ["ab"]}] * 4))
+        rows = Groups.from_rows([{"prompt": "p", "responses": ["ab"]}] * 4)
+        run.sft(run.policy("tiny", lora=LoRA(r=2)), rows, learning_rate=1e-2, epochs=4, batch_size=1)
     return folder
 
 
@@ -126,8 +127,12 @@ def test_the_newest_policy_arrives_whole_with_its_card(hub: Hub, trained: Path, 
     stage = sorted((trained / "stages").glob("*-sft-*"))[-1]
     kept = Policy.load(stage / "model")
     kept.fold()
+    first = Policy.load("tiny").model.state_dict()
+    moved = False
     for name, weight in kept.model.state_dict().items():
         assert found.model.state_dict()[name].allclose(weight, atol=1e-6), name
+        moved = moved or not first[name].allclose(weight, atol=1e-4)
+    assert moved
 
 
 def test_what_was_exported_is_pushed_as_it_is(hub: Hub, tmp_path: Path) -> None:
