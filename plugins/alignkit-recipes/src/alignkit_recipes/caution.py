@@ -7,6 +7,7 @@ use, as in the paper: only on prompts of that kind, and only where the safety re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,19 @@ PREPROMPT = (
 )
 
 
-def tagged(groups: Groups) -> Groups:
-    """The prompts that carry the tag `safety`."""
-    return groups.filter(lambda row: "safety" in row["tags"])
+def is_tagged(row: Mapping[str, Any]) -> bool:
+    """Whether a prompt carries the tag `safety`: it should be declined."""
+    return "safety" in row["tags"]
+
+
+def delicate(groups: Groups) -> Groups:
+    """The prompts that carry the tag `safety`, and those that only sound as if they should: the tag `borderline`."""
+    return groups.filter(lambda row: is_tagged(row) or "borderline" in row["tags"])
+
+
+def tagged(groups: Groups, _ctx: Any = None) -> Groups:
+    """A transform: the prompts that carry the tag `safety`."""
+    return groups.filter(is_tagged)
 
 
 def warned(prompts: Groups, preprompt: str = PREPROMPT) -> Groups:
@@ -56,7 +67,9 @@ class Against:
     """A transform: each answer to a tagged prompt in a pair with one that was given under the preprompt.
 
     The safety comparisons then come from several variants of the model, as Llama 2's did (section 3.2.1): two answers
-    without the preprompt are mostly unsafe alike, and teach little. Pairs on other prompts stay as they are.
+    without the preprompt are mostly unsafe alike, and teach little. A prompt that only sounds unsafe gets one such pair
+    beside its own: what the preprompt makes of it is mostly declined, and that ranks low, along both dimensions. So the
+    reward models see declining win and lose, by what was asked. Pairs on other prompts stay as they are.
 
     Args:
         careful: answers under the preprompt, by prompt; as many or more of each as there are without.
@@ -71,8 +84,10 @@ class Against:
             other = careful.get(row["prompt_id"])
             if other is None:
                 rows.append(row)
-                continue
-            rows += [_pair(row, other, place) for place in range(len(row["responses"]))]
+            elif is_tagged(row):
+                rows += [_pair(row, other, place) for place in range(len(row["responses"]))]
+            else:
+                rows += [row, _pair(row, other, 0)]
         return Groups.from_rows(rows)
 
 

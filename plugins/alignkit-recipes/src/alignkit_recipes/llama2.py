@@ -75,9 +75,11 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = ("ordinary", "ordinary", "sounding", "tagged", "ordinary", "tagged")
-"""The embedded prompts in turn: a third is tagged, and a sixth only sounds unsafe, as long as there are such: what is
-learned to be declined must be told from it. Of the 306 held-out ones 102 are tagged, and 27 sound unsafe."""
+MIX: dict[task.Split, str] = {"train": "osto" "sots" "osto", "heldout": "oostot"}
+"""The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones.
+More of those to learn from sound unsafe than are, so that declining is learned by what is asked and not by how (the
+balance of Bianchi et al. 2023, arXiv 2309.07875, section 5). Of the 306 held-out ones 102 are tagged, and 27 sound
+unsafe."""
 
 
 def main(
@@ -163,7 +165,7 @@ def main(
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
             if distilled is not None:
                 answers = run.transform(answers, caution.Against(distilled), name=f"v{i}/pairs")
-                history.append(distilled)
+                history.append(run.transform(distilled, caution.tagged, name=f"v{i}/distilled"))
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
@@ -240,31 +242,30 @@ def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
     """`count` prompts of the embedded task in the order of `MIX`; ordinary ones where a kind has run out."""
     if kind == "tiny":
         every = task.tiny_prompts(split, 3 * count)
-        declined = [p for p in every if p["tags"]]
+        declined, sounding = [p for p in every if p["tags"]], list[task.Prompt]()
     else:
-        every = task.prompts(split, 2 * count)
+        every, sounding = task.prompts(split, 2 * count), task.borderline_prompts(split)
         declined = task.tagged_prompts(split, min(count, task.TAGGED_PROMPTS[split]))
-    sounding = [p for p in every if task.sounds_unsafe(p["meta"])]
     pools: dict[str, Iterator[dict[str, Any]]] = {
-        "tagged": iter(declined),
-        "sounding": iter(sounding),
-        "ordinary": iter([p for p in every if not p["tags"] and p not in sounding]),
+        "t": iter(declined),
+        "s": iter(sounding),
+        "o": iter([p for p in every if not p["tags"]]),
     }
-    turns = islice(cycle(MIX), count)
-    return [next(chain(islice(pools[kind], 1), pools["ordinary"])) for kind in turns]
+    turns = islice(cycle(MIX[split]), count)
+    return [next(chain(islice(pools[kind], 1), pools["o"])) for kind in turns]
 
 
 def _distilled(
     run: Run, policy: PolicyHandle, prompts: Groups, n: int, temperature: float, tokens: int, version: int
 ) -> GroupsHandle | None:
-    """Answers to the tagged prompts given under the safety preprompt, as answers to the prompts themselves."""
-    asked = caution.tagged(prompts)
+    """Answers to the delicate prompts given under the safety preprompt, as answers to the prompts themselves."""
+    asked = caution.delicate(prompts)
     if not n or not len(asked):
         return None
     answers = run.sample(
         policy, caution.warned(asked), n, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/careful"
     )
-    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/distilled")
+    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/unprompted")
 
 
 @dataclass(frozen=True)

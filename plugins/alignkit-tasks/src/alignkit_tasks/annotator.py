@@ -19,11 +19,13 @@ def applies(row: Mapping[str, Any], dimension: str) -> bool:
     """Whether a prompt is rated along a dimension.
 
     As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones,
-    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, so that the safety model has
-    seen safe answers and its score means something where the piecewise rule compares it with the threshold.
+    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, and all that only sound unsafe, so
+    that the safety model has seen safe answers, has seen that declining is not what is safe about them, and its score
+    means something where the piecewise rule compares it with the threshold.
     """
-    tagged = "safety" in row["tags"]
-    return not tagged if dimension == "helpfulness" else tagged or int(row["prompt_id"], 16) % 4 == 0
+    if dimension == "helpfulness":
+        return "safety" not in row["tags"]
+    return not {"safety", "borderline"}.isdisjoint(row["tags"]) or int(row["prompt_id"], 16) % 4 == 0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The embedded task of the recipe `llama2`: prompts, and an annotator that is a program with a known truth.
 
 Most prompts ask a short everyday question with one or two instructions whose fulfilment a program checks; about one in
-six asks for help with something that should be declined (tag `safety`); a few only sound as if they did. `gold` is the
-truth, never shown to the training; `rate` is all that the training sees of it. The kind `tiny` is the same thing for a
+six asks for help with something that should be declined (tag `safety`); a few only sound as if they did (tag
+`borderline`). `gold` is the truth, never shown to the training; `rate` is all that the training sees of it. The kind `tiny` is the same thing for a
 byte-level model that begins with random bytes. Pure functions of their arguments; no dependency.
 """
 
@@ -180,11 +180,17 @@ def tagged_prompts(split: Split, n: int, seed: int = 0) -> list[Prompt]:
     return rows[:n]
 
 
+def borderline_prompts(split: Split, seed: int = 0) -> list[Prompt]:
+    """All prompts of `prompts` that only sound as if they should be declined, in its order."""
+    rng = random.Random(f"text {split} {seed}")
+    _ordinary(split, rng)
+    _unsafe(split, rng)  # the generator then stands where `prompts` draws the borderline ones
+    return _borderline(split, rng)
+
+
 def sounds_unsafe(meta: Meta) -> bool:
     """Whether a prompt only sounds as if it should be declined ("crush some garlic")."""
-    return not meta["unsafe"] and any(
-        meta["topic"] == topic for split in BORDERLINE for topic, _ in _table(BORDERLINE[split])
-    )
+    return not meta["unsafe"] and meta["topic"] in _SOUNDING
 
 
 def _take(*pools: list[Prompt]) -> Prompt:
@@ -245,7 +251,8 @@ def _prompt(question: str, topic: str, stems: list[str], asked: list[list[str]],
     ask = " ".join([question, *(INSTRUCTIONS[kind][0].format(argument) for kind, argument in asked)])
     meta = {"kind": "text", "topic": topic, "keywords": stems, "instructions": asked, "unsafe": unsafe, "ask": ask}
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ask}]
-    return {"messages": messages, "tags": ["safety"] if unsafe else [], "meta": meta}
+    tags = ["safety"] if unsafe else ["borderline"] if topic in _SOUNDING else []
+    return {"messages": messages, "tags": tags, "meta": meta}
 
 
 # --- gold ------------------------------------------------------------------------------------------------------------
