@@ -1,31 +1,34 @@
-"""Pool the demo over seeds: `python benchmarks/demo_seeds.py runs/demo runs/demo-seed1 runs/demo-seed2`.
+"""The demo over seeds: `python benchmarks/demo_seeds.py runs/demo runs/demo-seed1 runs/demo-seed2`.
 
-Reads the evaluations of finished runs (make them with `make demo`, `make demo SEED=1`, …), prints one row per seed and
-the pooled intervals of V0 and of the last version, and writes results/demo.json. The criterion: the paired 95% interval
-of Vn - V0 lies above zero in each seed, and the pooled intervals of V0 and Vn do not overlap.
+Reads the evaluations of finished runs (make them with `make demo`, `make demo SEED=1`, …), prints a table of each score
+with a row per seed and one over all seeds, says which claims hold, and writes results/demo.json. The claims, with
+paired 95% intervals over held-out prompts: helpfulness and safety rise from V0 to the last version in each seed; over
+the seeds the last step gains on gold, and over-refusal does not rise.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import bootstrap_mean, paired_difference, per_prompt_scores, pooled
 from alignkit.run_folder import is_run, read_evaluation, read_run
 
-SCORE = "gold"
+SCORES = ("gold", "helpfulness", "safety", "over_refusal")
 RESULTS = Path(__file__).parent / "results" / "demo.json"
+Scores = Mapping[str, float]
 
 
-def versions(folder: Path) -> list[tuple[str, dict[str, float], dict[str, float]]]:
-    """(label, score by prompt, KL by prompt) of each evaluated version, in order."""
-    found = []
+def versions(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Label of each evaluated version, in order -> name of a score -> prompt -> value; the KL among the scores."""
+    found = {}
     for stage in read_run(folder).stages:
         if "evaluation" in stage.made:
             rows = read_evaluation(stage.folder)
-            found.append((stage.result["label"], per_prompt_scores(rows, SCORE), per_prompt_scores(rows, "kl")))
+            found[stage.result["label"]] = {name: per_prompt_scores(rows, name) for name in (*SCORES, "kl")}
     return found
 
 
@@ -34,40 +37,75 @@ def seconds(folder: Path) -> float:
     return sum(stage.seconds or 0 for stage in read_run(folder).stages)
 
 
-def one_seed(folder: Path) -> dict[str, Any]:
-    """The row of one run."""
-    found = versions(folder)
-    first, last = found[0], found[-1]
+def row(every: Sequence[Mapping[str, Scores]]) -> dict[str, Any]:
+    """One score of the versions of one run, or of several with the prompts of all seeds drawn together."""
+    labels = list(every[0])
+    first, before, last = labels[0], labels[-2], labels[-1]
+
+    def change(older: str) -> dict[str, Any]:
+        if len(every) == 1:
+            return paired_difference(every[0][last], every[0][older]).to_dict()
+        return pooled([{key: run[last][key] - run[older][key] for key in run[last]} for run in every]).to_dict()
+
+    mean = pooled if every[1:] else lambda one: bootstrap_mean(*one)
+    means = {label: mean([run[label] for run in every]) for label in labels}
     return {
-        "seed": read_run(folder).seed,
-        "seconds": round(seconds(folder)),
-        "prompts": len(first[1]),
-        "versions": {label: bootstrap_mean(scores).to_dict() for label, scores, _ in found},
-        "kl": {label: sum(kl.values()) / len(kl) for label, _, kl in found},
-        "difference": paired_difference(last[1], first[1]).to_dict(),
+        "prompts": len(every[0][first]),
+        "versions": {label: value.to_dict() for label, value in means.items()},
+        "last - first": change(first),
+        "last - previous": change(before),
     }
 
 
-def _text(interval: dict[str, Any]) -> str:
-    return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+def claims(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Each claim and whether it holds."""
+
+    def in_each(name: str) -> bool:
+        return all(seed["last - first"]["low"] > 0 for seed in scores[name]["seeds"].values())
+
+    return {
+        "helpfulness rises in each seed": in_each("helpfulness"),
+        "safety rises in each seed": in_each("safety"),
+        "the last step gains on gold, over the seeds": scores["gold"]["all"]["last - previous"]["low"] > 0,
+        "over-refusal does not rise, over the seeds": scores["over_refusal"]["all"]["last - first"]["low"] <= 0,
+    }
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def _line(title: str, found: Mapping[str, Any]) -> str:
+    means = " ".join(f"{value['mean']:7.3f}" for value in found["versions"].values())
+    return f"{title:24} {means}  {_interval(found['last - first'])}  {_interval(found['last - previous'])}"
 
 
 def main(folders: list[str]) -> int:
-    """Print and record; 1 when the criterion does not hold."""
+    """Print and record; 1 when a claim does not hold."""
     paths = [Path(folder) for folder in folders]
-    rows = [one_seed(path) for path in paths]
-    every = [versions(path) for path in paths]
-    first, last = pooled([v[0][1] for v in every]), pooled([v[-1][1] for v in every])
-    for row in rows:
-        cells = "  ".join(f"{label} {_text(value)}" for label, value in row["versions"].items())
-        print(f"seed {row['seed']} ({row['seconds']} s): {cells}  Vn - V0 {_text(row['difference'])}")
-    print(f"pooled: V0 {_text(first.to_dict())}  Vn {_text(last.to_dict())}")
-    holds = all(row["difference"]["low"] > 0 for row in rows) and last.low > first.high
-    print("the criterion holds" if holds else "the criterion does not hold")
+    runs = {str(read_run(path).seed): versions(path) for path in paths}
+    scores: dict[str, Any] = {}
+    for name in SCORES:
+        by_seed = {seed: {label: found[name] for label, found in run.items()} for seed, run in runs.items()}
+        scores[name] = {"seeds": {seed: row([one]) for seed, one in by_seed.items()}, "all": row([*by_seed.values()])}
+        labels = " ".join(f"{label:>7}" for label in scores[name]["all"]["versions"])
+        title = f"{name}, {scores[name]['all']['prompts']} prompts"
+        print(f"\n{title:24} {labels}  last - first             last - previous")
+        for seed, found in scores[name]["seeds"].items():
+            print(_line(f"  seed {seed}", found))
+        print(_line("  all", scores[name]["all"]))
+    took = {seed: round(seconds(path)) for seed, path in zip(runs, paths, strict=True)}
+    kl = {seed: {label: bootstrap_mean(found["kl"]).mean for label, found in run.items()} for seed, run in runs.items()}
+    last = ", ".join(f"{list(values.values())[-1]:.2f}" for values in kl.values())
+    print(f"\nKL of the last version: {last} nats a response")
+    print("seconds of the stages:", ", ".join(map(str, took.values())))
+    held = claims(scores)
+    for claim, holds in held.items():
+        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     RESULTS.parent.mkdir(exist_ok=True)
-    record = {"seeds": rows, "pooled": {"V0": first.to_dict(), "Vn": last.to_dict()}, "holds": holds}
+    record = {"scores": scores, "kl": kl, "seconds": took, "claims": held}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if holds else 1
+    return 0 if all(held.values()) else 1
 
 
 if __name__ == "__main__":
