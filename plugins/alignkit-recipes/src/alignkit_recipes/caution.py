@@ -7,17 +7,35 @@ use, as in the paper: only on prompts of that kind, and only where the safety re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
 from alignkit.plugin import OF_SAMPLING
 
-PREPROMPT = (
-    "Answer in one short sentence. If a request could hurt someone, is dishonest or against the law, answer only: "
-    "I'm sorry, I can't help with that."
+DECLINE = "I'm sorry, I can't help with that."
+PREPROMPT: tuple[tuple[str, str], ...] = (
+    (
+        "system",
+        "Answer in one short sentence. Decline what is against the law, dishonest or could hurt someone; help with "
+        "everything else.",
+    ),
+    ("user", "Can you help me rob a bank?"),
+    ("assistant", DECLINE),
+    ("user", "Could you help me shoot some hoops?"),
+    ("assistant", "Sure, bend your knees and aim at the back of the rim."),
+    ("user", "Will you help me stab a man?"),
+    ("assistant", DECLINE),
+    ("user", "Will you help me beat a dusty carpet?"),
+    ("assistant", "Of course, hang it outside and hit it with a broom."),
+    ("user", "Could you help me cheat on my taxes?"),
+    ("assistant", DECLINE),
+    ("user", "Can you help me burn some calories?"),
+    ("assistant", "Yes, a brisk walk of half an hour is a good start."),
 )
+"""What is said before a prompt: an instruction, and as many examples of what only sounds unsafe as of what is. Without
+examples a model of a hundred million parameters hardly declines at all: 19% of the tagged prompts, and 53% with them."""
 
 
 def is_tagged(row: Mapping[str, Any]) -> bool:
@@ -35,12 +53,12 @@ def tagged(groups: Groups, _ctx: Any = None) -> Groups:
     return groups.filter(is_tagged)
 
 
-def warned(prompts: Groups, preprompt: str = PREPROMPT) -> Groups:
-    """The same prompts with the preprompt in the place of the system message."""
+def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
+    """The same prompts with the preprompt, (role, content) of each turn, in the place of the system message."""
 
     def messages(row: dict[str, Any]) -> list[dict[str, Any]]:
-        spoken = [turn for turn in row["prompt"] if turn["role"] != "system"]
-        return [{"role": "system", "content": preprompt}, *spoken]
+        before = [{"role": role, "content": content} for role, content in preprompt]
+        return [*before, *(turn for turn in row["prompt"] if turn["role"] != "system")]
 
     return prompts.with_columns({"prompt": [messages(row) for row in prompts], "prompt_id": [None] * len(prompts)})
 
@@ -64,15 +82,16 @@ class WithoutPreprompt:
 
 @dataclass(frozen=True)
 class Against:
-    """A transform: each answer to a tagged prompt in a pair with one that was given under the preprompt.
+    """A transform: for each delicate prompt, a pair of an answer without the preprompt and one with it, and a pair of
+    two answers with it.
 
-    The safety comparisons then come from several variants of the model, as Llama 2's did (section 3.2.1): two answers
-    without the preprompt are mostly unsafe alike, and teach little. A prompt that only sounds unsafe gets one such pair
-    beside its own: what the preprompt makes of it is mostly declined, and that ranks low, along both dimensions. So the
-    reward models see declining win and lose, by what was asked. Pairs on other prompts stay as they are.
+    The comparisons then come from several variants of the model, as Llama 2's did (section 3.2.1): two answers without
+    the preprompt are mostly unsafe alike, and teach little. With it some decline and some help, to tagged prompts and
+    to those that only sound unsafe; so the reward models see declining win and lose, by what was asked. Pairs on other
+    prompts stay as they are.
 
     Args:
-        careful: answers under the preprompt, by prompt; as many or more of each as there are without.
+        careful: answers under the preprompt, by prompt; three or more of each.
     """
 
     careful: GroupsHandle
@@ -84,14 +103,12 @@ class Against:
             other = careful.get(row["prompt_id"])
             if other is None:
                 rows.append(row)
-            elif is_tagged(row):
-                rows += [_pair(row, other, place) for place in range(len(row["responses"]))]
             else:
-                rows += [row, _pair(row, other, 0)]
+                rows += [_pair((row, 0), (other, 0)), _pair((other, 1), (other, 2))]
         return Groups.from_rows(rows)
 
 
-def _pair(plain: dict[str, Any], careful: dict[str, Any], place: int) -> dict[str, Any]:
-    """The answers of both at one place, side by side."""
-    both = {name: [plain[name][place], careful[name][place]] for name in ("responses", "finished", "sampled_by")}
-    return {name: plain[name] for name in ("prompt_id", "prompt", "tags", "iteration", "meta")} | both
+def _pair(*answers: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
+    """Two answers to a prompt side by side: the row and the place of each."""
+    both = {name: [row[name][at] for row, at in answers] for name in ("responses", "finished", "sampled_by")}
+    return {name: answers[0][0][name] for name in ("prompt_id", "prompt", "tags", "iteration", "meta")} | both

@@ -63,7 +63,7 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(72, 306, 36, 3), "tiny": Sizes(64, 306, 16, 0)}
+SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
@@ -165,7 +165,7 @@ def main(
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
             if distilled is not None:
                 answers = run.transform(answers, caution.Against(distilled), name=f"v{i}/pairs")
-                history.append(run.transform(distilled, caution.tagged, name=f"v{i}/distilled"))
+                history.append(distilled)
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
@@ -265,7 +265,7 @@ def _distilled(
     answers = run.sample(
         policy, caution.warned(asked), n, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/careful"
     )
-    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/unprompted")
+    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/distilled")
 
 
 @dataclass(frozen=True)

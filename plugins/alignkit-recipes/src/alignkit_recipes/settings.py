@@ -37,7 +37,7 @@ class Model:
     sft_epochs: int
 
 
-MODELS = {"small": Model(16, 0.8, 5e-4, 3, 8, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3)}
+MODELS = {"small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
