@@ -110,6 +110,7 @@ class Mutant:
         new: what is written instead.
         test: the pytest node id that must fail, or how it begins.
         fresh: try it in a new process on a mutated copy of the package.
+        slow: it takes more than a second; tried in `make test-full` alone.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Mutant:
     new: str
     test: str
     fresh: bool = False
+    slow: bool = False
 
     @property
     def place(self) -> Place:
