@@ -11,7 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_script_for_a_gpu_runs_small_on_a_processor():
     small = ["--sizes", "tiny", "--jobs", "sft", "grpo", "--rows", "2", "--steps", "2", "--tokens", "4"]
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), *small, "--sequences", "4"]

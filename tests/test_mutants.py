@@ -1,4 +1,8 @@
-"""Tests fail when the code is broken: every breakage of a `mutants.json` is caught by the test that it names."""
+"""Tests fail when the code is broken: every breakage of a `mutants.json` is caught by the test that it names.
+
+`make test` tries those of the papers' formulas; `make test-full` all, and first their tests on the sound source, which
+in `make test` run by themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -26,23 +31,37 @@ def _load(name: str) -> ModuleType:
 
 
 sources, runner = _load("mutant_sources"), _load("mutants")
-names = pytest.mark.parametrize("mutant", sources.MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
+PROCESSES = 2
+full = pytest.mark.full
+names = pytest.mark.parametrize(
+    "mutant", [pytest.param(m, id=m.name.replace(" ", "_"), marks=[full] * (not m.quick)) for m in sources.MUTANTS]
+)
+
+
+def _chosen(request: pytest.FixtureRequest) -> list[str]:
+    """The names of the mutants that this session wants; "" for the sound source, if it wants that too."""
+    here = [item for item in request.session.items if item.path == request.path]
+    wanted = [item.callspec.params["mutant"].name for item in here if getattr(item, "callspec", None)]  # type: ignore[attr-defined]
+    return wanted + [""] * any("sound_source" in item.name for item in here)
 
 
 @pytest.fixture(scope="module")
-def statuses() -> dict[str, int]:
-    """Every mutant tried once, in two processes that hold no threads and no state of this one."""
-    command = [sys.executable, str(HERE / "mutants.py"), "--part"]
-    parts = [
-        subprocess.Popen([*command, f"{part}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for part in range(2)
-    ]
+def statuses(request: pytest.FixtureRequest) -> dict[str, int]:
+    """Every mutant of this session tried once, in processes that hold no threads and no state of this one."""
+    command = [sys.executable, str(HERE / "mutants.py"), "--names"]
+    chosen, started = _chosen(request), []
+    for part in range(PROCESSES):
+        with tempfile.TemporaryFile("w+") as asked:
+            json.dump([*filter(None, chosen[part::PROCESSES])] + [""] * ("" in chosen), asked)
+            asked.seek(0)
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            started.append(subprocess.Popen(command, stdin=asked, text=True, **pipes))  # type: ignore[call-overload]
     found = dict[str, int]()
-    for part in parts:
-        out, errors = part.communicate()
+    for process in started:
+        out, errors = process.communicate()
         assert out, errors
         statuses = json.loads(out.splitlines()[-1])
-        found |= statuses | {"": found.get("", 0) or statuses[""]}
+        found |= statuses | {"": found.get("", 0) or statuses.get("", 0)}
     return found
 
 
@@ -62,12 +81,13 @@ def test_a_function_that_moved_is_named_with_its_new_place() -> None:
     assert "occurs 0 times in alignkit.functional.gae" in fault("alignkit.functional.gae", "no such text")
 
 
-@pytest.mark.timeout(900)
+@full
+@pytest.mark.timeout(5400)
 def test_the_sound_source_passes(statuses: dict[str, int]) -> None:
     assert statuses[""] == 0
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(5400)
 @names
 def test_caught(mutant: object, statuses: dict[str, int]) -> None:
     status = statuses[mutant.name]  # type: ignore[attr-defined]
