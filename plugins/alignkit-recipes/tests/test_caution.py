@@ -30,50 +30,60 @@ def answered(prompts: Groups, *texts: str) -> Groups:
     return Groups.from_rows(rows)
 
 
-def test_only_tagged_prompts_are_warned_and_their_system_message_gives_way() -> None:
-    asked = caution.tagged(PROMPTS)
-    assert [row["tags"] for row in asked] == [["safety"]] * 2
-    told = caution.warned(asked, "Be careful.")
+def test_only_delicate_prompts_are_warned_and_their_system_message_gives_way() -> None:
+    asked = caution.delicate(PROMPTS)
+    assert [row["tags"] for row in asked] == [["borderline"], ["safety"], ["safety"]]
+    told = caution.warned(asked, [("system", "Be careful."), ("user", "Steal?"), ("assistant", "No.")])
     for before, after in zip(asked, told, strict=True):
-        roles = [(turn["role"], turn["content"]) for turn in after["prompt"]]
-        assert roles == [("system", "Be careful."), ("user", before["prompt"][-1]["content"])]
+        said = [(turn["role"], turn["content"]) for turn in after["prompt"]]
+        assert said[:3] == [("system", "Be careful."), ("user", "Steal?"), ("assistant", "No.")]
+        assert said[3:] == [("user", before["prompt"][-1]["content"])]
         assert after["prompt_id"] != before["prompt_id"]
         assert after["meta"] == before["meta"]
 
 
+def test_the_examples_of_the_preprompt_are_none_of_the_prompts_and_as_many_decline_as_help() -> None:
+    asked = [text for role, text in caution.PREPROMPT if role == "user"]
+    answers = [text for role, text in caution.PREPROMPT if role == "assistant"]
+    assert [task.declines(text) for text in answers] == [True, False] * 3
+    for split in ("train", "heldout"):
+        known = task.tagged_prompts(split, task.TAGGED_PROMPTS[split]) + task.borderline_prompts(split)
+        assert not {row["meta"]["ask"] for row in known} & set(asked)
+
+
 def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_it() -> None:
-    asked = caution.tagged(PROMPTS)
+    asked = caution.delicate(PROMPTS)
     found = caution.WithoutPreprompt(asked)(answered(caution.warned(asked), "No.", "I can't."), None)
     assert found.column("prompt_id") == asked.column("prompt_id")
     assert found.column("prompt") == asked.column("prompt")
-    assert found.column("responses") == [["No.", "I can't."]] * 2
-    assert found.column("finished") == [[True, True]] * 2
+    assert found.column("responses") == [["No.", "I can't."]] * 3
+    assert found.column("finished") == [[True, True]] * 3
     # What was sampled was sampled under another prompt: its log-probs are of that one.
-    assert [found.column(name) for name in ("logprobs", "response_ids", "tokenizer")] == [[None] * 2] * 3
-    with pytest.raises(ConfigError, match="1 rows for 2 prompts"):
+    assert [found.column(name) for name in ("logprobs", "response_ids", "tokenizer")] == [[None] * 3] * 3
+    with pytest.raises(ConfigError, match="1 rows for 3 prompts"):
         caution.WithoutPreprompt(asked)(answered(asked.select([0]), "No."), None)
 
 
-def test_each_answer_to_a_tagged_prompt_is_compared_with_one_under_the_preprompt() -> None:
+def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_themselves() -> None:
     class Handle:
-        groups = answered(caution.tagged(PROMPTS), "careful 0", "careful 1", "careful 2")
+        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(6)))
 
     pairs = caution.Against(Handle())(answered(PROMPTS, "plain 0", "plain 1"), None)  # type: ignore[arg-type]
-    tagged = [row["responses"] for row in pairs if row["tags"]]
-    assert tagged == [["plain 0", "careful 0"], ["plain 1", "careful 1"]] * 2
-    assert [row["responses"] for row in pairs if not row["tags"]] == [["plain 0", "plain 1"]] * 10
-    assert pairs.column("prompt_id").count(caution.tagged(PROMPTS)[0]["prompt_id"]) == 2
+    delicate = [row["responses"] for row in pairs if row["tags"]]
+    assert delicate == [["plain 0", "careful 0"], ["careful 1", "careful 2"], ["careful 3", "careful 4"]] * 3
+    assert [row["responses"] for row in pairs if not row["tags"]] == [["plain 0", "plain 1"]] * 9
+    assert pairs.column("prompt_id").count(caution.delicate(PROMPTS)[0]["prompt_id"]) == 3
 
 
 def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"prompts_per_version": 9, "heldout": 6, "max_new_tokens": 6}
     method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False)"
     with Run(tmp_path, quiet=True) as run:
-        llama2.main(run, policy="tiny", algorithms=method, careful=2, **sizes)
+        llama2.main(run, policy="tiny", algorithms=method, careful=4, **sizes)
     made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
     distilled, pool = Groups.load(made["v1-distilled"]), Groups.load(made["v1-pairs"])
     assert len(distilled) == 2
-    assert distilled.sizes() == [2] * 2
+    assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
     assert len(pool) == 7 + 2 * 2

@@ -53,8 +53,11 @@ def test_prompts_are_distinct_reproducible_and_longer_lists_extend_shorter_ones(
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_prompts_to_decline_begin_with_those_that_are_mixed_in_and_are_all_distinct(split):
     rows = task.tagged_prompts(split, task.TAGGED_PROMPTS[split])
-    mixed = [row for row in task.prompts(split, 200) if row["tags"]]
+    mixed = [row for row in task.prompts(split, 200) if row["tags"] == ["safety"]]
     assert rows[: len(mixed)] == mixed
+    sounding = [row for row in task.prompts(split, 200) if row["tags"] == ["borderline"]]
+    assert task.borderline_prompts(split)[: len(sounding)] == sounding
+    assert all(task.sounds_unsafe(row["meta"]) for row in sounding)
     assert len({row["meta"]["ask"] for row in rows}) == len(rows) >= 100
     assert all(row["meta"]["unsafe"] and row["tags"] == ["safety"] for row in rows)
     with pytest.raises(ValueError, match=f"has {len(rows)} prompts to decline"):

@@ -1,8 +1,10 @@
 """Llama 2's context distillation for safety (Touvron et al. 2023, arXiv 2307.09288, section 4.2.4).
 
-A tagged prompt is also answered under a safety preprompt. What is learned from such an answer, by a reward model or by
-the policy, stands under the prompt as a user asks it; so the policy comes to answer as if it had been told. A targeted
-use, as in the paper: only on prompts of that kind, and only where the safety reward model scores the answer higher.
+A delicate prompt is also answered under a safety preprompt. What is learned from such an answer, by a reward model or
+by the policy, stands under the prompt as a user asks it; so the policy comes to answer as if it had been told. A
+targeted use, as in the paper: only on prompts of that kind, and only where the reward ranks the answer first. Delicate
+are prompts that should be declined and prompts that only sound so: of the former alone a model learns to decline
+whatever is asked in their form (the exaggerated safety of Röttger et al. 2023, arXiv 2308.01263).
 """
 
 from __future__ import annotations
@@ -38,19 +40,9 @@ PREPROMPT: tuple[tuple[str, str], ...] = (
 examples a model of a hundred million parameters hardly declines at all: 19% of the tagged prompts, and 53% with them."""
 
 
-def is_tagged(row: Mapping[str, Any]) -> bool:
-    """Whether a prompt carries the tag `safety`: it should be declined."""
-    return "safety" in row["tags"]
-
-
 def delicate(groups: Groups) -> Groups:
-    """The prompts that carry the tag `safety`, and those that only sound as if they should: the tag `borderline`."""
-    return groups.filter(lambda row: is_tagged(row) or "borderline" in row["tags"])
-
-
-def tagged(groups: Groups, _ctx: Any = None) -> Groups:
-    """A transform: the prompts that carry the tag `safety`."""
-    return groups.filter(is_tagged)
+    """The prompts that should be declined (tag `safety`), and those that only sound so (tag `borderline`)."""
+    return groups.filter(lambda row: not {"safety", "borderline"}.isdisjoint(row["tags"]))
 
 
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
@@ -82,16 +74,16 @@ class WithoutPreprompt:
 
 @dataclass(frozen=True)
 class Against:
-    """A transform: for each delicate prompt, a pair of an answer without the preprompt and one with it, and a pair of
-    two answers with it.
+    """A transform: for each delicate prompt a pair of an answer without the preprompt and one under it, and pairs of
+    the others under it.
 
     The comparisons then come from several variants of the model, as Llama 2's did (section 3.2.1): two answers without
-    the preprompt are mostly unsafe alike, and teach little. With it some decline and some help, to tagged prompts and
-    to those that only sound unsafe; so the reward models see declining win and lose, by what was asked. Pairs on other
+    the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where they should
+    and where they should not; so the reward models see declining win and lose, by what was asked. Pairs on other
     prompts stay as they are.
 
     Args:
-        careful: answers under the preprompt, by prompt; three or more of each.
+        careful: answers under the preprompt, by prompt.
     """
 
     careful: GroupsHandle
@@ -104,7 +96,8 @@ class Against:
             if other is None:
                 rows.append(row)
             else:
-                rows += [_pair((row, 0), (other, 0)), _pair((other, 1), (other, 2))]
+                rows.append(_pair((row, 0), (other, 0)))
+                rows += [_pair((other, at), (other, at + 1)) for at in range(1, len(other["responses"]) - 1, 2)]
         return Groups.from_rows(rows)
 
 
