@@ -3,7 +3,8 @@
 V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh
 prompt at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward
 models on all ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on
-top of it last. Prompts that should be declined are also answered under a safety preprompt (see caution.py).
+top of it last. Prompts that should be declined, or only sound so, are also answered under a safety preprompt (see
+caution.py).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Sizes:
         prompts: fresh prompts per version.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
-        careful: answers under the safety preprompt to each tagged prompt; 0 for a model that cannot follow it.
+        careful: answers under the safety preprompt to each delicate prompt; 0 for a model that cannot follow it.
     """
 
     prompts: int
@@ -125,8 +126,9 @@ def main(
         replay: share of the earlier comparisons learned from again when continuing.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
-        careful: answers under a safety preprompt to each prompt tagged `safety`, from which the reward models and the
-            versions learn as if it had not been there (Llama 2, section 4.2.4); 0: none.
+        careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds unsafe),
+            from which the reward models and the versions learn as if it had not been there (Llama 2, section 4.2.4);
+            0: none.
         gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
         dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.
