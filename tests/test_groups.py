@@ -192,7 +192,7 @@ def test_odd_values_are_converted_as_datasets_would():
 
 
 @pytest.mark.parametrize(
-    "column, value",
+    ("column", "value"),
     [
         ("prompt", 5), ("prompt", ["x"]), ("prompt", [{"role": "user", "content": "p", "fields": "{"}]),
         ("responses", "text"), ("responses", {"a": 1}), ("responses", [["a"]]), ("response_ids", [[2**31]]),
@@ -210,7 +210,7 @@ def test_a_value_that_a_column_cannot_hold_is_one_error_that_names_row_and_colum
         Groups.from_rows([fine, {**fine, column: value}])
     error = raised.value
     assert error.what.startswith(f"AK-D21 {column} is ")
-    assert error.where == "row 1" and error.effect and error.remedy
+    assert (error.where, bool(error.effect), bool(error.remedy)) == ("row 1", True, True)
 
 
 def test_a_row_that_is_none_is_refused_by_its_place():
