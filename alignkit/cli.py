@@ -268,18 +268,22 @@ def _check(name: str, as_json: bool) -> int:
 
 
 def _plugins_json(host: PluginHost, components: bool) -> list[dict[str, Any]]:
-    if not components:
-        return [info.to_json() for info in host.plugins()]
-    records = host.components()
-    return [
-        {**info.to_json(), "components": [r.to_json() for r in records if (r.distribution, r.plugin) == key]}
-        for info in host.plugins()
-        for key in [(info.distribution, info.entry_point)]
-    ]
+    from alignkit.identity.distributions import distribution_key
+
+    records = host.components() if components else []
+    listed = []
+    for info in host.plugins():
+        # What its files are, as the keys of stages have it: an edited plugin is told from the one that was installed.
+        shown = {**info.to_json(), "key": distribution_key(info.distribution)}
+        if components:
+            own = [r for r in records if (r.distribution, r.plugin) == (info.distribution, info.entry_point)]
+            shown["components"] = [r.to_json() for r in own]
+        listed.append(shown)
+    return listed
 
 
 def _print_plugins(host: PluginHost, components: bool) -> None:
-    rows = [(i.distribution, i.version, i.entry_point, i.requires or "any", i.state, i.reason) for i in host.plugins()]
+    rows = [(i.distribution, i.version, i.entry_point, i.requires or "any", i.state, i.remark) for i in host.plugins()]
     _print_table(["plugin", "version", "entry point", "needs alignkit", "state", "reason"], rows)
     if not components:
         print("Nothing was imported to list these; alignkit plugins --components loads them.")

@@ -8,12 +8,16 @@ copies, so that nobody changes a table through what it was given, and so tables 
 from __future__ import annotations
 
 import hashlib
+import math
+import reprlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -72,6 +76,24 @@ PER_RESPONSE = (
     "labels",
     "sampled_by",
 )
+
+HOLDS: dict[str, str] = {
+    **dict.fromkeys(("prompt_id", "rating", "dimension", "tokenizer"), "a text"),
+    **dict.fromkeys(("finished", "labels"), "true or false for each response"),
+    **dict.fromkeys(("logprobs", "sampled_logprobs"), "a list of numbers for each response"),
+    "prompt": "a text, or a list of {role, content}",
+    "responses": "a list of texts",
+    "response_fields": "a JSON object or None for each response",
+    "response_ids": "a list of token ids for each response",
+    "ranks": "a whole number for each response",
+    "preference_prob": "a number",
+    "rewards": "{name: a number or None for each response}",
+    "tags": "a list of texts",
+    "sampled_by": "{policy, temperature} for each response",
+    "iteration": "a whole number",
+    "meta": "a JSON object",
+}
+"""What a value of each column is, in the words of errors."""
 
 Change = Callable[[Any], Any]
 
@@ -183,14 +205,64 @@ _HAND = {name: _handing(form) for name, form in FEATURES.items()}
 
 
 def kept(name: str, values: Sequence[Any]) -> list[Any]:
-    """Values of a column [rows] as they are kept in memory; what is odd is left to `datasets` to convert or refuse."""
+    """Values of a column [rows] as they are kept in memory; of what is odd (numbers of NumPy, arrays, tensors),
+    `datasets` converts what means the same afterwards.
+
+    Raises:
+        DataError: naming the first row whose value is of another type.
+    """
     keep = _KEEP[name]
     try:
         return [keep(value) for value in values]
-    except (TypeError, ValueError, OverflowError):
-        from datasets import Dataset
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        found = _converted(name, list(values))
+        if found is not None:
+            return found
+    for index, value in enumerate(values):
+        if _converted(name, [value]) is None:
+            raise ill_typed(name, value, f"row {index}")
+    raise ill_typed(name, values, "rows")  # pragma: no cover - each alone is fine, and all together are not
 
-        return list(Dataset.from_dict({name: list(values)}, features=features([name]))[:][name])
+
+def _converted(name: str, values: list[Any]) -> list[Any] | None:
+    """Values as `datasets` makes them those of a column, or None where they would not mean the same any more."""
+    import pyarrow
+    from datasets import Dataset
+
+    try:
+        found = list(Dataset.from_dict({name: values}, features=features([name]))[:][name])
+    except (TypeError, ValueError, AttributeError, OverflowError, pyarrow.ArrowException):
+        return None
+    return found if all(map(_same, values, found)) else None
+
+
+def _same(given: Any, found: Any) -> bool:
+    """Whether a value means what it did before it was converted: "1" is no number, 1.5 is not 1, a text is no list."""
+    if given is None or found is None:
+        return given is None and found is None
+    if isinstance(found, str) or isinstance(given, str | bytes):
+        # A number is written out as a text; nothing else that is none is one.
+        return isinstance(given, str | int | float) and not isinstance(given, bool) and str(given) == found
+    if isinstance(found, Mapping):
+        return isinstance(given, Mapping) and all(_same(given.get(name), inner) for name, inner in found.items())
+    if isinstance(found, list):
+        return not isinstance(given, Mapping) and len(given) == len(found) and all(map(_same, given, found))
+    if isinstance(found, float):
+        number = float(given)
+        return number != number or math.isclose(number, found, rel_tol=1e-6, abs_tol=1e-30)  # float32 rounds
+    return bool(given == found)
+
+
+def ill_typed(name: str, value: Any, where: str) -> DataError:
+    """A value that a column cannot hold.
+
+    Args:
+        name: of the column.
+        value: what was given.
+        where: the row.
+    """
+    what = f"AK-D21 {name} is {reprlib.repr(value)} where {HOLDS[name]} is expected"
+    return DataError(what, where=where, effect="Converted, it would say something else.", remedy="mend or leave it out")
 
 
 def _handed(name: str, values: list[Any]) -> list[Any]:

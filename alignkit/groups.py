@@ -277,10 +277,33 @@ class Groups:
     def digest(self) -> str:
         """SHA-256 over the canonical rows: equal for equal content, whatever the files look like."""
         state = hashlib.sha256()
-        for row in self:
-            state.update(canonical_json(_said(row)).encode("utf-8", "surrogatepass"))
+        for index, row in enumerate(self):
+            try:
+                said = canonical_json(_said(row))
+            except ValueError as error:  # JSON has no infinity, and nothing is learned from one
+                raise _not_finite(row, index) from error
+            state.update(said.encode("utf-8", "surrogatepass"))
             state.update(b"\n")
         return state.hexdigest()
+
+
+def _not_finite(row: Mapping[str, Any], index: int) -> DataError:
+    """Which column of a row holds what is no finite number."""
+    name = next((name for name, value in row.items() if not _is_json(value)), "a value")
+    return DataError(
+        f"AK-D17 {name} holds a number that is not finite",
+        where=f"row {index}",
+        effect="every gradient would be NaN",
+        remedy="leave what is not known empty (None)",
+    )
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        canonical_json(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _said(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.columns import FEATURES, PER_RESPONSE
+from alignkit.columns import FEATURES, PER_RESPONSE, ill_typed
 from alignkit.errors import DataError
 from alignkit.identity import canonical_json
 
@@ -60,6 +60,8 @@ def unpacked(fields: Any) -> dict[str, Any]:
     if not fields:
         return {}
     found = json.loads(fields) if isinstance(fields, str) else fields
+    if not isinstance(found, Mapping):
+        raise TypeError(f"fields of type {type(found).__name__}")
     return dict(found)
 
 
@@ -72,7 +74,7 @@ def packed(fields: Any) -> str | None:
 def _normal_prompt(prompt: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}] if prompt else []
-    turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in prompt]
+    turns = [turn.to_dict() if isinstance(turn, Message) else dict(turn) for turn in _items(prompt)]
     for turn in turns:
         _refuse_surrogates(turn.get("content"), where)
         if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
@@ -103,10 +105,17 @@ def _refuse_surrogates(text: Any, where: str) -> None:
 
 
 def _normal_responses(responses: Any, where: str) -> list[Any]:
-    found = list(responses or [])
+    found = [] if responses is None else _items(responses)
     for text in found:
         _refuse_surrogates(text, where)
     return found
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of a list; what can be walked through too (a text by its letters, a dict by its keys) is none."""
+    if isinstance(value, str | bytes | Mapping):
+        raise TypeError(f"of type {type(value).__name__}")
+    return list(value)
 
 
 def _normal_rewards(rewards: Any) -> list[dict[str, Any]] | None:
@@ -114,9 +123,13 @@ def _normal_rewards(rewards: Any) -> list[dict[str, Any]] | None:
     if not rewards:
         return None
     if isinstance(rewards, Mapping):
-        rewards = [{"name": name, "values": list(values)} for name, values in rewards.items()]
+        rewards = [{"name": name, "values": _items(values)} for name, values in rewards.items()]
     return [
-        {"name": r["name"], "values": list(r["values"]), "reasons": list(r.get("reasons") or [None] * len(r["values"]))}
+        {
+            "name": r["name"],
+            "values": _items(r["values"]),
+            "reasons": _items(r.get("reasons") or [None] * len(r["values"])),
+        }
         for r in sorted(rewards, key=lambda r: r["name"])
     ]
 
@@ -133,6 +146,9 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
         DataError: unknown columns, wrong roles, a per-response column whose length is not K, a rating outside
         `RATINGS`.
     """
+    if not isinstance(row, Mapping):
+        what = f"AK-D21 a row of type {type(row).__name__}"
+        raise DataError(what, where=where, remedy="give a dict of columns, such as {'prompt': …, 'responses': […]}")
     refuse_unknown(row, where)
     out: dict[str, Any] = {name: row.get(name) for name in FEATURES}
     for name in _NORMAL:
@@ -143,12 +159,21 @@ def normal_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
 
 
 def normal_value(name: str, value: Any, where: str) -> Any:
-    """One value of a column as it is stored, from whatever `normal_row` accepts."""
+    """One value of a column as it is stored, from whatever `normal_row` accepts.
+
+    Raises:
+        DataError: a value that this column cannot hold.
+    """
     change = _NORMAL.get(name)
-    return value if change is None else change(value, where)
+    try:
+        return value if change is None else change(value, where)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ill_typed(name, value, where) from error
 
 
 def _normal_meta(meta: Any, where: str) -> str | None:
+    if meta is not None and not isinstance(json.loads(meta) if isinstance(meta, str) else meta, Mapping):
+        raise TypeError("no JSON object")
     return meta if meta is None or isinstance(meta, str) else canonical_json(meta)
 
 
@@ -161,8 +186,8 @@ def _normal_rating(rating: Any, where: str) -> Any:
 _NORMAL: dict[str, Callable[[Any, str], Any]] = {
     "prompt": _normal_prompt,
     "responses": _normal_responses,
-    "response_fields": lambda value, where: [packed(v) for v in value] if value and any(value) else None,
-    "tags": lambda value, where: list(value or []),
+    "response_fields": lambda value, where: [packed(v) for v in _items(value)] if value and any(value) else None,
+    "tags": lambda value, where: [] if value is None else _items(value),
     "rewards": lambda value, where: _normal_rewards(value),
     "meta": _normal_meta,
     "rating": _normal_rating,
@@ -180,6 +205,9 @@ def check_lengths(row: Mapping[str, Any], count: int, where: str) -> None:
     Raises:
         DataError: with the lengths that differ.
     """
+    for name in PER_RESPONSE:
+        if row.get(name) is not None and (isinstance(row[name], str | Mapping) or not hasattr(row[name], "__len__")):
+            raise ill_typed(name, row[name], where)
     lengths = {name: len(row[name]) for name in PER_RESPONSE if row.get(name) is not None}
     lengths |= {f"rewards[{r['name']}]": len(r["values"]) for r in row.get("rewards") or []}
     wrong = {name: length for name, length in lengths.items() if length != count}

@@ -312,6 +312,8 @@ def test_plugins_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert plugins["listed-plugin"]["state"] == "enabled"
     assert (plugins["listed-plugin"]["loaded"], plugins["listed-plugin"]["components"]) == (False, [])
     assert plugins["alignkit"]["state"] == "enabled"
+    assert sorted(plugins["listed-plugin"]["key"]) == ["files", "listed-plugin"]
+    assert plugins["listed-plugin"]["hides"] == []
     assert "listed_plugin" not in sys.modules
 
 

@@ -189,6 +189,87 @@ def test_bookkeeping_is_put_aside(name: str) -> None:
     assert json.loads(read_groups([{**PAIR, name: "x"}])[0]["meta"]) == {name: "x"}
 
 
+JUDGES_OR_SAYS = (
+    "user_rating", "is_user_safe", "model_output", "reward_model_score", "user_feedback", "is_correct", "harmful",
+    "train", "mask", "image_url", "video_path", "generation", "model_response", "corrected", "persona", "documents",
+    "thumbs", "flagged", "verified", "grade", "cot",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JUDGES_OR_SAYS)
+@pytest.mark.parametrize("row", [{"messages": [USER, BOT]}, {"prompt": "Why?", "completion": "Because."}])
+def test_what_judges_an_answer_or_says_another_is_refused_whoever_it_is_of(name: str, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"row 0 {name} — could carry meaning"):
+        read_groups([{**row, name: 0}])
+    assert json.loads(read_groups([{**row, name: 0}], columns={"meta": [name]})[0]["meta"]) == {name: 0}
+
+
+@pytest.mark.parametrize("name", ["samples", "replies", "choices", "model_outputs", "generated_texts", "candidates_1"])
+def test_answers_under_another_name_do_not_leave_a_bare_prompt(name: str) -> None:
+    with pytest.raises(DataError, match=f"row 0 {name} — could carry meaning"):
+        read_groups([{"prompt": "Why?", name: ["Because.", "So."]}])
+
+
+@pytest.mark.parametrize("name", ["model_chosen", "source_rejected", "num_choices", "in_gsm8k_train", "safety_tags"])
+def test_what_a_name_ends_with_says_what_it_is(name: str) -> None:
+    assert not says_more(name)
+
+
+SAID = json.dumps(USER)
+
+
+@pytest.mark.parametrize("prompt", [SAID, f"[{SAID}]", json.dumps({"messages": [USER]})])
+def test_messages_written_as_json_text_are_messages_however_many(prompt: str) -> None:
+    row = read_groups([{"prompt": prompt, "completion": json.dumps(BOT)}])[0]
+    assert ([turn["content"] for turn in row["prompt"]], row["responses"]) == (["Why?"], ["Because."])
+
+
+@pytest.mark.parametrize("text", [str([USER, BOT]), f"[{USER}\n {BOT}]", json.dumps([USER, BOT])[:-9]])
+@pytest.mark.parametrize("column", ["prompt", "chosen"])
+def test_messages_written_as_text_that_is_no_json_are_refused(text: str, column: str) -> None:
+    with pytest.raises(DataError, match=f"{column} — holds messages as text that is no JSON .*json.dumps"):
+        read_groups([{**PAIR, column: text}])
+
+
+def test_an_answer_that_is_json_of_its_own_stays_text() -> None:
+    for text in ('{"role": "admin", "content": "x"}', '[{"name": "x"}]', "[{'name': 'x'}]", "{'a': 1}"):
+        assert read_groups([{"prompt": "Give JSON.", "completion": text}])[0]["responses"] == [text]
+
+
+@pytest.mark.parametrize("name", ["messages", "conversation", "conversations"])
+def test_a_conversation_that_waits_is_the_prompt_of_the_pair_beside_it(name: str) -> None:
+    for chosen, rejected in ((BOT, {**BOT, "content": "So."}), ("Because.", "So.")):
+        row = read_groups([{name: [USER], "chosen": chosen, "rejected": rejected}])[0]
+        assert ([t["content"] for t in row["prompt"]], row["responses"]) == (["Why?"], ["Because.", "So."])
+
+
+def test_a_conversation_beside_a_pair_is_the_same_one() -> None:
+    talk = {"chosen": [USER, BOT], "rejected": [USER, {**BOT, "content": "So."}]}
+    assert read_groups([{**talk, "messages": [USER, BOT]}])[0]["responses"] == ["Because.", "So."]
+    with pytest.raises(DataError, match="messages — is another conversation than the prompt"):
+        read_groups([{**talk, "messages": [{**USER, "content": "Who?"}, BOT]}])
+
+
+def test_a_prompt_beside_messages_is_their_beginning() -> None:
+    row = {"prompt": "Why?", "prompt_id": "p", "messages": [USER, BOT, USER, BOT]}
+    assert len(read_groups([row])[0]["prompt"]) == 3
+    with pytest.raises(DataError, match=r"prompt — is no beginning of messages.*columns=\{'meta': \['prompt'\]\}"):
+        read_groups([{**row, "prompt": "Who?"}])
+
+
+def test_exchanges_of_input_and_output_are_turns() -> None:
+    talk = [{"input": "Why?", "output": "Because."}, {"output": "It was.", "input": "Was it?"}]
+    row = read_groups([{"conversation": talk}])[0]
+    assert [turn["content"] for turn in row["prompt"]] == ["Why?", "Because.", "Was it?"]
+    assert row["responses"] == ["It was."]
+
+
+def test_a_value_of_any_length_makes_a_short_error() -> None:
+    with pytest.raises(DataError) as raised:
+        read_groups([{"prompt": "Why?", "completion": "Because.", "label": "x" * 10_000}])
+    assert len(str(raised.value)) < 1000
+
+
 @pytest.mark.parametrize("field", ["mood", "images", "audio", "tool_choice", "citations"])
 def test_a_field_of_a_message_that_nobody_knows_is_refused_by_name(field: str) -> None:
     with pytest.raises(DataError, match=rf"messages\[1\]\.{field} — is a field that is not understood"):

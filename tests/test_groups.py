@@ -189,8 +189,39 @@ def test_odd_values_are_converted_as_datasets_would():
     assert second["sampled_by"] == [{"policy": "only", "temperature": None}]
     with pytest.raises(DataError, match="AK-D22"):
         Groups.from_rows([{"prompt": "p", "responses": ["\ud800"]}])
-    with pytest.raises((OverflowError, ValueError)):
-        Groups.from_rows([{"prompt": "p", "responses": ["a"], "response_ids": [[2**31]]}])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("prompt", 5), ("prompt", ["x"]), ("prompt", [{"role": "user", "content": "p", "fields": "{"}]),
+        ("responses", "text"), ("responses", {"a": 1}), ("responses", [["a"]]), ("response_ids", [[2**31]]),
+        ("response_ids", [["1"]]), ("response_ids", [[1.5]]), ("finished", ["yes"]), ("logprobs", [-1.0]),
+        ("ranks", ["1"]), ("ranks", [1.5]), ("ranks", {"a": 1}), ("ranks", 1), ("labels", ["yes"]), ("labels", [2]),
+        ("rewards", 5), ("rewards", [1.0]), ("rewards", {"a": 1.0}), ("rewards", {"a": ["1"]}),
+        ("rewards", [{"name": "a"}]), ("dimension", {"a": 1}), ("tags", "text"), ("iteration", "one"),
+        ("preference_prob", "much"), ("sampled_by", [5]), ("response_fields", ["{"]), ("meta", "no json"),
+        ("meta", [1]), ("meta", {"a": float("nan")}),
+    ],
+)  # fmt: skip
+def test_a_value_that_a_column_cannot_hold_is_one_error_that_names_row_and_column(column, value):
+    fine = {"prompt": "p", "responses": ["a"]}
+    with pytest.raises(DataError) as raised:
+        Groups.from_rows([fine, {**fine, column: value}])
+    error = raised.value
+    assert error.what.startswith(f"AK-D21 {column} is ")
+    assert (error.where, bool(error.effect), bool(error.remedy)) == ("row 1", True, True)
+
+
+def test_a_row_that_is_none_is_refused_by_its_place():
+    with pytest.raises(DataError, match="row 1: AK-D21 a row of type int"):
+        Groups.from_rows([{"prompt": "p"}, 5])
+
+
+def test_numbers_that_are_not_finite_are_named_where_the_rows_are_to_be_told_apart():
+    groups = Groups.from_rows([{"prompt": "p", "responses": ["a"], "rewards": {"score": [float("inf")]}}])
+    with pytest.raises(DataError, match="row 0: AK-D17 rewards holds a number that is not finite"):
+        groups.digest()
 
 
 def test_a_data_set_of_other_types_is_read_as_it_is_and_typed_by_the_first_change(monkeypatch):

@@ -150,6 +150,18 @@ def test_listing_reads_metadata_and_imports_nothing(site: Site) -> None:
     assert "demo_list" not in sys.modules
 
 
+def test_a_second_distribution_of_a_name_is_said_to_be_hidden(site: Site, tmp_path: Path) -> None:
+    site.add("demo-twice", GOOD.format(name="first_loss"))
+    other = Site(tmp_path / "elsewhere")
+    other.folder.mkdir()
+    other.add("Demo_Twice", GOOD.format(name="second_loss"))
+    found = PluginHost(path=[str(site.folder), str(other.folder), str(site.folder)])
+    info = info_of(found, "demo-twice")
+    assert (info.path, info.hides) == (str(site.folder), (str(other.folder),))
+    assert info.remark == f"hides another demo-twice, in {other.folder}"
+    assert info_of(site.host(), "demo-twice").remark == ""
+
+
 def test_loading_fills_in_components_and_time(site: Site) -> None:
     site.add("demo-load", GOOD.format(name="load_loss"))
     host = site.host()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import logging
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -461,3 +463,54 @@ def test_rows_are_read_as_they_stand_with_their_places(tmp_path: Path) -> None:
     assert [located.row for located in found] == [{"question": "1 + 1", "answer": 2}, None, None]
     assert [located.finding.code for located in found if located.finding] == ["D21", "D22"]
     assert [located.row for located in read_rows([{"a": 1}])] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("label", ["1", "1.0", "0", "True"])
+def test_a_table_of_text_says_labels_in_digits(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "labelled.csv"
+    path.write_text(f"prompt,completion,label\nWhy?,Because.,{label}\n", "utf-8")
+    assert read_groups(path)[0]["labels"] == [label != "0"]
+
+
+def test_the_row_numbers_that_pandas_writes_are_no_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",prompt,completion\n0,Why?,Because.\n1,Who?,Me.\n", "utf-8")
+    assert [(row["responses"], row["meta"]) for row in read_groups(path)] == [(["Because."], None), (["Me."], None)]
+    path.write_text(",prompt,completion\nBe brief.,Why?,Because.\n", "utf-8")
+    with pytest.raises(DataError, match="the first column has no name, and holds 'Be brief"):
+        read_groups(path)
+
+
+def test_the_splits_of_a_folder_are_told_apart_by_the_names_of_its_files(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "completion": "b"}) + "\n", "utf-8")
+    with pytest.raises(DataError, match=r"has the splits \['test', 'train'\].*split="):
+        read_groups(tmp_path)
+    assert len(read_groups(tmp_path, split="train")) == 2
+    assert read_groups(tmp_path, split="test")[0]["prompt"][0]["content"] == "test-00000-of-00001"
+    with pytest.raises(DataError, match="not 'dev'"):
+        read_groups(tmp_path, split="dev")
+
+
+def test_splits_in_one_object_are_not_read_as_columns(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "completion": "Because."}]
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps({"train": rows, "test": rows}), "utf-8")
+    for source in (path, {"train": rows, "test": rows}):
+        with pytest.raises(DataError, match=r"AK-D21 holds the splits \['test', 'train'\]"):
+            read_groups(source)
+
+
+def test_files_that_hold_no_rows_are_called_what_they_are(tmp_path: Path) -> None:
+    path, made = tmp_path / "rows.tar.gz", io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("rows.jsonl"))
+    path.write_bytes(made.getvalue())
+    with pytest.raises(DataError, match=r"is a tar archive.*unpack it"):
+        read_groups(path)
+    for name, head, what in (("a.pkl", b"\x80\x04}.", "a pickle"), ("a.npy", b"\x93NUMPY\x01", "an array of NumPy")):
+        (tmp_path / name).write_bytes(head)
+        with pytest.raises(DataError, match=f"AK-D22 is {what}, which is not read"):
+            read_groups(tmp_path / name)
+    with pytest.raises(DataError, match="a bytes holds no rows"):
+        read_groups(b"abc")

@@ -309,6 +309,43 @@ def chat_forms() -> Iterator[Form]:
     yield refused("anybody", "two user turns", {"messages": [USER, USER, GOOD]}, "alternate")
 
 
+def popular_forms() -> Iterator[Form]:
+    """Forms of sets that many people start with."""
+    talk = {"prompt": [("user", ASKED), ("assistant", TEA), ("user", ASKED)], "responses": [TEA]}
+    yield reads(
+        "UltraChat",
+        "the prompt beside messages",
+        {"prompt": ASKED, "prompt_id": "x", "messages": [USER, GOOD] * 2},
+        talk,
+    )
+    yield refused("UltraChat", "another prompt beside them", {"prompt": RAIN, "messages": [USER, GOOD]}, "prompt")
+    yield reads(
+        "Capybara",
+        "exchanges of input and output",
+        {"source": "x", "conversation": [{"input": ASKED, "output": TEA}, {"input": ASKED, "output": TEA}]},
+        talk,
+    )
+    yield reads(
+        "axolotl", "messages, chosen, rejected", {"messages": [USER], "chosen": GOOD, "rejected": WORSE}, COMPARISON
+    )
+    yield reads(
+        "axolotl",
+        "conversation, chosen, rejected",
+        {"conversation": [USER], "chosen": TEA, "rejected": RAIN},
+        COMPARISON,
+    )
+    yield refused("axolotl", "reflection", {"instruction": ASKED, "output": RAIN, "corrected": TEA}, "corrected")
+    yield refused("Metharme", "prompt, generation", {"prompt": ASKED, "generation": TEA}, "generation")
+    yield refused("anybody", "an answer of a model", {"prompt": ASKED, "model_output": TEA}, "model_output")
+    yield refused("anybody", "samples", {"prompt": ASKED, "samples": [TEA, RAIN]}, "samples")
+    yield refused("anybody", "a rating by users", {"prompt": ASKED, "completion": TEA, "user_rating": 1}, "user_rating")
+    yield refused("anybody", "a wrong answer", {"prompt": ASKED, "completion": TEA, "is_correct": False}, "is_correct")
+    yield refused("LLaVA", "image_path", {"conversations": SAID, "image_path": "a.jpg"}, "image_path")
+    yield reads("anybody", "a message as JSON text", {"prompt": json.dumps(USER), "completion": TEA}, DEMONSTRATION)
+    yield refused("pandas", "messages as Python text", {**PAIR, "chosen": str([USER, GOOD])}, "json.dumps")
+    yield refused("pandas", "messages as NumPy text", {**PAIR, "chosen": f"[{USER}\n {GOOD}]"}, "json.dumps")
+
+
 def single_forms() -> Iterator[Form]:
     alpaca = {"instruction": "Which is larger?", "input": "an ant; a whale", "output": "The whale."}
     both = {"prompt": [("user", "Which is larger?\nan ant; a whale")], "responses": ["The whale."]}
@@ -846,6 +883,9 @@ def file_forms() -> Iterator[Form]:
         "semicolons.csv": table.replace(",", ";"),
         "table.tsv": table.replace(",", "\t"),
         "table in utf-16.csv": table.encode("utf-16"),
+        "row numbers of pandas.csv": "".join(
+            f"{n},{line}\n" for n, line in zip(["", 0, 1], table.split("\n"), strict=False)
+        ),
     }
     for name, content in files.items():
         yield Form("file", name, written(name, content), two)
@@ -864,6 +904,10 @@ def file_forms() -> Iterator[Form]:
     )
     yield Form("file", "Latin-1", written("l.jsonl", '{"prompt": "caf\xe9"}'.encode("latin-1")), None, "not UTF-8")
     yield Form("file", "a zip archive", written("a.zip", b"PK\x03\x04rest"), None, "unpack")
+    yield Form("file", "a tar archive", written("a.tar", bytes(257) + b"ustar"), None, "unpack")
+    yield Form("file", "a pickle", written("a.pkl", b"\x80\x04}."), None, "a pickle")
+    yield Form("file", "train and test in a folder", _splits(lines), None, "split=")
+    yield Form("file", "train of a folder", _splits(lines), two, options={"split": "train"})
     yield Form(
         "file",
         "an array that is cut off",
@@ -878,6 +922,15 @@ def file_forms() -> Iterator[Form]:
         (DEMONSTRATION,),
     )
     yield Form("file", "a table with a line too long", written("b.csv", table + "a,b,c,d\n"), None, "4 cells")
+
+
+def _splits(text: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        for name in ("train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"):
+            written(name, text)(folder)
+        return folder
+
+    return write
 
 
 def _zst(text: str) -> Callable[[Path], Path]:
@@ -955,7 +1008,7 @@ def python_forms() -> Iterator[Form]:
 
 def forms() -> list[Form]:
     """All of them."""
-    parts = (chat_forms, single_forms, pair_forms, list_forms, file_forms, python_forms)
+    parts = (chat_forms, popular_forms, single_forms, pair_forms, list_forms, file_forms, python_forms)
     return [form for part in parts for form in part()]
 
 

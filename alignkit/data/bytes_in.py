@@ -22,6 +22,17 @@ MAX_WHOLE = 2 * 2**30
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
+OTHERS = {
+    b"\x93NUMPY": "an array of NumPy",
+    b"SQLite": "a data base of SQLite",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF-": "a PDF",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    **{b"\x80" + bytes([version]): "a pickle" for version in range(2, 6)},
+}
+"""What files begin with that hold no rows of text, and what they are. A pickle would run code."""
+
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -49,7 +60,15 @@ def opened(path: Path) -> IO[bytes]:
         return unpacked
     if head[:4] == b"PK\x03\x04":
         raise DataError("is a zip archive", where=str(path), remedy="unpack it and give the files in it")
+    known = next((what for mark, what in OTHERS.items() if head.startswith(mark)), None)
+    if known:
+        remedy = "write the rows as JSON lines, CSV or Parquet"
+        raise DataError(f"AK-D22 is {known}, which is not read", where=str(path), remedy=remedy)
     return path.open("rb")
+
+
+_TAR = slice(257, 262)
+"""Where a tar archive says that it is one."""
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -110,10 +129,13 @@ def _utf8(path: Path) -> IO[bytes]:
     """The bytes of a file in UTF-8; one that begins with the mark of UTF-16 or UTF-32 is decoded."""
     file = opened(path)
     try:
-        head = file.read(4)
+        head = file.read(_TAR.stop)
     except _BROKEN as error:
         file.close()
         raise _torn(f"{path}:1", error) from error
+    if head[_TAR] == b"ustar":
+        file.close()
+        raise DataError("is a tar archive", where=str(path), remedy="unpack it and give the files in it")
     marks = (
         (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"),

@@ -8,7 +8,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alignkit.data.messages import BadRow, Turn, is_message, nothing, parsed, text_of, tools_of, turn_of
+from alignkit.data.messages import (
+    ROLE,
+    SPEAKERS,
+    BadRow,
+    Turn,
+    is_message,
+    nothing,
+    parsed,
+    refuse_unparsed,
+    text_of,
+    tools_of,
+    turn_of,
+)
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -49,11 +61,12 @@ def turns_in(value: Any, field: str, headed: bool = False) -> list[Turn]:
         BadRow: what is none of these.
     """
     found = parsed(value)
-    if isinstance(found, list) and found and all(is_message(message) for message in found):
+    if _told(found):
         value = found
     if isinstance(value, str):
         if not value:
             return []
+        refuse_unparsed(value, field)
         if not is_transcript(value, headed or value.rstrip().endswith("\n\nAssistant:")):
             return [{"role": "user", "content": value}]
         turns = transcript_turns(value)
@@ -72,14 +85,30 @@ def turns_in(value: Any, field: str, headed: bool = False) -> list[Turn]:
     return turns
 
 
+EXCHANGES = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"))
+"""What a question and its answer are called where they stand in one entry."""
+
+
 def _exchange(message: Any, field: str) -> list[Turn]:
     """A message; or a question with its answer, as {human, assistant}."""
-    if isinstance(message, Mapping) and set(message) in ({"human", "assistant"}, {"user", "assistant"}):
-        return [
-            {"role": "assistant" if name == "assistant" else "user", "content": text_of(said, f"{field}.{name}")}
-            for name, said in sorted(message.items(), key=lambda item: item[0] == "assistant")
-        ]
-    return [turn_of(message, field)]
+    both = next((pair for pair in EXCHANGES if isinstance(message, Mapping) and set(message) == {*pair}), None)
+    if both is None:
+        return [turn_of(message, field)]
+    roles = zip(("user", "assistant"), both, strict=True)
+    return [{"role": role, "content": text_of(message[name], f"{field}.{name}")} for role, name in roles]
+
+
+def _told(found: Any) -> bool:
+    """Whether a value is a message or messages, or the object that holds them."""
+    if isinstance(found, Mapping):
+        inner = found.get("messages")
+        return (is_message(found) and _speaks(found)) or (isinstance(inner, list) and bool(inner) and _told(inner))
+    return isinstance(found, list) and bool(found) and all(is_message(message) for message in found)
+
+
+def _speaks(message: Mapping[str, Any]) -> bool:
+    """Whether an object that stands alone is said by somebody known; an answer may be JSON of its own with a role."""
+    return any(str(message.get(name)).lower() in SPEAKERS for name in ROLE[:2])
 
 
 def with_tools(turns: list[Turn], tools: Any) -> list[Turn]:
@@ -139,8 +168,9 @@ def response_in(value: Any, prompt: list[Turn], field: str) -> Turn:
         BadRow: D03 where the prompt is no prefix of the conversation.
     """
     found = parsed(value)
-    told = isinstance(found, list) and found and all(is_message(message) for message in found)
+    told = _told(found)
     if isinstance(value, str) and not told and not is_transcript(value):
+        refuse_unparsed(value, field)
         return {"role": "assistant", "content": value}
     turns = turns_in(found if told else value, field)
     if len(turns) > 1:

@@ -7,6 +7,7 @@ by name. What is left is the sender's own bookkeeping.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,10 +42,15 @@ _BOOKKEEPING = {
 _PICTURES = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file")
 
 
+LONGEST = 300
+"""Characters that are said of what is wrong with a row; a value of the file may be as long as it likes."""
+
+
 class BadRow(Exception):
     """A row that cannot be read; carries what is wrong with it."""
 
     def __init__(self, code: str, field: str, what: str, effect: str = "", remedy: str = "") -> None:
+        what = what if len(what) <= LONGEST else f"{what[: LONGEST // 2]} … {what[-LONGEST // 2 :]}"
         self.finding = Finding(code, field, what, effect, remedy)
         super().__init__(what)
 
@@ -54,6 +60,24 @@ def text_of(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise BadRow("D21", field, f"is of type {type(value).__name__} where text is expected", remedy="give a text")
     return value
+
+
+_LIKE_MESSAGES = re.compile(
+    r"\s*\[?\s*\{\s*(?:'(?:role|from|content|value)'\s*:"
+    rf"|\"(?:role|from)\"\s*:\s*\"(?:{'|'.join(SPEAKERS)})\")"
+)
+
+
+def refuse_unparsed(text: str, field: str) -> None:
+    """Refuse messages that were written as text and not as JSON (as pandas writes them into a CSV file) or are torn:
+    their brackets would be learned.
+
+    Raises:
+        BadRow: so.
+    """
+    if _LIKE_MESSAGES.match(text):
+        what, effect = "holds messages as text that is no JSON", "the brackets would be read as what was said"
+        raise BadRow("D21", field, what, effect, "write messages with json.dumps, or the table as Parquet")
 
 
 def nothing(value: Any) -> bool:

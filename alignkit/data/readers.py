@@ -142,9 +142,19 @@ def _of_another_type(row: dict[str, Any]) -> list[Finding]:
 def _holds(row: dict[str, Any]) -> bool:
     try:
         Groups.from_rows([row])
-    except ILL_TYPED:
+    except (DataError, *ILL_TYPED):
         return False
     return True
+
+
+def _finding_of(error: Exception) -> Finding:
+    """What was wrong with a row, from what was raised of it."""
+    if not isinstance(error, DataError):
+        return Finding("D21", "", f"{type(error).__name__}: {error}", remedy="drop the row")
+    code, named, what = error.what.partition(" ")
+    if not named or not code.startswith("AK-"):
+        code, what = "AK-D21", error.what
+    return Finding(code.removeprefix("AK-"), "", what, error.effect or "", error.remedy or "")
 
 
 def _ill_typed(name: str) -> Finding:
@@ -283,8 +293,7 @@ class LoadedData:
             normal = normal_row(row, where)
             findings = _of_another_type(normal) or check_row(normal, kind)
         except (DataError, *ILL_TYPED, KeyError, RecursionError) as error:
-            what = error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-            self._refuse(number, where, Finding("D21", "", what), self._raw[number][1])
+            self._refuse(number, where, _finding_of(error), self._raw[number][1])
             return
         for finding in findings:
             if finding.note:

@@ -55,7 +55,7 @@ class RowFormat:
             become.
         example: a row.
         may: columns that it understands where they are there.
-        aside: columns that it knows to be no part of what is learned; a * at the end stands for anything.
+        aside: columns that it knows to be no part of what is learned; a * at an end of it stands for anything.
         gather: makes whole rows of rows that only mean something together, such as the messages of a tree.
     """
 
@@ -159,7 +159,13 @@ class RowFormat:
         known = plain(name)
         if any(known in need.split("|") for need in (*self.needs, *self.may)):
             return False
-        return any(known == own or (own.endswith("*") and known.startswith(own[:-1])) for own in self.aside)
+        return any(_matches(own, known) for own in self.aside)
+
+
+def _matches(own: str, name: str) -> bool:
+    if own.startswith("*"):
+        return name.endswith(own[1:])
+    return name.startswith(own[:-1]) if own.endswith("*") else name == own
 
 
 def plain(name: Any) -> str:
@@ -194,27 +200,63 @@ _MEANT = frozenset({
     "completions", "output", "outputs", "winner", "loser", "better", "safer", "worse", "preference", "margin",
     "toxic", "harmful", "harmless", "helpful", "helpfulness", "correct", "correctness", "quality", "vote", "votes",
     "verdict", "judgement", "judgment", "feedback", "critique", "segments", "positive", "negative", "role", "roles",
+    # of what stands before an answer
+    "sys", "persona", "instructions", "inputs", "contexts", "document", "documents", "passage", "passages", "article",
+    "knowledge", "evidence", "prefix", "suffix",
+    # of answers, thoughts included
+    "generation", "generations", "generated", "candidate", "candidates", "samples", "reply", "replies", "choice",
+    "choices", "summary", "summaries", "continuation", "corrected", "correction", "revised", "rewritten", "cot",
+    "rationale", "rationales", "explanation", "explanations",
+    # of which answer is better, or whether one is good
+    "tied", "ties", "best", "worst", "preferences", "confidence", "agreement", "good", "bad", "grade", "grades",
+    "stars", "upvotes", "downvotes", "thumbs", "passed", "success", "successful", "verified", "deleted", "discarded",
+    "flagged", "refusal", "refused", "toxicity", "harm", "harms", "severity", "safety", "hallucination",
+    # of what counts
+    "mask", "masks", "masked", "importance",
 })  # fmt: skip
+_MEDIA = frozenset({
+    "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pixel", "pixels", "video", "videos",
+    "audio", "audios",
+})  # fmt: skip
+"""Of a row with these, part is no text, however the column says it (image_url, video_path, audio_id)."""
+
+_WHETHER = frozenset({"train", "training", "trainable", "trained", "is_train", "train_on", "learn", "learned"})
+"""Whole names; within others such words tell of splits (in_train, train_id)."""
+
+_MEASURES = frozenset({
+    "num", "number", "n", "count", "length", "len", "tokens", "index", "idx", "id", "hash", "sha",
+})  # fmt: skip
+_OF_WHICH = frozenset({"chosen", "rejected"})
 _BESIDE = frozenset({
     "id", "ids", "idx", "index", "hash", "sha", "uuid", "model", "models", "source", "sources", "type", "types",
     "count", "counts", "num", "number", "length", "len", "tokens", "time", "timestamp", "date", "url", "uri", "link",
     "lang", "language", "version", "name", "names", "category", "topic", "domain", "dataset", "author", "license",
-    "annotator", "split", "user", "kind", "root", "file", "path",
+    "annotator", "split", "user", "kind", "root", "file", "path", "tag", "tags", "metadata",
 })  # fmt: skip
 
 
 def says_more(name: Any) -> bool:
     """Whether a column nobody has declared could carry something that is to be learned, by the words of its name."""
-    return bool(_words(name) & _MEANT) and not beside(name)
+    words = {*_words(name)}
+    if words & _MEDIA or plain(name) in _WHETHER:
+        return True
+    return bool(words & _MEANT) and not beside(name)
 
 
 def beside(name: Any) -> bool:
-    """Whether a column tells of the row what no model reads (id, source, model …), by the words of its name."""
-    return bool(_words(name) & _BESIDE)
+    """Whether a column tells of the row what no model reads (id, source, model …), by the words of its name.
+
+    The last word says what it is (`label_source` is a source, `model_output` an output), or the first where that is a
+    measure (`num_responses`); which answer of a pair it is of does not count (`model_chosen`).
+    """
+    words = [word for word in _words(name) if len(word) > 1]
+    while len(words) > 1 and words[-1] in _OF_WHICH:
+        words.pop()
+    return bool(words) and (words[-1] in _BESIDE or words[0] in _MEASURES)
 
 
-def _words(name: Any) -> set[str]:
-    return set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", str(name)).lower()))
+def _words(name: Any) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", str(name)).lower())
 
 
 def _in_file_words(bad: BadRow, names: Mapping[str, str]) -> BadRow:

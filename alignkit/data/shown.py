@@ -205,7 +205,8 @@ def _names(row: Mapping[str, Any]) -> list[str]:
         return ["chosen", "rejected"]
     said = [f"rank {rank}" for rank in row["ranks"]] if row["ranks"] else [""] * len(row["responses"])
     if row["labels"] is not None:
-        said = [" ".join(filter(None, (own, str(label)))) for own, label in zip(said, row["labels"], strict=True)]
+        labels = [f"label {str(label).lower()}" for label in row["labels"]]
+        said = [" ".join(filter(None, both)) for both in zip(said, labels, strict=True)]
     return [f"response ({own})" if own else "response" for own in said]
 
 

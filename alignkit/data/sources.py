@@ -117,10 +117,12 @@ def rows_of(
         return _of_memory(source, split)
     if form == "datasets":
         return _of_rows(_chosen(_from_disk(str(source)), split, str(source)), f"{source}:row")
+    if form == "folder":
+        return _of_files(_of_split(_files_in(Path(source)), split, Path(source)))
     if split is not None:
         raise DataError(f"split={split!r} of a file, which has none", where=str(source), remedy="leave split out")
-    if form in ("folder", "glob"):
-        return _of_files(_files_in(Path(source)) if form == "folder" else _files_of(str(source)))
+    if form == "glob":
+        return _of_files(_files_of(str(source)))
     path = Path(source)
     if not path.is_file():
         raise DataError("no such file", where=str(path), remedy="check the path")
@@ -265,6 +267,7 @@ def _wrapped_line(path: Path, first: bytes) -> Any:
         value = strict_json(first.decode("utf-8"))
     except ValueError:
         return None
+    _refuse_splits(value, str(path))
     return value if isinstance(value, dict) and (_held(value) is not None or _is_columns(value)) else None
 
 
@@ -282,10 +285,24 @@ def _held(value: Mapping[str, Any]) -> list[Any] | None:
 def _unwrapped(value: Any, name: str) -> list[Any]:
     if not isinstance(value, Mapping):
         return [value]
+    _refuse_splits(value, name)
     held = _held(value)
     if held is not None:
         return held
     return _columns_of(value, name) if _is_columns(value) else [value]
+
+
+def _refuse_splits(value: Any, name: str) -> None:
+    """Refuse an object with several lists of rows, such as train and test.
+
+    Raises:
+        DataError: so.
+    """
+    lists = value.values() if isinstance(value, Mapping) else ()
+    rows = [rows for rows in lists if isinstance(rows, list) and rows and all(isinstance(r, Mapping) for r in rows)]
+    if len(rows) > 1 and len(rows) == len(value) and {*map(str.lower, value)} & {"train", "test", "validation"}:
+        what = f"AK-D21 holds the splits {sorted(value)} in one object"
+        raise DataError(what, where=name, remedy="write one of them to a file of its own, or give its list")
 
 
 def _is_columns(value: Mapping[str, Any]) -> bool:
@@ -325,6 +342,9 @@ def _of_line(line: bytes, where: str, offset: int) -> Located:
 NUMBERS = ("margin", "preference_prob")
 """Columns of a table of text that are read as numbers; the others are what their text says."""
 
+INDEX = ""
+"""What the column of row numbers is called in the tables that pandas writes."""
+
 
 def _of_table(path: Path) -> Iterator[Located]:
     """A table with a head; what separates its columns is seen there. Empty cells say nothing."""
@@ -335,7 +355,9 @@ def _of_table(path: Path) -> Iterator[Located]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         names = next(rows, [])
-        if not names or len({*names}) != len(names) or not all(name.strip() for name in names):
+        if len(names) > 1 and names[0].removeprefix("\ufeff") == "":
+            names[0] = INDEX
+        if not names or len({*names}) != len(names) or not all(name.strip() for name in names if name != INDEX):
             what = f"AK-D21 the first line is no head of a table: {names[:6]}"
             raise DataError(what, where=f"{path}:1", remedy="name each column once in the first line")
         for cells in rows:
@@ -346,7 +368,12 @@ def _of_table(path: Path) -> Iterator[Located]:
                 what = f"has {len(cells)} cells where the table has {len(names)} columns"
                 yield Located(where, None, Finding("D21", "", what, remedy="correct the line"))
                 continue
-            yield _located(where, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)})
+            row = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)}
+            if INDEX in row and not str(row.pop(INDEX)).isdecimal():
+                what = f"the first column has no name, and holds {cells[0][:40]!r}, which is no number of a row"
+                yield Located(where, None, Finding("D21", "", what, remedy="name each column in the first line"))
+                continue
+            yield _located(where, row)
     except csv.Error as error:
         what = f"AK-D22 is no table: {error}"
         raise DataError(what, where=f"{path}:{rows.line_num}", remedy="correct the quotes") from error
@@ -436,6 +463,35 @@ def _files_in(folder: Path) -> list[Path]:
     return found
 
 
+_SPLIT = re.compile(r"(?:^|[\W_])(train|test|validation|valid|val|dev|eval)(?:ing|uation)?(?=[\W_]|\d|$)", re.I)
+_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+
+
+def _of_split(files: list[Path], split: str | None, folder: Path) -> list[Path]:
+    """The files of a split, where their names tell of several, as those of a data set from the hub do.
+
+    Raises:
+        DataError: there are several and none is chosen, or there is none of that name.
+    """
+    names = {path: _split_of(path.relative_to(folder)) for path in files}
+    known = {*names.values()}
+    if split is None and len(known) < 2:
+        return files
+    chosen = [path for path in files if split is not None and names[path] in (split, _ALIASES.get(split))]
+    if not chosen:
+        what = f"has the splits {sorted(str(name or 'of no name') for name in known)}, not {split!r}"
+        raise DataError(what, where=str(folder), remedy="choose one with split=, or give the files themselves")
+    return chosen
+
+
+def _split_of(path: Path) -> str | None:
+    """Which split a file says that it is of, by its name or else by its folder's."""
+    for part in (path.name, *reversed(path.parent.parts)):
+        if found := _SPLIT.search(part):
+            return _ALIASES.get(found[1].lower(), found[1].lower())
+    return None
+
+
 def _files_of(pattern: str) -> list[Path]:
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not found:
@@ -458,6 +514,7 @@ def _of_memory(source: Any, split: str | None) -> Iterator[Located]:
     if split is not None:
         raise DataError(f"split={split!r} of what has none", where=name, remedy="leave split out")
     if isinstance(source, Mapping):
+        _refuse_splits(source, name)
         if not _is_columns(source):
             what = "is one object where rows are expected"
             raise DataError(
@@ -467,7 +524,7 @@ def _of_memory(source: Any, split: str | None) -> Iterator[Located]:
     for method, arguments in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
         if hasattr(source, method) and hasattr(source, "columns"):
             return _of_rows((_plain_row(row) for row in getattr(source, method)(*arguments)), "row")
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) or isinstance(source, bytes | bytearray):
         raise DataError(f"AK-D21 a {name} holds no rows", where=name, remedy="give rows, a file or a data set")
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
         missing = [str(item) for item in source if not Path(item).is_file()]

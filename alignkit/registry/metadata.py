@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlparse
 
@@ -43,6 +44,7 @@ class PluginInfo:
         path: the folder it comes from: the source tree of an editable install, else where it was installed.
         recipes: those that the distribution's metadata names, whichever of its entry points registers them.
         formats: likewise the formats of data files.
+        hides: folders of further distributions of this name, which the first on the path keeps from being used.
     """
 
     distribution: str
@@ -57,6 +59,13 @@ class PluginInfo:
     path: str = ""
     recipes: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    hides: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """Why it is not enabled; or that it hides another of its name, which is not to happen without a word."""
+        hidden = f"hides another {self.distribution}, in {', '.join(self.hides)}" if self.hides else ""
+        return "; ".join(filter(None, (self.reason, hidden)))
 
     @property
     def id(self) -> str:
@@ -75,6 +84,7 @@ class PluginInfo:
             "components": list(self.components),
             "recipes": list(self.recipes),
             "formats": list(self.formats),
+            "hides": list(self.hides),
             "loaded": self.loaded,
         }
 
@@ -137,13 +147,14 @@ class LoadLists:
 def discover(path: list[str] | None = None) -> Iterator[tuple[PluginInfo, EntryPoint | None]]:
     """Every entry point in the group "alignkit", in the order of distribution names.
 
-    Of a distribution found twice on the path the first counts, as it does for `import`. One with unreadable metadata
-    is passed over: it may be anybody's, and cannot be a reason for alignkit not to start.
+    Of a distribution found twice on the path the first counts, as it does for `import`, and says what it hides. One
+    with unreadable metadata is passed over: it may be anybody's, and cannot be a reason for alignkit not to start.
 
     Args:
         path: folders to look in; None for `sys.path`.
     """
     found: dict[str, list[tuple[PluginInfo, EntryPoint | None]]] = {}
+    places: dict[str, list[str]] = {}
     for distribution in distributions() if path is None else distributions(path=path):
         try:
             entry_points = distribution.entry_points.select(group=GROUP)
@@ -151,11 +162,20 @@ def discover(path: list[str] | None = None) -> Iterator[tuple[PluginInfo, EntryP
                 entries: list[tuple[PluginInfo, EntryPoint | None]] = [
                     (_info(distribution, e), e) for e in entry_points
                 ]
-                found.setdefault(normalized(distribution.name), entries)
+                name = normalized(distribution.name)
+                found.setdefault(name, entries)
+                places.setdefault(name, []).append(entries[0][0].path)
         except Exception:
             continue
     for name in sorted(found):
-        yield from found[name]
+        hides = tuple(place for place in dict.fromkeys(places[name]) if not _one_place(place, places[name][0]))
+        yield from ((replace(info, hides=hides), entry) for info, entry in found[name])
+
+
+def _one_place(one: str, other: str) -> bool:
+    """Whether two folders are one, or the source tree of the other (an editable install is found by both)."""
+    folders = {Path(place).resolve() for place in (one, other)}
+    return len({folder.parent if folder.name == "src" else folder for folder in folders}) == 1
 
 
 def _info(distribution: Distribution, entry_point: EntryPoint) -> PluginInfo:

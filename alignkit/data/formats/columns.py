@@ -30,10 +30,13 @@ GRADES = ("rating", "tie", "margin", "preference_prob")
 
 TRUTH = (
     "answer", "answers", "solution", "solutions", "ground_truth", "reference", "reference_answer", "references",
-    "reward_model", "extra_info", "env_config", "target", "targets", "answer_*", "expected_*", "test*", "harmful",
-    "rubric*", "constraint*", "checks", "is_correct", "final_answer", "gold*", "difficulty", "data_source", "ability",
+    "reward_model", "extra_info", "env_config", "target", "targets", "answer_*", "expected_*", "test*", "rubric*",
+    "constraint*", "checks", "final_answer", "gold*", "difficulty", "data_source", "ability",
 )  # fmt: skip
 """Columns beside a prompt that a reward may ask for; they are kept in `meta`."""
+
+OF_PROMPTS = ("harmful", "is_correct")
+"""Columns that say of a prompt alone what a reward may ask for; beside an answer they would judge it."""
 
 GOOD = ("preferred", "chosen", "good", "safe", "positive", "desirable", "true", "yes")
 BAD = ("disliked", "rejected", "bad", "unsafe", "negative", "undesirable", "false", "no")
@@ -47,8 +50,11 @@ def is_good(label: Any, field: str) -> bool:
     """
     if isinstance(label, bool) or label in (0, 1):
         return bool(label)
-    if isinstance(label, str) and label.lower() in (*GOOD, *BAD):
-        return label.lower() in GOOD
+    word = label.strip().lower() if isinstance(label, str) else ""
+    if word in (*GOOD, *BAD):
+        return word in GOOD
+    if word.removesuffix(".0") in ("0", "1"):  # a table of text has no other way to say it
+        return word[0] == "1"
     raise BadRow(
         "D17", field, f"the label {label!r} is not known", remedy="use true and false, or preferred and disliked"
     )

@@ -65,13 +65,19 @@ def _graded_pair(parts: Parts) -> dict[str, Any]:
 
 
 def _pair(parts: Parts) -> Reading:
-    if parts.get("prompt") is None:
-        return _implicit(parts)
-    prompt = conversation(parts)
-    chosen, rejected = (response_in(parts[name], prompt, name) for name in ("chosen", "rejected"))
-    if "messages" in parts and turns_in(parts["messages"], "messages")[: len(prompt)] != prompt:
+    """The prompt stands in a column of its own, in `messages` that wait for an answer, or inside both answers."""
+    talk = turns_in(parts["messages"], "messages") if "messages" in parts else []
+    asks = bool(talk) and talk[-1]["role"] != "assistant"
+    if parts.get("prompt") is None and not asks:
+        found = _implicit(parts)
+    else:
+        prompt = conversation(parts if parts.get("prompt") is not None else {**parts, "prompt": parts["messages"]})
+        chosen, rejected = (response_in(parts[name], prompt, name) for name in ("chosen", "rejected"))
+        found = compared(prompt, chosen, rejected, _graded_pair(parts))
+    asked = [turn for turn in found.row["prompt"] if turn["role"] != "system"]
+    if talk and [turn for turn in talk if turn["role"] != "system"][: len(asked)] != asked and not asks:
         raise BadRow("D03", "messages", "is another conversation than the prompt", remedy="leave one of them out")
-    return compared(prompt, chosen, rejected, _graded_pair(parts))
+    return found
 
 
 def _implicit(parts: Parts) -> Reading:
@@ -225,7 +231,7 @@ PAIRS = (
         (CHOSEN, REJECTED),
         _pair,
         _example(chosen="Oolong.", rejected="Rain.", rating="better"),
-        (f"{ASK}|conversations|context_messages", *BEFORE, *GRADES, *SCORES, "messages"),
+        (f"{ASK}|conversations|conversation|context_messages", *BEFORE, *GRADES, *SCORES, "messages"),
         (
             *(f"{side}_{said}*" for side in ("chosen", "rejected") for said in SAID_OF_ONE),
             "generations",
@@ -233,6 +239,8 @@ PAIRS = (
             "original_*",
             "status",
             "raw_*",
+            "labelling_*",
+            "rationale",
             "critique*",
             # One number judges the row, not which answer is better; `scores` and `ratings` might.
             "score",
@@ -330,7 +338,10 @@ PAIRS = (
         _arena,
         {"conversation_a": _WORSE, "conversation_b": _TALK, "winner": "model_b", "model_a": "x", "model_b": "y"},
         (),
-        ("openai_moderation", "toxic_chat_tag", "judge*", "anony", "turn", "conv_metadata", "tstamp"),
+        (
+            *("openai_moderation", "toxic_chat_tag", "judge*", "anony", "turn", "conv_metadata", "tstamp"),
+            *("full_conversation", "evaluation_*", "is_refusal", "is_code", "*_tag"),
+        ),
     ),
     RowFormat(
         "arena_competition",

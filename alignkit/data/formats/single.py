@@ -14,11 +14,11 @@ from alignkit.data.conversations import (
     transcript_turns,
     turns_in,
 )
-from alignkit.data.formats.columns import ASK, BEFORE, LABEL, RESPONSE, TALK, TRUTH, is_good
+from alignkit.data.formats.columns import ASK, BEFORE, LABEL, OF_PROMPTS, RESPONSE, TALK, TRUTH, is_good
 from alignkit.data.messages import BadRow, Turn, parsed, text_of
 from alignkit.data.row_format import Parts, Reading, RowFormat
 
-BESIDE_TALK = ("system|system_prompt|system_message", "tools|functions")
+BESIDE_TALK = ("system|system_prompt|system_message", "tools|functions", "prompt")
 
 
 def _answer(parts: Parts) -> Reading:
@@ -51,10 +51,20 @@ def _talk(parts: Parts) -> Reading:
         talk = talk[:-1] if talk[-1] == {"role": "assistant", "content": ""} else talk
     before: Parts = {name: parts[name] for name in ("system", "tools") if name in parts}
     turns = conversation({"prompt": talk, **before}, "messages")
+    if "prompt" in parts:
+        _refuse_another(turns_in(parts["prompt"], "prompt"), turns)
     if not turns or turns[-1]["role"] != "assistant":
         return Reading("prompts", {"prompt": turns})
     prompt, answer = demonstrated(turns, "messages")
     return Reading("demonstrations", answered(prompt, [answer]))
+
+
+def _refuse_another(prompt: list[Turn], turns: list[Turn]) -> None:
+    """The conversation begins with its prompt, where that stands in a column of its own too."""
+    said = [[(turn["role"], turn["content"]) for turn in some if turn["role"] != "system"] for some in (turns, prompt)]
+    if said[0][: len(said[1])] != said[1]:
+        what, effect = "is no beginning of messages", "it would not be learned from"
+        raise BadRow("D03", "prompt", what, effect, "columns={'meta': ['prompt']} to put it aside")
 
 
 def _labelled_talk(parts: Parts) -> Reading:
@@ -181,6 +191,7 @@ SINGLE = (
         ("system|system_prompt|system_message", "history", "tools|functions"),
         (
             *TRUTH,
+            *OF_PROMPTS,
             "instruction_*",
             "kwargs",
             "prompt_*",
