@@ -65,12 +65,12 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         "rejection_sampling": {
             "samples_per_prompt": 6,
             "batch_size": 16,
-            "epochs": 4,  # after two a model declines as often what only sounds unsafe
+            "epochs": 2,
             "learning_rate": 1e-3,
             "weight_decay": 0.0,
         },
         "ppo": {
-            "rounds": 3,
+            "rounds": 2,
             "prompts_per_round": 44,
             "batch_size": 16,
             "epochs": 2,
