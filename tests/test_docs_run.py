@@ -171,6 +171,7 @@ def run_block(block: Block, page: str, folder: Path) -> None:
             typed(line, folder)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Takes some ten seconds for a page, since whole pipelines run, on the tiny model."""
