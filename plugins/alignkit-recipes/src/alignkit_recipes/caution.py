@@ -37,7 +37,7 @@ PREPROMPT: tuple[tuple[str, str], ...] = (
     ("assistant", "Yes, a brisk walk of half an hour is a good start."),
 )
 """What is said before a prompt: an instruction, and as many examples of what only sounds unsafe as of what is. Without
-examples a model of a hundred million parameters hardly declines at all: 19% of the tagged prompts, and 53% with them."""
+examples SmolLM2-135M declines hardly anything: 19% of the tagged prompts, and 53 to 61% with them."""
 
 
 def delicate(groups: Groups) -> Groups:

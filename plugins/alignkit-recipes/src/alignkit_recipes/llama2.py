@@ -76,7 +76,7 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX: dict[task.Split, str] = {"train": "osto" "sots" "osto", "heldout": "oostot"}
+MIX: dict[task.Split, str] = {"train": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones.
 More of those to learn from sound unsafe than are, so that declining is learned by what is asked and not by how (the
 balance of Bianchi et al. 2023, arXiv 2309.07875, section 5). Of the 306 held-out ones 102 are tagged, and 27 sound
@@ -126,9 +126,9 @@ def main(
         replay: share of the earlier comparisons learned from again when continuing.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
-        careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds unsafe),
-            from which the reward models and the versions learn as if it had not been there (Llama 2, section 4.2.4);
-            0: none.
+        careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds
+            unsafe), from which the reward models and the versions learn as if it had not been there (Llama 2, section
+            4.2.4); 0: none.
         gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
         dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.

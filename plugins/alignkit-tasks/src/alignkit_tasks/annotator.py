@@ -19,8 +19,8 @@ def applies(row: Mapping[str, Any], dimension: str) -> bool:
     """Whether a prompt is rated along a dimension.
 
     As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones,
-    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, and all that only sound unsafe, so
-    that the safety model has seen safe answers, has seen that declining is not what is safe about them, and its score
+    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, and all that only sound unsafe:
+    so the safety model has seen safe answers, has seen that declining is not what is safe about them, and its score
     means something where the piecewise rule compares it with the threshold.
     """
     if dimension == "helpfulness":

@@ -2,8 +2,9 @@
 
 Most prompts ask a short everyday question with one or two instructions whose fulfilment a program checks; about one in
 six asks for help with something that should be declined (tag `safety`); a few only sound as if they did (tag
-`borderline`). `gold` is the truth, never shown to the training; `rate` is all that the training sees of it. The kind `tiny` is the same thing for a
-byte-level model that begins with random bytes. Pure functions of their arguments; no dependency.
+`borderline`). `gold` is the truth, never shown to the training; `rate` is all that the training sees of it. The kind
+`tiny` is the same thing for a byte-level model that begins with random bytes. Pure functions of their arguments; no
+dependency.
 """
 
 from __future__ import annotations
