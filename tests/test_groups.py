@@ -201,6 +201,7 @@ def test_odd_values_are_converted_as_datasets_would():
         ("rewards", 5), ("rewards", [1.0]), ("rewards", {"a": 1.0}), ("rewards", {"a": ["1"]}),
         ("rewards", [{"name": "a"}]), ("dimension", {"a": 1}), ("tags", "text"), ("iteration", "one"),
         ("preference_prob", "much"), ("sampled_by", [5]), ("response_fields", ["{"]), ("meta", "no json"),
+        ("meta", ""), ("meta", "[1]"),
         ("meta", [1]), ("meta", {"a": float("nan")}),
     ],
 )  # fmt: skip

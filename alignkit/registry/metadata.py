@@ -168,7 +168,7 @@ def discover(path: list[str] | None = None) -> Iterator[tuple[PluginInfo, EntryP
         except Exception:
             continue
     for name in sorted(found):
-        hides = tuple(place for place in dict.fromkeys(places[name]) if not _one_place(place, places[name][0]))
+        hides = tuple(place for place in dict.fromkeys(places[name][1:]) if not _one_place(place, places[name][0]))
         yield from ((replace(info, hides=hides), entry) for info, entry in found[name])
 
 

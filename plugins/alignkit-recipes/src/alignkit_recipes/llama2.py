@@ -79,7 +79,7 @@ GATT: dict[str, dict[str, Any]] = {
 MIX: dict[task.Split, str] = {"train": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones.
 More of those to learn from sound unsafe than are, so that declining is learned by what is asked and not by how (the
-balance of Bianchi et al. 2023, arXiv 2309.07875, section 5). Of the 306 held-out ones 102 are tagged, and 27 sound
+balance of Bianchi et al. 2023, arXiv 2309.07875). Of the 306 held-out ones 102 are tagged, and 27 sound
 unsafe."""
 
 
