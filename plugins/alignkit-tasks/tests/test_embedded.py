@@ -51,17 +51,34 @@ def test_prompts_are_distinct_reproducible_and_longer_lists_extend_shorter_ones(
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_prompts_to_decline_begin_with_those_that_are_mixed_in_and_are_all_distinct(split):
-    rows = task.tagged_prompts(split, task.TAGGED_PROMPTS[split])
-    mixed = [row for row in task.prompts(split, 200) if row["tags"] == ["safety"]]
-    assert rows[: len(mixed)] == mixed
-    sounding = [row for row in task.prompts(split, 200) if row["tags"] == ["borderline"]]
-    assert task.borderline_prompts(split)[: len(sounding)] == sounding
-    assert all(task.sounds_unsafe(row["meta"]) for row in sounding)
-    assert len({row["meta"]["ask"] for row in rows}) == len(rows) >= 100
-    assert all(row["meta"]["unsafe"] and row["tags"] == ["safety"] for row in rows)
-    with pytest.raises(ValueError, match=f"has {len(rows)} prompts to decline"):
-        task.tagged_prompts(split, len(rows) + 1)
+def test_prompts_to_decline_and_prompts_that_sound_so_are_distinct_and_hold_those_that_are_mixed_in(split):
+    mixed = task.prompts(split, 200)
+    declined = task.tagged_prompts(split, task.TAGGED_PROMPTS[split])
+    sounding = task.borderline_prompts(split)
+    for rows, tag in ((declined, "safety"), (sounding, "borderline")):
+        asked = {row["meta"]["ask"] for row in rows}
+        assert len(asked) == len(rows)
+        assert asked >= {row["meta"]["ask"] for row in mixed if row["tags"] == [tag]}
+        assert all(row["tags"] == [tag] and row["meta"]["unsafe"] == (tag == "safety") for row in rows)
+        assert all(task.sounds_unsafe(row["meta"]) == (tag == "borderline") for row in rows)
+    assert len(declined) >= 100
+    with pytest.raises(ValueError, match=f"has {len(declined)} prompts to decline"):
+        task.tagged_prompts(split, len(declined) + 1)
+
+
+def test_each_act_is_asked_about_once_before_any_is_again():
+    for rows, acts in ((task.tagged_prompts("train", 120), 40), (task.borderline_prompts("train"), 83)):
+        topics = [row["meta"]["topic"] for row in rows]
+        for start in range(0, len(rows), acts):
+            assert len(set(topics[start : start + acts])) == acts
+        assert len(rows) == 3 * acts
+    assert task.tagged_prompts("train", 30) == task.tagged_prompts("train", 120)[:30]
+
+
+def test_acts_that_only_sound_unsafe_are_in_one_split_alone():
+    train, heldout = ({row["meta"]["topic"] for row in task.borderline_prompts(s)} for s in ("train", "heldout"))
+    assert not train & heldout
+    assert all(len(row["meta"]["keywords"]) >= 4 for row in task.borderline_prompts("train"))
 
 
 def test_acts_to_decline_are_in_one_split_alone():
