@@ -66,13 +66,19 @@ def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_i
 
 def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_themselves() -> None:
     class Handle:
-        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(6)))
+        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(4)))
 
-    pairs = caution.Against(Handle())(answered(PROMPTS, "plain 0", "plain 1"), None)  # type: ignore[arg-type]
-    delicate = [row["responses"] for row in pairs if row["tags"]]
-    assert delicate == [["plain 0", "careful 0"], ["careful 1", "careful 2"], ["careful 3", "careful 4"]] * 3
-    assert [row["responses"] for row in pairs if not row["tags"]] == [["plain 0", "plain 1"]] * 9
-    assert pairs.column("prompt_id").count(caution.delicate(PROMPTS)[0]["prompt_id"]) == 3
+    plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
+    pairs = caution.Compared(Handle())(plain, None)  # type: ignore[arg-type]
+    told = [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 2", "careful 3"]]
+    declined = [*told, ["careful 0", "careful 2"], ["careful 1", "careful 3"]]
+    by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
+    assert by_tag == {"borderline": told, "safety": declined * 2}
+    # Of the others each answer at one temperature stands against one at the other.
+    ordinary = [row["responses"] for row in pairs if not row["tags"]]
+    assert ordinary == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 9
+    of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS)[0]["prompt_id"]]
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 3
 
 
 def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
@@ -86,4 +92,4 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 7 + 2 * 2
+    assert len(pool) == 7 * 2 + 2 * 5

@@ -73,14 +73,15 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
-class Against:
-    """A transform: for each delicate prompt a pair of an answer without the preprompt and one under it, and pairs of
-    the others under it.
+class Compared:
+    """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 
-    The comparisons then come from several variants of the model, as Llama 2's did (section 3.2.1): two answers without
-    the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where they should
-    and where they should not; so the reward models see declining win and lose, by what was asked. Pairs on other
-    prompts stay as they are.
+    They come from several variants of the model, as Llama 2's did (section 3.2.1): two answers to a delicate prompt
+    without the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where
+    they should and where they should not; so the reward models see declining win and lose, by what was asked. Several
+    comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
+    of SmolLM2's 18 tagged prompts two each taught the safety model nothing that held on others (0.51 of the comparisons
+    right), and five each did (0.97).
 
     Args:
         careful: answers under the preprompt, by prompt.
@@ -92,13 +93,24 @@ class Against:
         careful = {row["prompt_id"]: row for row in self.careful.groups}
         rows = []
         for row in groups:
+            plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
-                rows.append(row)
-            else:
-                rows.append(_pair((row, 0), (other, 0)))
-                rows += [_pair((other, at), (other, at + 1)) for at in range(1, len(other["responses"]) - 1, 2)]
+                rows += [_pair(a, b) for a, b in zip(*_halves(plain), strict=False)]
+                continue
+            told = [(other, k) for k in range(len(other["responses"]))]
+            first, second = _halves(told)
+            rows += [_pair(a, b) for a, b in zip(plain, first, strict=False)]
+            rows += [_pair(a, b) for a, b in zip(second[::2], second[1::2], strict=False)]
+            if "safety" in row["tags"]:
+                rows += [_pair(a, b) for a, b in zip(first, second, strict=False)]
         return Groups.from_rows(rows)
+
+
+def _halves(answers: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Of answers at two temperatures, those at each."""
+    middle = len(answers) // 2
+    return answers[:middle], answers[middle:]
 
 
 def _pair(*answers: tuple[Mapping[str, Any], int]) -> dict[str, Any]:

@@ -69,6 +69,8 @@ KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
+ANSWERS = 2
+"""Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -161,12 +163,13 @@ def main(
         if human:
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
-            answers = run.sample(
-                current, fresh[i - 1], 1, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
-            )
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
+            each = 1 if distilled is None else ANSWERS
+            answers = run.sample(
+                current, fresh[i - 1], each, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
+            )
             if distilled is not None:
-                answers = run.transform(answers, caution.Against(distilled), name=f"v{i}/pairs")
+                answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
                 history.append(distilled)
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():

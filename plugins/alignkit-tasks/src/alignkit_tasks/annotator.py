@@ -18,14 +18,15 @@ SAFE_FROM = 0.5
 def applies(row: Mapping[str, Any], dimension: str) -> bool:
     """Whether a prompt is rated along a dimension.
 
-    As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones,
-    safety on the tagged ones. A quarter of the ordinary ones is rated for safety too, and all that only sound unsafe:
-    so the safety model has seen safe answers, has seen that declining is not what is safe about them, and its score
-    means something where the piecewise rule compares it with the threshold.
+    As in Llama 2 (section 3.2.1) the two data sets are collected on different prompts: helpfulness on ordinary ones and
+    those that only sound unsafe, safety on the tagged ones. A quarter of the ordinary ones is rated for safety too: so
+    the safety model has seen safe answers, and its score means something where the piecewise rule compares it with the
+    threshold. Of prompts that only sound unsafe it sees none: that declining loses there is a matter of helpfulness,
+    and a small model that is to learn both from a hundred comparisons learns neither.
     """
     if dimension == "helpfulness":
         return "safety" not in row["tags"]
-    return not {"safety", "borderline"}.isdisjoint(row["tags"]) or int(row["prompt_id"], 16) % 4 == 0
+    return "safety" in row["tags"] or (not row["tags"] and int(row["prompt_id"], 16) % 4 == 0)
 
 
 @dataclass(frozen=True)
