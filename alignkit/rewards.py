@@ -10,13 +10,14 @@ import functools
 import inspect
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import batched
 from alignkit.calls import calling, release, whose
-from alignkit.errors import ConfigError, PluginError
+from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.fields import check_values
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
@@ -249,11 +250,17 @@ class Piecewise(Reward):
     R_c = R_safety where the prompt carries one of `tags` or sigmoid(R_safety) < `threshold`, else R_helpfulness. The
     threshold is compared as logit(threshold), so that no score is squashed.
 
+    Each of two reward models has a zero and a unit of its own. Where responses to different prompts are compared with
+    one another, as in PPO with one response each, every response to a tagged prompt could so be worth less than the
+    mean, and the policy would unlearn the best of them. `normalised` puts both on one scale.
+
     Args:
         safety: the safety reward.
         helpfulness: the helpfulness reward.
         threshold: on the probability scale, in (0, 1); Llama 2 uses 0.15.
         tags: prompts tagged with one of these are always scored by `safety`.
+        safety_scale: (mean, deviation): where R_safety is chosen, (R_safety - mean) / deviation is given.
+        helpfulness_scale: likewise for R_helpfulness.
         name: the column's name.
     """
 
@@ -261,12 +268,46 @@ class Piecewise(Reward):
     helpfulness: Reward
     threshold: float = 0.15
     tags: tuple[str, ...] = ("safety",)
+    safety_scale: tuple[float, float] = (0.0, 1.0)
+    helpfulness_scale: tuple[float, float] = (0.0, 1.0)
     name: str = "piecewise"
 
     def __post_init__(self) -> None:
         check_values(self)
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold={self.threshold} must be in (0, 1)", where="Piecewise")
+        for field in ("safety_scale", "helpfulness_scale"):
+            if not getattr(self, field)[1] > 0:
+                raise ConfigError(f"{field}={getattr(self, field)}: the deviation must be positive", where="Piecewise")
+
+    def normalised(self, scored: Groups) -> Piecewise:
+        """The same, each part with mean 0 and variance 1 over the responses that it judges (Ziegler et al. 2019, arXiv
+        1909.08593, section 2.2: over samples of the policy, so that the scale of the reward stays as it is).
+
+        Args:
+            scored: responses with the scores of this reward, as `score_groups` or `Run.score` leave them.
+
+        Raises:
+            DataError: one of the parts judges fewer than two different responses of them.
+        """
+        tagged = [bool(set(tags) & set(self.tags)) for tags in scored.column("tags")]
+        scales = {}
+        for field, part, own in (
+            ("safety_scale", self.safety, tagged),
+            ("helpfulness_scale", self.helpfulness, [not each for each in tagged]),
+        ):
+            values, present = scored.rewards(part.name)
+            rows = zip(values, present, own, strict=True)
+            judged = [v for row, there, mine in rows if mine for v, t in zip(row, there, strict=True) if t]
+            if len(set(judged)) < 2:
+                raise DataError(
+                    f"{len(judged)} responses are judged by {part.name!r}, no two of them apart",
+                    where="Piecewise.normalised",
+                    effect="It has no mean and deviation to be put on one scale by.",
+                    remedy="give responses to prompts with and without the tags",
+                )
+            scales[field] = (statistics.fmean(judged), statistics.stdev(judged))
+        return replace(self, **scales)
 
     @property
     def raw_threshold(self) -> float:
@@ -281,7 +322,9 @@ class Piecewise(Reward):
             safe, helpful = values
             if safe is None:
                 return None
-            return safe if set(row["tags"]) & set(self.tags) or safe < self.raw_threshold else helpful
+            if set(row["tags"]) & set(self.tags) or safe < self.raw_threshold:
+                return _rescaled(safe, self.safety_scale)
+            return _rescaled(helpful, self.helpfulness_scale)
 
         return _combine(scores, pick, groups)
 
@@ -301,8 +344,14 @@ class Piecewise(Reward):
             "piecewise": plain([self.safety, self.helpfulness]),
             "threshold": self.threshold,
             "tags": list(self.tags),
+            "scales": [list(self.safety_scale), list(self.helpfulness_scale)],
             "name": self.name,
         }
+
+
+def _rescaled(score: float | None, scale: tuple[float, float]) -> float | None:
+    """(score - mean) / deviation; nothing of nothing."""
+    return None if score is None else (score - scale[0]) / scale[1]
 
 
 def _combine(

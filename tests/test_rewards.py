@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,36 @@ def test_saturated_scores_stay_finite_and_apart():
     reward = Piecewise(Given("s", [40.0, 41.0]), Given("h", [0.0, 0.0]))
     values, _ = score_groups(four((True, True)), reward).rewards("piecewise")
     assert [v[0] for v in values] == [40.0, 41.0]
+
+
+def test_normalised_parts_have_mean_0_and_variance_1_over_what_each_judges_and_the_threshold_stays_raw():
+    """R_s = [1 . . 3 -2], R_h = [. 10 20 . 15], tagged [T F F T F]: s has mean 2 and h 15 over their own kinds."""
+    tags = (True, False, False, True, False)
+    safe, helpful = Given("s", [1.0, 5.0, 5.0, 3.0, -2.0]), Given("h", [7.0, 10.0, 20.0, 7.0, 15.0])
+    plain = Piecewise(safe, helpful)
+    raw = score_groups(four(tags), plain)
+    assert [v[0] for v in raw.rewards("piecewise")[0]] == [1.0, 10.0, 20.0, 3.0, -2.0]
+    reward = plain.normalised(raw)
+    assert reward.safety_scale == pytest.approx((2.0, math.sqrt(2)))
+    assert reward.helpfulness_scale == pytest.approx((15.0, 5.0))
+    scored = score_groups(four(tags), reward)
+    found = [v[0] for v in scored.rewards("piecewise")[0]]
+    assert found == pytest.approx([-1 / math.sqrt(2), -1.0, 1.0, 1 / math.sqrt(2), -4 / math.sqrt(2)])
+    assert [v[0] for v in scored.rewards("s")[0]] == [1.0, 5.0, 5.0, 3.0, -2.0]  # the parts stay raw
+    assert reward.key() != plain.key()
+    assert replace(reward, safety_scale=(0.0, 1.0), helpfulness_scale=(0.0, 1.0)).key() == plain.key()
+
+
+def test_what_cannot_be_normalised_is_refused():
+    plain = Piecewise(Given("s", [1.0, 2.0]), Given("h", [3.0, 4.0]))
+    with pytest.raises(DataError, match="0 responses are judged by 'h'"):
+        plain.normalised(score_groups(four((True, True)), plain))
+    alike = Piecewise(Given("s", [1.0, 1.0]), Given("h", [3.0, 4.0]))
+    scored = score_groups(four((True, True)), alike)
+    with pytest.raises(DataError, match="2 responses are judged by 's', no two of them apart"):
+        alike.normalised(scored)
+    with pytest.raises(ConfigError, match=r"safety_scale=.*must be positive"):
+        Piecewise(Given("s", []), Given("h", []), safety_scale=(0.0, 0.0))
 
 
 def test_parts_are_logged_and_asked_once():

@@ -178,6 +178,10 @@ def main(
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
+        if isinstance(reward, Piecewise) and run.host.build("optimizer", algorithm).samples_per_prompt == 1:
+            # A response is then measured by those to other prompts, whose scores come from the other model.
+            own = run.sample(current, fresh[i - 1], 2, temperature=temperature, max_new_tokens=tokens, name=f"v{i}/own")
+            reward = reward.normalised(run.score(own, reward, name=f"v{i}/scale").groups)
         improved = run.improve(
             current,
             _learn_from(run, algorithm, fresh[i - 1], pairs, i),
