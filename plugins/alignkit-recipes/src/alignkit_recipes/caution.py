@@ -102,8 +102,6 @@ class Compared:
             first, second = _halves(told)
             rows += [_pair(a, b) for a, b in zip(plain, first, strict=False)]
             rows += [_pair(a, b) for a, b in zip(second[::2], second[1::2], strict=False)]
-            if "safety" in row["tags"]:
-                rows += [_pair(a, b) for a, b in zip(first, second, strict=False)]
         return Groups.from_rows(rows)
 
 

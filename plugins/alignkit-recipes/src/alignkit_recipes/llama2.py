@@ -64,12 +64,12 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
+SIZES = {"small": Sizes(108, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
-ANSWERS = 2
+ANSWERS = 1
 """Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
