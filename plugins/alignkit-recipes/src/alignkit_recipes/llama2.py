@@ -78,11 +78,12 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX: dict[task.Split, str] = {"train": "ostosotsosto", "heldout": "oostot"}
-"""The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones.
-More of those to learn from sound unsafe than are, so that declining is learned by what is asked and not by how (the
-balance of Bianchi et al. 2023, arXiv 2309.07875). Of the 306 held-out ones 102 are tagged, and 27 sound
-unsafe."""
+MIX = {"imitates": "osstosossots", "explores": "ost", "heldout": "oostot"}
+"""The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
+for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
+is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
+(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, as many. Of the 306
+held-out ones 102 are tagged, and 27 sound unsafe."""
 
 
 def main(
@@ -148,7 +149,8 @@ def main(
     careful = sizes.careful if careful is None else careful
     v0 = open_policy(run, policy, kind)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
-    fresh, held_out = _prompts(kind, given, len(steps), count, heldout or sizes.heldout)
+    mixes = ["explores" if run.host.build("optimizer", step).own_samples else "imitates" for step in steps]
+    fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
     check_fit(run, steps, fresh)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
@@ -234,11 +236,14 @@ def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
     return refuse_or_drop(groups, problems, True, "prompts")
 
 
-def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout: int) -> tuple[list[Groups], Groups]:
+def _prompts(
+    kind: str, given: Groups | None, mixes: Sequence[str], count: int, heldout: int
+) -> tuple[list[Groups], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
+    versions = len(mixes)
     if given is None:
-        held = Groups.from_prompts(_embedded(kind, "heldout", heldout))
-        train = Groups.from_prompts(_embedded(kind, "train", versions * count))
+        held = Groups.from_prompts(_embedded(kind, "heldout", [_turns("heldout", heldout)]))
+        train = Groups.from_prompts(_embedded(kind, "train", [_turns(mix, count) for mix in mixes]))
     else:
         unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
         heldout = min(heldout, len(unique) // 4)
@@ -247,8 +252,15 @@ def _prompts(kind: str, given: Groups | None, versions: int, count: int, heldout
     return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
 
 
-def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
-    """`count` prompts of the embedded task in the order of `MIX`; ordinary ones where a kind has run out."""
+def _turns(mix: str, count: int) -> str:
+    """Of which kinds `count` prompts are, in order."""
+    return "".join(islice(cycle(MIX[mix]), count))
+
+
+def _embedded(kind: str, split: task.Split, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """The prompts of the embedded task that these parts ask for; ordinary ones where a kind has run out."""
+    wanted = "".join(parts)
+    count = len(wanted)
     if kind == "tiny":
         every = task.tiny_prompts(split, 3 * count)
         declined, sounding = [p for p in every if p["tags"]], list[task.Prompt]()
@@ -260,8 +272,7 @@ def _embedded(kind: str, split: task.Split, count: int) -> list[dict[str, Any]]:
         "s": iter(sounding),
         "o": iter([p for p in every if not p["tags"]]),
     }
-    turns = islice(cycle(MIX[split]), count)
-    return [next(chain(islice(pools[kind], 1), pools["o"])) for kind in turns]
+    return [next(chain(islice(pools[kind], 1), pools["o"])) for kind in wanted]
 
 
 def _distilled(
