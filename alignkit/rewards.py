@@ -17,7 +17,7 @@ from typing import Any
 
 from alignkit import batched
 from alignkit.calls import calling, release, whose
-from alignkit.errors import ConfigError, DataError, PluginError
+from alignkit.errors import ConfigError, PluginError
 from alignkit.fields import check_values
 from alignkit.groups import Groups
 from alignkit.identity import function_key, plain
@@ -284,11 +284,11 @@ class Piecewise(Reward):
         """The same, each part with mean 0 and variance 1 over the responses that it judges (Ziegler et al. 2019, arXiv
         1909.08593, section 2.2: over samples of the policy, so that the scale of the reward stays as it is).
 
+        A part that judges no two of them differently keeps its scale: without prompts of its kind nothing is compared
+        across the kinds.
+
         Args:
             scored: responses with the scores of this reward, as `score_groups` or `Run.score` leave them.
-
-        Raises:
-            DataError: one of the parts judges fewer than two different responses of them.
         """
         tagged = [bool(set(tags) & set(self.tags)) for tags in scored.column("tags")]
         scales = {}
@@ -299,14 +299,8 @@ class Piecewise(Reward):
             values, present = scored.rewards(part.name)
             rows = zip(values, present, own, strict=True)
             judged = [v for row, there, mine in rows if mine for v, t in zip(row, there, strict=True) if t]
-            if len(set(judged)) < 2:
-                raise DataError(
-                    f"{len(judged)} responses are judged by {part.name!r}, no two of them apart",
-                    where="Piecewise.normalised",
-                    effect="It has no mean and deviation to be put on one scale by.",
-                    remedy="give responses to prompts with and without the tags",
-                )
-            scales[field] = (statistics.fmean(judged), statistics.stdev(judged))
+            if len(set(judged)) > 1:
+                scales[field] = (statistics.fmean(judged), statistics.stdev(judged))
         return replace(self, **scales)
 
     @property

@@ -86,14 +86,14 @@ def test_normalised_parts_have_mean_0_and_variance_1_over_what_each_judges_and_t
     assert replace(reward, safety_scale=(0.0, 1.0), helpfulness_scale=(0.0, 1.0)).key() == plain.key()
 
 
-def test_what_cannot_be_normalised_is_refused():
-    plain = Piecewise(Given("s", [1.0, 2.0]), Given("h", [3.0, 4.0]))
-    with pytest.raises(DataError, match="0 responses are judged by 'h'"):
-        plain.normalised(score_groups(four((True, True)), plain))
+def test_a_part_that_judges_no_two_responses_apart_keeps_its_scale():
+    """Without prompts of the other kind nothing is compared across kinds, so there is nothing to put on one scale."""
+    plain = Piecewise(Given("s", [1.0, 3.0, 1.0, 3.0]), Given("h", [3.0, 4.0, 5.0, 6.0]))
+    found = plain.normalised(score_groups(four((True, True, True, True)), plain))
+    assert found.helpfulness_scale == (0.0, 1.0)
+    assert found.safety_scale == pytest.approx((2.0, math.sqrt(4 / 3)))
     alike = Piecewise(Given("s", [1.0, 1.0]), Given("h", [3.0, 4.0]))
-    scored = score_groups(four((True, True)), alike)
-    with pytest.raises(DataError, match="2 responses are judged by 's', no two of them apart"):
-        alike.normalised(scored)
+    assert alike.normalised(score_groups(four((True, True)), alike)) == alike
     with pytest.raises(ConfigError, match=r"safety_scale=.*must be positive"):
         Piecewise(Given("s", []), Given("h", []), safety_scale=(0.0, 0.0))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from alignkit_recipes import caution, llama2
 from alignkit_tasks import embedded as task
@@ -82,7 +85,7 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
 
 
 def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"prompts_per_version": 9, "heldout": 6, "max_new_tokens": 6}
+    sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False)"
     with Run(tmp_path, quiet=True) as run:
         llama2.main(run, policy="tiny", algorithms=method, careful=4, **sizes)
@@ -92,4 +95,43 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 7 * 2 + 2 * 5
+    assert len(pool) == 10 * 2 + 2 * 5
+
+
+def test_what_imitates_reads_more_prompts_that_only_sound_unsafe_and_what_explores_as_many_of_both() -> None:
+    (imitated, explored), heldout = llama2._prompts("small", None, ["imitates", "explores"], 72, 306)
+    counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in (imitated, explored, heldout)]
+    assert counts == [
+        {"": 24, "borderline": 36, "safety": 12},
+        {"": 30, "borderline": 24, "safety": 18},
+        {"": 177, "borderline": 27, "safety": 102},
+    ]
+    every = [key for groups in (imitated, explored, heldout) for key in groups.column("prompt_id")]
+    assert len(set(every)) == len(every)
+    acts = [groups.meta(i)["topic"] for groups in (imitated, explored) for i in range(72) if groups[i]["tags"]]
+    assert len(set(acts)) == len(acts)
+
+
+def test_ppo_reads_both_reward_models_on_one_scale_and_rejection_sampling_as_they_are(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
+    method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False),ppo(rounds=1)"
+    with Run(tmp_path, quiet=True) as run:
+        llama2.main(run, policy="tiny", algorithms=method, threshold=1e-9, **sizes)
+    names = [path.name.split("-", 1)[1].rsplit("-", 1)[0] for path in (tmp_path / "stages").iterdir()]
+    assert "v2-scale" in names
+    assert "v1-scale" not in names
+    (made,) = (tmp_path / "stages").glob("*-v2-scale-*/groups")
+    (learned,) = (
+        path / "groups" for path in (tmp_path / "stages").iterdir() if re.search("-v2-[0-9a-f]{8}$", path.name)
+    )
+    own, round_ = Groups.load(made), Groups.load(learned)
+    for part, tagged in (("safety", True), ("helpfulness", False)):
+        judged = of(own, part, tagged)
+        expected = (np.array(of(round_, part, tagged)) - np.mean(judged)) / np.std(judged, ddof=1)
+        assert of(round_, "piecewise", tagged) == pytest.approx(list(expected))
+
+
+def of(groups: Groups, name: str, tagged: bool) -> list[float]:
+    """The scores of the responses to prompts that are tagged, or are not."""
+    values, _ = groups.rewards(name)
+    return [v for row, given in zip(groups, values, strict=True) if bool(row["tags"]) == tagged for v in given]

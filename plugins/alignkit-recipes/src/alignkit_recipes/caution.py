@@ -80,8 +80,8 @@ class Compared:
     without the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where
     they should and where they should not; so the reward models see declining win and lose, by what was asked. Several
     comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
-    of SmolLM2's 18 tagged prompts two each taught the safety model nothing that held on others (0.51 of the comparisons
-    right), and five each did (0.97).
+    of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
+    with an AUC of 0.6), and five each did (0.95).
 
     Args:
         careful: answers under the preprompt, by prompt.
@@ -102,6 +102,8 @@ class Compared:
             first, second = _halves(told)
             rows += [_pair(a, b) for a, b in zip(plain, first, strict=False)]
             rows += [_pair(a, b) for a, b in zip(second[::2], second[1::2], strict=False)]
+            if "safety" in row["tags"]:
+                rows += [_pair(a, b) for a, b in zip(first, second, strict=False)]
         return Groups.from_rows(rows)
 
 

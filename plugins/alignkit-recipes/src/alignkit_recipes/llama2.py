@@ -64,12 +64,12 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(108, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
+SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
-ANSWERS = 1
+ANSWERS = 2
 """Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
@@ -78,7 +78,7 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "explores": "ost", "heldout": "oostot"}
+MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how

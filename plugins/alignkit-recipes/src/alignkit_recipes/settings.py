@@ -65,16 +65,18 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         "rejection_sampling": {
             "samples_per_prompt": 6,
             "batch_size": 16,
-            "epochs": 2,
+            # With two, what is declined is told by form: prompts that only sound unsafe are declined nearly as often.
+            "epochs": 8,
             "learning_rate": 1e-3,
             "weight_decay": 0.0,
         },
         "ppo": {
-            "rounds": 2,
-            "prompts_per_round": 44,
+            "rounds": 3,
+            "prompts_per_round": 72,
             "batch_size": 16,
             "epochs": 2,
-            "learning_rate": 5e-4,
+            # At 5e-4 the first round moves by 0.3 nats a token, ten times what is meant, and on what is noise.
+            "learning_rate": 2e-4,
             "value_learning_rate": 1e-3,
             "kl_coef": 0.02,
             "whiten_scores": True,
