@@ -3,7 +3,9 @@
 `python benchmarks/speed` measures alignkit on SmolLM2-135M, all weights trained, in float32 and, where the processor
 computes bf16 natively, in bf16-mixed. It takes under nine minutes on two quiet cores. Each job runs in a process of its
 own, whose peak of resident memory is that job's, model and all; jobs of the same name stand next to one another in
-time. The first step of a job is told apart from the later ones, of which the median is taken.
+time. A rate of rows is that of all rows over all steps, the first one included, since each side puts the same rows,
+some of them far longer than others, into steps of its own; of iterations the median of those after the first is taken.
+Beside it stands the first step over the median of the later ones.
 
 `--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds TRL 1.16, under its fastest
 setting (bf16 autocast where that is native, no gradient checkpointing), and prints how many times as fast alignkit is;
@@ -48,19 +50,26 @@ def line(job: str, library: str, precision: str, found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"{job:13} {library:9} {precision:11} failed: {found['failed']}"
     first, *later = found["seconds"]
+    each = seconds(job, found)
+    rate = f"{found['items'] / each:8.3f} {UNITS[job]}" if job in UNITS else f"{each:8.1f} s an iteration"
     middle = statistics.median(later or [first])
-    rate = f"{found['items'] / middle:8.3f} {UNITS[job]}" if job in UNITS else f"{middle:8.1f} s an iteration"
     return (
         f"{job:13} {library:9} {precision:11} {rate:24} {first / middle:5.2f}x first {found['peak'] / 2**30:6.2f} GiB"
     )
 
 
-def against(found: dict[str, Any], theirs: dict[str, Any]) -> str:
+def seconds(job: str, found: dict[str, Any]) -> float:
+    """Of a step, over all rows; of an iteration after the first."""
+    taken: list[float] = found["seconds"]
+    return statistics.fmean(taken) if job in UNITS else statistics.median(taken[1:] or taken)
+
+
+def against(job: str, found: dict[str, Any], theirs: dict[str, Any]) -> str:
     """How many times as fast as TRL, and what share of its memory."""
     if "failed" in found or "failed" in theirs:
         return ""
-    ours, other = (statistics.median(each["seconds"][1:] or each["seconds"]) for each in (found, theirs))
-    return f"{other / ours:.2f}x TRL's rate, {found['peak'] / theirs['peak']:.2f}x its memory"
+    rate = seconds(job, theirs) / seconds(job, found)
+    return f"{rate:.2f}x TRL's rate, {found['peak'] / theirs['peak']:.2f}x its memory"
 
 
 def exported(folder: str) -> None:
@@ -111,7 +120,7 @@ def main() -> None:
                 shape = (str(chosen.steps), str(chosen.rows), folder)
                 found = measured(python, script, job, precision, *shape, seconds=chosen.limit)
                 trl = found if library == "trl" else trl
-                compared = against(found, trl) if trl and library != "trl" else ""
+                compared = against(job, found, trl) if trl and library != "trl" else ""
                 rows.append({"job": job, "library": library, "precision": precision, **found})
                 print(line(job, library, precision, found), compared, flush=True)
             trl = trl if job == "ppo-head" else {}  # TRL has one kind of PPO, which both of ours stand beside
