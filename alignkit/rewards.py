@@ -291,7 +291,7 @@ class Piecewise(Reward):
             scored: responses with the scores of this reward, as `score_groups` or `Run.score` leave them.
         """
         tagged = [bool(set(tags) & set(self.tags)) for tags in scored.column("tags")]
-        scales = {}
+        scales: dict[str, Any] = {}
         for field, part, own in (
             ("safety_scale", self.safety, tagged),
             ("helpfulness_scale", self.helpfulness, [not each for each in tagged]),
