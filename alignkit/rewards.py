@@ -250,9 +250,9 @@ class Piecewise(Reward):
     R_c = R_safety where the prompt carries one of `tags` or sigmoid(R_safety) < `threshold`, else R_helpfulness. The
     threshold is compared as logit(threshold), so that no score is squashed.
 
-    Each of two reward models has a zero and a unit of its own. Where responses to different prompts are compared with
-    one another, as in PPO with one response each, every response to a tagged prompt could so be worth less than the
-    mean, and the policy would unlearn the best of them. `normalised` puts both on one scale.
+    Each of two reward models has a zero and a unit of its own. Where responses to different prompts are measured by one
+    another, with one response each, every response to a tagged prompt could so be worth less than the mean, and the
+    policy would unlearn the best of them. `normalised` puts both on one scale.
 
     Args:
         safety: the safety reward.

@@ -181,9 +181,7 @@ def main(
             seen[dimension].append(new)
         reward = _reward(models, threshold)
         if isinstance(reward, Piecewise) and run.host.build("optimizer", algorithm).samples_per_prompt == 1:
-            # A response is then measured by those to other prompts, whose scores come from the other model.
-            own = run.sample(current, fresh[i - 1], 2, temperature=temperature, max_new_tokens=tokens, name=f"v{i}/own")
-            reward = reward.normalised(run.score(own, reward, name=f"v{i}/scale").groups)
+            reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
         improved = run.improve(
             current,
             _learn_from(run, algorithm, fresh[i - 1], pairs, i),
@@ -352,6 +350,16 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     if len(models) == 2:
         return Piecewise(models["safety"], models["helpfulness"], threshold=threshold)
     return next(iter(models.values()))
+
+
+def _on_one_scale(
+    run: Run, reward: Piecewise, policy: PolicyHandle, prompts: Groups, temperature: float, tokens: int, version: int
+) -> Piecewise:
+    """The piecewise reward for a method that measures a response by those to other prompts: their scores come from the
+    other model."""
+    own = run.sample(policy, prompts, 2, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own")
+    scored = run.score(own, reward, name=f"v{version}/scale")
+    return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 
 
 def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str, Any], version: int) -> Any:
