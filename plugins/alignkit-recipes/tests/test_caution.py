@@ -84,6 +84,23 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 3
 
 
+@pytest.mark.parametrize(
+    ("careful", "pairs"),
+    [
+        (1, [["plain 0", "careful 0"]]),
+        (2, [["plain 0", "careful 0"], ["careful 0", "careful 1"]]),
+        (3, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 0", "careful 2"]]),
+    ],
+)
+def test_few_answers_under_the_preprompt_are_compared_too(careful: int, pairs: list[list[str]]) -> None:
+    class Handle:
+        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(careful)))
+
+    plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
+    found = caution.Compared(Handle())(plain, None)  # type: ignore[arg-type]
+    assert [row["responses"] for row in found if row["tags"] == ["safety"]] == pairs * 2
+
+
 def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False)"

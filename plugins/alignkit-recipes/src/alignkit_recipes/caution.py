@@ -108,8 +108,8 @@ class Compared:
 
 
 def _halves(answers: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Of answers at two temperatures, those at each."""
-    middle = len(answers) // 2
+    """The first half, with the one in the middle, and the second; of answers at two temperatures those at each."""
+    middle = (len(answers) + 1) // 2
     return answers[:middle], answers[middle:]
 
 

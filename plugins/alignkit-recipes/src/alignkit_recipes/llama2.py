@@ -1,10 +1,9 @@
 """Llama 2's loop (Touvron et al. 2023, arXiv 2307.09288, section 3.2): annotate, retrain both reward models, improve.
 
-V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples two answers per fresh
-prompt at different temperatures, has them rated on four levels for helpfulness and for safety, trains both reward
-models on all ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on
-top of it last. Prompts that should be declined, or only sound so, are also answered under a safety preprompt (see
-caution.py).
+V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples answers to fresh prompts at
+two temperatures, has pairs of them rated on four levels for helpfulness or for safety, trains both reward models on all
+ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on top of it last.
+Prompts that should be declined, or only sound so, are also answered under a safety preprompt (see caution.py).
 """
 
 from __future__ import annotations
@@ -139,8 +138,7 @@ def main(
     kind = kind_of(policy)
     sizes, temperature = SIZES[kind], temperature or MODELS[kind].temperature
     steps = [configured(run, step, kind, temperature) for step in parse_list(algorithms)]
-    for step in steps:
-        run.host.build("optimizer", step)  # a misspelled one is refused before any work
+    built = [run.host.build("optimizer", step) for step in steps]  # a misspelled one is refused before any work
     ghost = parse(gatt) if gatt else None
     if ghost is not None:
         run.host.build("transform", ghost)
@@ -149,7 +147,7 @@ def main(
     careful = sizes.careful if careful is None else careful
     v0 = open_policy(run, policy, kind)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
-    mixes = ["explores" if run.host.build("optimizer", step).own_samples else "imitates" for step in steps]
+    mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
     fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
     check_fit(run, steps, fresh)
     if demonstrations:
@@ -160,7 +158,7 @@ def main(
     seen: dict[str, list[Groups | GroupsHandle]] = {"helpfulness": [], "safety": []}
     models: dict[str, RewardHandle] = {}
 
-    for i, algorithm in enumerate(steps, start=1):
+    for i, (algorithm, optimizer) in enumerate(zip(steps, built, strict=True), start=1):
         current = versions[-1]
         if human:
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
@@ -180,7 +178,7 @@ def main(
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
-        if isinstance(reward, Piecewise) and run.host.build("optimizer", algorithm).samples_per_prompt == 1:
+        if isinstance(reward, Piecewise) and optimizer.samples_per_prompt == 1:
             reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
         improved = run.improve(
             current,
@@ -188,7 +186,7 @@ def main(
             optimizer=algorithm,
             reward=reward,
             reference=v0,
-            init=v0 if restart and not run.host.build("optimizer", algorithm).own_samples else None,
+            init=v0 if restart and not optimizer.own_samples else None,
             history=history,
             max_new_tokens=tokens,
             iteration=i,
