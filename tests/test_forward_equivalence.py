@@ -81,6 +81,12 @@ GROUPS = [
     EncodedGroup([5, 6], [[9, 8, 7], [1, 2, 3, 4, 5, 6, 7, 8]], None, 1),
     EncodedGroup([11], [[12, 13]], None, 2),
 ]
+BEGUN = [
+    EncodedGroup([*range(40, 49), *g.prompt_ids], g.responses, [i in (4, 9) for i in range(9 + len(g.prompt_ids))], n)
+    for n, g in enumerate(GROUPS)
+]
+"""The same after a beginning that all have, such as a system message; of the prompts two tokens are learned, one of
+them of the beginning."""
 
 
 EAGER = ("gemma2 eager", "gpt-oss sinks")
@@ -111,12 +117,12 @@ def _logprobs(model, groups, shared, packed=False):
     return {n: v.detach() for n, v in out.items()}, model.get_input_embeddings().weight.grad.clone()
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("packed", "groups"), [(False, GROUPS), (True, GROUPS), (True, BEGUN)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_prompts_equal_one_response_a_row(family, packed):
+def test_shared_prompts_equal_one_response_a_row(family, packed, groups):
     model = _model(family)
-    shared, shared_grad = _logprobs(model, GROUPS, True, packed)
-    plain, plain_grad = _logprobs(model, GROUPS, False)
+    shared, shared_grad = _logprobs(model, groups, True, packed)
+    plain, plain_grad = _logprobs(model, groups, False)
     for number, values in plain.items():
         torch.testing.assert_close(shared[number], values, rtol=0, atol=VALUES)
     torch.testing.assert_close(shared_grad, plain_grad, rtol=0, atol=GRADIENTS * float(plain_grad.abs().max()))
@@ -201,6 +207,19 @@ def test_packed_rows_hold_no_padding_and_no_mask_of_the_row(monkeypatch):
     policy.tensors(batch)
     assert set(masks) == {None, (6, 15), (10, 19), (1, 10), (3, 5), (8, 10)}
     assert policy.config._attn_implementation == "sdpa", "the attention of others has changed"
+
+
+def test_what_all_prompts_begin_with_stands_once():
+    batch = collate(BEGUN, range(3), [0, 3, 5], pad_id=0, packed=True)
+    assert batch.input_ids[0, :9].tolist() == list(range(40, 49))
+    assert batch.tokens == batch.cells == 9 + sum(len(g.prompt_ids) + sum(map(len, g.responses)) for g in GROUPS)
+    assert batch.pieces == ((9, -1), (9, 0), (6, 1), (10, 1), (1, 1), (2, 0), (3, 5), (8, 5), (3, 0))
+    alone = collate(BEGUN[:1], [0], [0], pad_id=0, packed=True)
+    assert alone.pieces[0] == (18, -1), "one prompt has nothing in common with others"
+    few = [EncodedGroup(g.prompt_ids[2:], g.responses, None, n) for n, g in enumerate(BEGUN)]
+    assert collate(few, range(3), [0, 3, 5], pad_id=0, packed=True).pieces[0] == (16, -1), "seven tokens are too few"
+    same = [EncodedGroup(BEGUN[0].prompt_ids, [[3]], None, n) for n in range(2)]
+    assert collate(same, range(2), [0, 1], pad_id=0, packed=True).pieces == ((17, -1), (2, 0), (2, 0))
 
 
 def test_layers_computed_again_take_the_pieces_too():

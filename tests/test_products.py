@@ -120,10 +120,19 @@ def test_under_autocast_in_other_types_and_where_small_torch_computes(calls, mon
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize(("maker", "slow"), [("GenuineIntel", False), ("AuthenticAMD", True), (None, False)])
-def test_the_processor_is_known_by_its_maker(tmp_path, maker, slow):
+@pytest.mark.parametrize(
+    ("maker", "flags", "slow"),
+    [
+        ("GenuineIntel", "avx2 avx512f", False),
+        ("AuthenticAMD", "avx2 avx512f", True),
+        ("AuthenticAMD", "avx2 fma", False),
+        (None, "avx512f", False),
+    ],
+)
+def test_the_processor_is_known_by_its_maker_and_what_it_can_do(tmp_path, maker, flags, slow):
     file = tmp_path / "cpuinfo"
-    file.write_text("".join(f"processor : {n}\n" + (f"vendor_id\t: {maker}\n" if maker else "") for n in range(2)))
+    lines = ([f"vendor_id\t: {maker}"] if maker else []) + [f"flags\t\t: fpu {flags}"]
+    file.write_text("".join(f"processor : {n}\n" + "\n".join(lines) + "\n" for n in range(2)))
     assert mkl_is_slow(str(file)) is (slow and torch.backends.mkl.is_available())
     assert not mkl_is_slow(str(tmp_path / "absent"))
 

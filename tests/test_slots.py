@@ -10,7 +10,7 @@ import torch
 
 from alignkit import Groups, LoRA, Policy
 from alignkit.data.encode import encode_groups
-from alignkit.models import slots, ways
+from alignkit.models import batch, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.packed import SMALL, Product, packs
 from alignkit.models.slots import Slots
@@ -27,13 +27,13 @@ def gap(policy: Policy, sampler: Sampler, n: int = 2) -> float:
     groups = sampler.sample(policy, PROMPTS, n, seed=(0, "slots"))
     encoded, _ = encode_groups(groups, policy.chat, max_prompt_tokens=500, max_response_tokens=100)
     firsts = [n * i for i in range(len(encoded))]
-    batch = collate(encoded, range(len(encoded)), firsts, pad_id=policy.chat.pad_id, shared=False)
+    rows = collate(encoded, range(len(encoded)), firsts, pad_id=policy.chat.pad_id, shared=False)
     with torch.no_grad():
-        found = policy.tensors(batch)["logprobs"]
+        found = policy.tensors(rows)["logprobs"]
     stored = [logprobs for row in groups for logprobs in row["logprobs"]]
     return max(
         float((found[place, : len(kept)] - torch.tensor(kept)).abs().max())
-        for place, number in enumerate(batch.responses.tolist())
+        for place, number in enumerate(rows.responses.tolist())
         if (kept := stored[number])
     )
 
@@ -151,8 +151,8 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
     ]
     with Policy.load("tiny").generating() as model:
         found = []
-        for least in (slots.LEAST_SHARED, 1000):
-            monkeypatch.setattr(slots, "LEAST_SHARED", least)
+        for least in (batch.LEAST_SHARED, 1000):
+            monkeypatch.setattr(batch, "LEAST_SHARED", least)
             reader = Noting(model, 0)
             logits = [reader.admit(first, 2)]
             for prompts in later:

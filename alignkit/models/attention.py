@@ -1,7 +1,8 @@
 """Attention of texts that lie one after another in a single row, piece by piece: no padding, and no mask of the row.
 
-A piece is a text, or a prompt that several responses share, or one of these responses. A text and a prompt attend to
-themselves; a response attends to its prompt and to itself, in one call whose mask is as small as the piece. It goes
+A piece is a text, or a prompt that several responses share, or one of these responses, or what several prompts begin
+with. Each attends to itself and to what it goes on from, a response to its prompt and to what that goes on from, in one
+call whose mask is as small as the piece. It goes
 through transformers' registry of attentions, so that every family profits whose attention is asked for there;
 `alignkit.models.forward` tries it before it is used. Layers get the pieces in the place of their mask, which is what
 they hand on unread.
@@ -24,7 +25,7 @@ HARMLESS = frozenset({"sliding_window", "is_causal", "position_ids", "cache_posi
 """What families pass to their attention that the masks (or nothing) stand for already."""
 
 Piece = tuple[int, int]
-"""(tokens, number of the piece that it sees besides itself; -1: none)."""
+"""(tokens, number of the piece that it goes on from, which stands before it; -1: none)."""
 
 
 def mask_of_pieces(pieces: Sequence[Piece], window: int | None) -> Tensor:
@@ -125,12 +126,13 @@ def attend(
     inner, outer = _types(query)
     # Split, not sliced: the gradients of the pieces are then put together once, and not padded to the row each.
     queries, keys, values = (each.to(inner).split(sizes, 2) for each in (query, key, value))
-    found = []
+    found, read = list[Tensor](), list[tuple[Tensor, Tensor]]()  # of each piece, keys and values from its beginning on
     with torch.autocast(query.device.type, enabled=False):
         for place, (_, before, window) in enumerate(pieces):
             k, v = keys[place], values[place]
             if before >= 0:
-                k, v = torch.cat([keys[before], k], 2), torch.cat([values[before], v], 2)
+                k, v = (torch.cat(pair, 2) for pair in zip(read[before], (k, v), strict=True))
+            read.append((k, v))
             found.append(_of_piece(queries[place], k, v, window, scaling, softcap, s_aux).transpose(1, 2))
     return torch.cat(found, 1).to(outer), None
 

@@ -1,8 +1,10 @@
 """From encoded groups to the one batch of the house: the prompt once, its responses beside one another (shared
-prefix), and where attention goes piece by piece, all of it in one row without padding (packed)."""
+prefix), and where attention goes piece by piece, all of it in one row without padding (packed), what all prompts begin
+with, such as a system message, once for all of them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,18 @@ from torch import Tensor
 from alignkit.data.encode import EncodedGroup
 from alignkit.models.attention import Piece
 
+LEAST_SHARED = 8
+"""Tokens that prompts must have in common, to be read once for all of them."""
+
+
+def alike_at_first(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of these prompts begin with, at least one of each left over; 0 for fewer than `LEAST_SHARED`,
+    or where there is one prompt alone."""
+    most = min(map(len, prompts)) - 1
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    shared = min(sum(1 for _ in alike), most)
+    return shared if shared >= LEAST_SHARED and len(prompts) > 1 else 0
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -20,7 +34,8 @@ class MicroBatch:
 
     B rows, L tokens (padded on the right), R responses in all, T learned tokens of the longest response. In a row the
     prompt comes first (segment 0), then its responses (segments 1, 2, …), each starting at the position after the
-    prompt; padding is segment -1. A packed batch is a single row, in which such rows stand one after another.
+    prompt; padding is segment -1. A packed batch is a single row, in which such rows stand one after another, and what
+    all of their prompts begin with stands once, before them.
 
     Args:
         input_ids: [B, L].
@@ -105,24 +120,27 @@ class _Row:
         own = [*range(start), *(start + t for r in self.responses for t in range(len(r)))]
         return [*own, *range(len(own), width)]
 
-    def pieces(self, first: int) -> list[Piece]:
-        """What attention goes by, where `first` is the number of the first one."""
+    def pieces(self, first: int, begun: int = 0) -> list[Piece]:
+        """What attention goes by, where `first` is the number of the first one, and `begun` tokens of the prompt are
+        the piece 0."""
+        begins = 0 if begun else -1
         if len(self.responses) == 1:
-            return [(self.length, -1)]
-        before = [(len(self.prompt), -1)] if self.prompt else []
+            return [(self.length - begun, begins)]
+        before = [(len(self.prompt) - begun, begins)] if self.prompt else []
         return before + [(len(r), first if before else -1) for r in self.responses if r]
 
     def segments(self) -> list[int]:
         return [0] * len(self.prompt) + [k for k, r in enumerate(self.responses, start=1) for _ in r]
 
-    def learned(self, row: int, at: int = 0) -> Iterator[_Learned]:
-        """Of each response, in the batch's row `row`, where this one begins in place `at`."""
-        start = len(self.prompt)
+    def learned(self, row: int, at: int = 0, begun: int = 0) -> Iterator[_Learned]:
+        """Of each response, in the batch's row `row`, where this one begins in place `at`, but for `begun` tokens of
+        its prompt, which are the first of the batch's row."""
+        start, at = len(self.prompt), at - begun
         for response, number in zip(self.responses, self.numbers, strict=True):
             end = start + len(response)
             before = [len(self.prompt) - 1, *range(start, end - 1)][: len(response)]
             targets = [self.prompt[i] for i in self.trained] + response
-            predict = [at + i for i in [*(i - 1 for i in self.trained), *before]]
+            predict = [i if i < begun else at + i for i in [*(i - 1 for i in self.trained), *before]]
             yield _Learned(row, targets, predict, at + end - 1, number, self.group)
             start = end
 
@@ -205,14 +223,15 @@ def collate(
 
 
 def _packed(rows: Sequence[_Row], pad_id: int) -> MicroBatch:
-    ids, positions, segments = list[int](), list[int](), list[int]()
-    learned, pieces = list[_Learned](), list[Piece]()
+    begun = alike_at_first([row.prompt for row in rows])
+    ids, positions, segments = rows[0].prompt[:begun], [*range(begun)], [0] * begun
+    learned, pieces = list[_Learned](), [(begun, -1)] if begun else list[Piece]()
     for row in rows:
-        learned += row.learned(0, len(ids))
-        pieces += row.pieces(len(pieces))
-        ids += row.ids()
-        positions += row.positions(row.length)
-        segments += row.segments()
+        learned += row.learned(0, len(ids), begun)
+        pieces += row.pieces(len(pieces), begun)
+        ids += row.ids()[begun:]
+        positions += row.positions(row.length)[begun:]
+        segments += row.segments()[begun:]
     return MicroBatch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),

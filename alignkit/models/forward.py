@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
 from alignkit.models.attention import as_now, by_pieces, mask_of_pieces
-from alignkit.models.batch import MicroBatch, collate
+from alignkit.models.batch import LEAST_SHARED, MicroBatch, collate
 
 log = logging.getLogger("alignkit")
 
@@ -242,7 +242,11 @@ def _probe(model: nn.Module, packed: bool = False) -> bool:
     def ids(n: int) -> list[int]:
         return torch.randint(1, vocabulary, (n,), generator=generator).tolist()
 
-    groups = [EncodedGroup(ids(5), [ids(4), ids(3)], None, 0), EncodedGroup(ids(3), [ids(2), ids(6)], None, 1)]
+    begin = ids(LEAST_SHARED)
+    groups = [
+        EncodedGroup([*begin, *ids(5)], [ids(4), ids(3)], None, 0),
+        EncodedGroup([*begin, *ids(3)], [ids(2), ids(6)], None, 1),
+    ]
     device = next(model.parameters()).device
     try:
         layouts = ({"shared": True, "packed": packed}, {"shared": False})

@@ -1,10 +1,10 @@
 """Products of activations with weight matrices: in float32 by whichever of torch's two libraries is the fast one here,
 under autocast with frozen weights that are cast once.
 
-torch gives float32 products to MKL, which takes its slow code on processors that are not Intel's; oneDNN, which torch
+torch gives float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which torch
 has too, looks at what the processor can do. On an AMD processor with AVX-512 it was measured at two to three times the
-rate (benchmarks/results/speed.md). Values differ by float32 rounding. Other types, devices and processors are left to
-torch, and so are small products, whose cost is the call.
+rate, and on one without at 0.75 to 0.9 of it (benchmarks/results/speed.md). Values differ by float32 rounding. Other
+types, devices and processors are left to torch, and so are small products, whose cost is the call.
 
 Autocast keeps casts of weights that are trained, until the step is over; frozen ones (the base under an adapter, a
 reference) it casts for every product. Here these are cast once while `casts_kept`, for half their memory more.
@@ -32,7 +32,7 @@ _forced: list[bool] = []
 
 @functools.cache
 def mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether torch has both libraries, and the processor's maker is known and not Intel.
+    """Whether torch has both libraries, and the processor has AVX-512 and a maker that is known and not Intel.
 
     Args:
         cpuinfo: the file in which Linux says so; elsewhere nothing is known.
@@ -40,8 +40,10 @@ def mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
     file = Path(cpuinfo)
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and file.is_file()):
         return False
-    makers = {line.rpartition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("vendor_id")}
-    return bool(makers) and "GenuineIntel" not in makers
+    known = [line.partition(":") for line in file.read_text().splitlines()]
+    makers = {value.strip() for name, _, value in known if name.strip() == "vendor_id"}
+    wide = any("avx512f" in value.split() for name, _, value in known if name.strip() == "flags")
+    return wide and bool(makers) and "GenuineIntel" not in makers
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ one, and others may join at any time. `alignkit.models.ways` compares what comes
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,13 +16,11 @@ from torch import Tensor, nn
 
 from alignkit.models import forward
 from alignkit.models.attention import by_hand, refuse_unknown
+from alignkit.models.batch import alike_at_first
 from alignkit.models.packed import decoding_copy, detached
 
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""
-
-LEAST_SHARED = 8
-"""Tokens that prompts must have in common, to be read once for all of them."""
 
 
 class Slots:
@@ -70,9 +67,8 @@ class Slots:
         known, most = self.beginning, min(map(len, prompts)) - 1
         if known and len(known) <= most and all(list(prompt[: len(known)]) == known for prompt in prompts):
             return len(known)
-        alike = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-        shared = min(sum(1 for _ in itertools.takewhile(bool, alike)), most)
-        if len(prompts) < 2 or shared < LEAST_SHARED:
+        shared = alike_at_first(prompts)
+        if not shared:
             return 0
         self.beginning = list(prompts[0][:shared])
         self.cache.place_beginning(shared)

@@ -18,9 +18,9 @@ from torch import Tensor
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
 from alignkit.models import forward
-from alignkit.models.batch import collate
+from alignkit.models.batch import LEAST_SHARED, collate
 from alignkit.models.head import scaled_head
-from alignkit.models.slots import LEAST_SHARED, Slots
+from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew, Cached, Reader
 
 log = logging.getLogger("alignkit")
