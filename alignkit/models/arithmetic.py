@@ -3,13 +3,14 @@
 A multiplication and the addition after it are two operations. Each token that a matrix of N weights reads costs 2 N
 forward, 2 N backward for the gradient of what came in, and 2 N more for the gradient of the weights where they are
 trained (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1): 4 N backward in full training, and 2 N
-through the frozen weights under an adapter. Attention costs 4 w operations in each layer for each (query, key) pair
+through the frozen weights under an adapter, and nothing below the first layer that is adapted. Attention costs 4 w operations in each layer for each (query, key) pair
 that it looks at, w being heads x size of a head: 2 w for the scores and 2 w for the weighted sum, and twice that
 backward (the same, table 1; Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B, count all keys, where
 here a token sees what stands before it, and no further back than a sliding window reaches).
 
 These are the model's operations, not the machine's: padding, what gradient checkpointing computes again, norms,
-activation functions and look-ups of embeddings are left out. So is folding an adapter into the weights.
+activation functions and look-ups of embeddings are left out. So is folding an adapter into the weights; and what was
+read before and is kept (`alignkit.models.lower`) counts as read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from alignkit.data.encode import EncodedGroup
 from alignkit.models.forward import bare, body_of, window_of
 from alignkit.models.four_bit import numbers_in
+from alignkit.models.lower import untrained_layers
 
 
 class Flops(NamedTuple):
@@ -133,6 +135,8 @@ class Arithmetic:
         adapters: of each adapter's matrices, by its name.
         layers: how many layers attend with (width, window); the width is heads x size of a head.
         causal: no token sees what stands after it.
+        below: those of `body` that lie below the first adapted layer, where no gradient goes.
+        behind: of `layers`, those that a gradient goes through; None: all.
     """
 
     body: int
@@ -140,6 +144,8 @@ class Arithmetic:
     adapters: Mapping[str, int] = field(default_factory=dict)
     layers: Mapping[tuple[int, int | None], int] = field(default_factory=dict)
     causal: bool = True
+    below: int = 0
+    behind: Mapping[tuple[int, int | None], int] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, causal: bool = True) -> Arithmetic:
@@ -150,9 +156,10 @@ class Arithmetic:
             causal: see `Arithmetic`.
         """
         trunk, config = body_of(model), bare(model).config
-        share = _share_of_experts(config)
+        share, first = _share_of_experts(config), untrained_layers(bare(trunk))
+        lower = {id(p) for layer in bare(trunk).layers[:first] for p in layer.parameters()} if first else set()
         lookups = {id(p) for m in trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        body, trained, adapters = 0.0, 0.0, Counter[str]()
+        body, trained, below, adapters = 0.0, 0.0, 0.0, Counter[str]()
         for name, weights in trunk.named_parameters():
             if weights.ndim < 2 or id(weights) in lookups or "lora_embedding" in name:
                 continue
@@ -161,7 +168,9 @@ class Arithmetic:
                 adapters[name.split(".")[-2]] += round(met)
             else:
                 body, trained = body + met, trained + met * weights.requires_grad
-        return cls(round(body), round(trained), dict(adapters), _attending_layers(config), causal)
+                below += met * (id(weights) in lower)
+        attending = _attending_layers(config), _attending_layers(config, first)
+        return cls(round(body), round(trained), dict(adapters), attending[0], causal, round(below), attending[1])
 
     def flops(self, reading: Reading, adapter: str | None, heads: Sequence[Head], gradient: bool) -> Flops:
         """Operations of one pass.
@@ -173,15 +182,19 @@ class Arithmetic:
             gradient: whether a backward pass follows.
         """
         extra = self.adapters.get(adapter, 0) if adapter is not None else 0
-        attention = sum(4 * w * n * reading.pairs(window, self.causal) for (w, window), n in self.layers.items())
+        attention = self._attention(reading, self.layers)
         read = sum(head.weights * head.times for head in heads)
         forward = 2 * (self.body + extra) * reading.tokens + 2 * read + attention
         if not gradient:
             return Flops(forward, 0)
         backward = 2 * sum(head.weights * head.times for head in heads if head.trained)
         if weights := self.trained + extra:
-            backward += 2 * (self.body + extra + weights) * reading.tokens + 2 * read + 2 * attention
+            attention = self._attention(reading, self.layers if self.behind is None else self.behind)
+            backward += 2 * (self.body - self.below + extra + weights) * reading.tokens + 2 * read + 2 * attention
         return Flops(forward, backward)
+
+    def _attention(self, reading: Reading, layers: Mapping[tuple[int, int | None], int]) -> int:
+        return sum(4 * w * n * reading.pairs(window, self.causal) for (w, window), n in layers.items())
 
 
 def _share_of_experts(config: Any) -> float:
@@ -192,14 +205,15 @@ def _share_of_experts(config: Any) -> float:
     return chosen / many if many and chosen else 1.0
 
 
-def _attending_layers(config: Any) -> dict[tuple[int, int | None], int]:
+def _attending_layers(config: Any, first: int = 0) -> dict[tuple[int, int | None], int]:
+    """How many layers, from this one on, attend with (width, window)."""
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         return {}
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     kinds = getattr(config, "layer_types", None)
     if not kinds:
-        return {(width, window_of(config)): config.num_hidden_layers}
+        return {(width, window_of(config)): config.num_hidden_layers - first}
     chunk = getattr(config, "attention_chunk_size", None)
     windows = {"full_attention": None, "sliding_attention": window_of(config), "chunked_attention": chunk}
-    return dict(Counter((width, windows[kind]) for kind in kinds if kind in windows))
+    return dict(Counter((width, windows[kind]) for kind in kinds[first:] if kind in windows))

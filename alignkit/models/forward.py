@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
+from alignkit.models import lower
 from alignkit.models.attention import as_now, by_pieces, mask_of_pieces
 from alignkit.models.batch import LEAST_SHARED, MicroBatch, collate
 
@@ -163,8 +164,10 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
     Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
     """
+    body, inputs = body_of(model), _inputs(model, batch)
     with _attention(model, batch):
-        states: Tensor = body_of(model)(**_inputs(model, batch)).last_hidden_state
+        found = lower.states(bare(body), batch.pieces, inputs) if batch.pieces else None
+        states: Tensor = body(**inputs).last_hidden_state if found is None else found
     return states
 
 

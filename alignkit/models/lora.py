@@ -31,6 +31,8 @@ class LoRA:
         r: rank.
         alpha: scale; the update is alpha / r * B A. None takes 2 r.
         targets: names of the linear layers, or "all-linear" for every one but the head.
+        layers: adapt the last so many layers of the model alone; what is below them stays as it is, and the backward
+            pass ends there. None: all.
         quantize: "nf4" or "fp4": the base is held in four bits while the adapter trains (QLoRA; needs bitsandbytes).
             What is trained is sampled from, evaluated and exported with the base as it is.
     """
@@ -39,6 +41,7 @@ class LoRA:
     alpha: float | None = None
     targets: str | tuple[str, ...] = "all-linear"
     quantize: str | None = None
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -48,17 +51,30 @@ class LoRA:
             raise ConfigError(f"r={self.r} must be at least 1", where="LoRA")
         if self.alpha is not None and self.alpha <= 0:
             raise ConfigError(f"alpha={self.alpha} must be positive", where="LoRA")
+        if self.layers is not None and self.layers < 1:
+            raise ConfigError(f"layers={self.layers} must be at least 1", where="LoRA", remedy="None adapts all of them")
 
-    def config(self) -> Any:
-        """The peft configuration."""
+    def config(self, model: Any) -> Any:
+        """The peft configuration.
+
+        Args:
+            model: that is adapted.
+        """
         from peft import LoraConfig
 
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        upper: dict[str, Any] = {}
+        if self.layers is not None and (stack := layers_of(model)):
+            name, count = stack
+            upper = {"layers_to_transform": list(range(count))[-self.layers :], "layers_pattern": [name]}
+            if targets == "all-linear":
+                targets = _linear_names(model)
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.r,  # type: ignore[arg-type]
             target_modules=targets,
             lora_dropout=0.0,
+            **upper,
         )
 
     @property
@@ -68,6 +84,26 @@ class LoRA:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def layers_of(model: Any) -> tuple[str, int] | None:
+    """(name of the list, how many) of the layers that stand one on another, where a model has them in a list."""
+    inner = forward.bare(model)
+    count = getattr(inner.config, "num_hidden_layers", None)
+    for name, module in inner.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name.rsplit(".", 1)[-1], count
+    return None
+
+
+def _linear_names(model: Any) -> list[str]:
+    """What the linear layers but the head are called, adapted ones too."""
+    from peft.tuners.lora import LoraLayer
+
+    inner = forward.bare(model)
+    head = inner.get_output_embeddings()
+    found = [name for name, m in _outside(inner) if (_is_linear(m) or isinstance(m, LoraLayer)) and m is not head]
+    return sorted({name.rsplit(".", 1)[-1] for name in found})
 
 
 def lora_layers(model: nn.Module) -> list[Any]:
@@ -142,7 +178,7 @@ def adapt(model: Any, lora: LoRA) -> Any:
     if lora.quantize is not None:
         quantize(model, lora.quantize)
     try:
-        adapted = get_peft_model(model, lora.config(), adapter_name=TRAINED)
+        adapted = get_peft_model(model, lora.config(model), adapter_name=TRAINED)
     except ValueError as error:
         said = " ".join(str(error).split())
         raise ConfigError(
@@ -197,7 +233,8 @@ def lora_of(folder: Path) -> LoRA:
     names = targets if isinstance(targets, str) else tuple(sorted(map(str, targets)))
     if not isinstance(r, int) or not isinstance(alpha, int | float):
         raise ConfigError(f"names no rank and scale: r={r!r}, lora_alpha={alpha!r}", where=str(file))
-    return LoRA(r, alpha, names)
+    upper = found.get("layers_to_transform")
+    return LoRA(r, alpha, names, layers=len(upper) if isinstance(upper, list) and upper else None)
 
 
 def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
@@ -211,11 +248,12 @@ def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
     Raises:
         ConfigError: rank, scale or layers differ.
     """
-    own, wanted = model.peft_config[TRAINED], lora.config()
-    if lora.targets == "all-linear":
+    own, wanted = model.peft_config[TRAINED], lora.config(model)
+    if lora.targets == "all-linear" and lora.layers is None:
         same = not any(_is_linear(part) for _, part in _outside(forward.body_of(model)))
     else:
         same = own.target_modules == wanted.target_modules
+        same = same and own.layers_to_transform == wanted.layers_to_transform
     if (own.r, own.lora_alpha) == (wanted.r, wanted.lora_alpha) and same:
         return
     on = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in lora_of(folder).names}))

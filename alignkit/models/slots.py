@@ -22,6 +22,10 @@ from alignkit.models.packed import decoding_copy, detached
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""
 
+PADDING = 32
+"""Tokens of padding among prompts that are read together on a processor: about what a pass of its own costs there, in
+which all weights are fetched once more."""
+
 
 class Slots:
     """Sequences in slots, of which [0, live) are in use.
@@ -53,14 +57,16 @@ class Slots:
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         shared = self._begin(prompts)
         rest = [prompt[shared:] for prompt in prompts]
-        sizes = [len(each) for each in rest]
-        width = max(2, *sizes)  # one of a single token would be taken for a step
-        ids = torch.tensor([[*each, *[self.pad_id] * (width - len(each))] for each in rest])
-        self.cache.place_prompts(len(self.lengths), n, shared, width)
-        last = torch.tensor(sizes, device=self.device) - 1
-        logits = self._read_prompts(ids.to(self.device), shared, last)
-        self.lengths = torch.cat([self.lengths, (shared + last + 1).repeat_interleave(n)])
-        return logits.repeat_interleave(n, 0)
+        found = []
+        for few in _of_like_length(rest, PADDING) if self.device.type == "cpu" else [rest]:
+            sizes = [len(each) for each in few]
+            width = max(2, *sizes)  # one of a single token would be taken for a step
+            ids = torch.tensor([[*each, *[self.pad_id] * (width - len(each))] for each in few])
+            self.cache.place_prompts(len(self.lengths), n, shared, width)
+            last = torch.tensor(sizes, device=self.device) - 1
+            found.append(self._read_prompts(ids.to(self.device), shared, last))
+            self.lengths = torch.cat([self.lengths, (shared + last + 1).repeat_interleave(n)])
+        return torch.cat(found).repeat_interleave(n, 0)
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens all of these prompts begin with, such as a system message: those are read once."""
@@ -126,6 +132,18 @@ class Slots:
             hook.remove()
         logits: Tensor = out.logits[:, 0]
         return logits
+
+
+def _of_like_length(rows: Sequence[Sequence[int]], padding: int) -> list[list[Sequence[int]]]:
+    """The rows, in order, in parts that padding makes longer by so many tokens at most."""
+    parts: list[list[Sequence[int]]] = []
+    for row in rows:
+        part = [*parts[-1], row] if parts else []
+        if part and max(map(len, part)) * len(part) - sum(map(len, part)) <= padding:
+            parts[-1] = part
+        else:
+            parts.append([row])
+    return parts
 
 
 def attend(

@@ -1,0 +1,165 @@
+"""The lower part of a trunk that nothing trains: read once for a text, and what comes of it as if it were not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from alignkit import LoRA, Policy
+from alignkit.data.encode import EncodedGroup
+from alignkit.models import RewardModel, forward, lower
+from alignkit.models.batch import collate
+from alignkit.models.lora import adapt
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+BEGIN = [*range(40, 49)]
+GROUPS = [
+    EncodedGroup([*range(1, 8)], [[3, 4, 5, 6], [*range(4, 14)], [7]], None, 0),
+    EncodedGroup([5, 6], [[9, 8, 7], [1, 2, 3, 4]], None, 1),
+    EncodedGroup([11], [[12, 13]], None, 2),
+]
+BEGUN = [EncodedGroup([*BEGIN, *group.prompt_ids], group.responses, None, n) for n, group in enumerate(GROUPS)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    lower.forget()
+    yield
+    lower.forget()
+
+
+def of_family(family, layers=1, seed=0):
+    """A model of four layers, the last `layers` of which are adapted, with an adapter that says something; 0: none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    more = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(family, **SMALL, **more)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if not layers:
+        return model
+    model = adapt(model, LoRA(r=2, layers=layers))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    return model
+
+
+def passes(model):
+    """Tokens that the first and the last layer read, one number for each pass, as they come."""
+    read = ([], [])
+    layers = forward.body_of(model).layers
+    for noted, layer in zip(read, (layers[0], layers[-1]), strict=True):
+        layer.register_forward_pre_hook(lambda _, given, noted=noted: noted.append(given[0].shape[1]))
+    return read
+
+
+def gradients(model, groups, packed=True):
+    """(log-probs, gradient of each weight that trains), by the sum of the log-probs."""
+    batch = collate(groups, range(len(groups)), [0, 3, 5][: len(groups)], pad_id=0, packed=packed)
+    hidden = forward.gather_hidden(forward.hidden_states(model, batch), batch)
+    values = torch.log_softmax(forward.bare(model).get_output_embeddings()(hidden), -1)
+    taken = values.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    model.zero_grad()
+    (taken * batch.response_mask).sum().backward()
+    trained = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    return torch.cat([taken[r][batch.response_mask[r]] for r in range(len(taken))]).detach(), trained
+
+
+@pytest.mark.parametrize("groups", [GROUPS, BEGUN])
+@pytest.mark.parametrize("family", sorted(lower.FAMILIES))
+def test_values_and_gradients_are_those_of_the_whole_trunk(family, groups, monkeypatch):
+    model = of_family(family)
+    first, slopes = gradients(model, groups)
+    again, _ = gradients(model, groups)
+    monkeypatch.setattr(lower, "FAMILIES", frozenset())
+    whole, wanted = gradients(model, groups)
+    padded, _ = gradients(model, groups, packed=False)
+    for found in (first, again, padded):
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+    for name, slope in wanted.items():
+        torch.testing.assert_close(slopes[name], slope, rtol=1e-4, atol=1e-5)
+    assert all(".3." in name for name in wanted) and wanted
+
+
+def test_a_text_is_read_once_however_it_lies(monkeypatch):
+    model = of_family("llama")
+    low, high = passes(model)
+    gradients(model, BEGUN)
+    gradients(model, [EncodedGroup(g.prompt_ids, g.responses[::-1], None, n) for n, g in enumerate(BEGUN)])
+    gradients(model, [EncodedGroup(g.prompt_ids, g.responses[:1], None, n) for n, g in enumerate(BEGUN)][:2])
+    assert len(low) == 1
+    assert len(high) == 3
+    gradients(model, [EncodedGroup([*BEGUN[0].prompt_ids, 3], BEGUN[0].responses, None, 0)])
+    assert len(low) == 2, "another prompt"
+
+
+def test_states_are_shared_by_models_on_the_same_base_and_by_no_others():
+    first, other = of_family("llama"), of_family("llama", seed=1)
+    twin = copy.deepcopy(first)
+    with torch.no_grad():
+        for name, weight in twin.named_parameters():
+            if "lora_A" in name:
+                weight.normal_()
+    low, _ = passes(twin)
+    apart, _ = passes(other)
+    gradients(first, GROUPS)
+    found, _ = gradients(twin, GROUPS)
+    assert not low
+    _, wide = passes(twin)
+    gradients(other, GROUPS)
+    assert apart
+    lower.forget()
+    torch.testing.assert_close(gradients(twin, GROUPS)[0], found, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        forward.body_of(first).layers[0].mlp.up_proj.weight.add_(0.1)
+    changed, _ = gradients(first, GROUPS)
+    lower.forget()
+    torch.testing.assert_close(gradients(first, GROUPS)[0], changed, rtol=0, atol=1e-5)
+    assert wide
+
+
+def test_what_is_trained_to_the_first_layer_is_read_whole(monkeypatch):
+    monkeypatch.setattr(lower, "_part", lambda *_: pytest.fail("parted"))
+    for model in (of_family("llama", layers=4), of_family("llama", layers=0), of_family("gpt2")):
+        with torch.no_grad():
+            batch = collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True)
+            forward.hidden_states(model, batch)
+    model = of_family("llama")
+    forward.body_of(model).layers[0].mlp.up_proj.weight.requires_grad_(True)
+    gradients(model, GROUPS)
+
+
+def test_what_is_kept_has_a_limit(monkeypatch):
+    model = of_family("llama")
+    monkeypatch.setattr(lower, "ROOM", 60 * 16 * 4)
+    for number in range(6):
+        gradients(model, [EncodedGroup([number + 3, 7, 8], [[9] * 20], None, 0)])
+        assert sum(each.bytes for each in lower._KEPT.values()) <= 60 * 16 * 4
+
+
+def test_a_policy_and_a_reward_model_share(tmp_path):
+    Policy.load("tiny").save(tmp_path / "base")
+    lora = LoRA(r=2, layers=1)
+    policy = Policy.load(tmp_path / "base", lora=lora, trainable=True)
+    scorer = RewardModel.from_policy(tmp_path / "base", lora=lora)
+    batch = collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True)
+    policy.tensors(batch)
+    low, _ = passes(scorer.model)
+    with scorer.scoring():
+        folded = scorer.scores(batch)
+    assert not low
+    lower.forget()
+    torch.testing.assert_close(scorer.scores(batch).detach(), folded, rtol=0, atol=1e-5)
+    assert low
