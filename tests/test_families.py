@@ -454,6 +454,39 @@ def test_another_adapter_than_the_folders_is_refused_and_its_own_is_recorded(tmp
     assert Policy.load(tmp_path / "all", lora=LoRA(r=4), trainable=True).adapted
 
 
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("llama", "all-linear"),
+        ("llama", ("q_proj",)),
+        ("gpt2", "all-linear"),
+        ("gpt2", ("c_attn",)),
+        ("mixtral", ("q_proj",)),
+    ],
+)
+def test_the_last_layers_alone_are_adapted(family, targets, tmp_path):
+    base, own = folder_of(family, tmp_path / "m", **TODAY.get(family, {})), LoRA(r=2, targets=targets, layers=1)
+    policy = Policy.load(base, lora=own, trainable=True)
+    every = Policy.load(base, lora=LoRA(r=2, targets=targets), trainable=True)
+    trained, all_of_them = ({n for n, w in p.named_parameters() if w.requires_grad} for p in (policy, every))
+    assert trained == {name for name in all_of_them if ".1." in name.split("lora_")[0]}
+    assert trained
+    most = Policy.load(base, lora=LoRA(r=2, targets=targets, layers=9), trainable=True)
+    assert {n for n, w in most.named_parameters() if w.requires_grad} == all_of_them
+    policy.save(tmp_path / "a")
+    again = Policy.load(tmp_path / "a", lora=own, trainable=True)
+    assert {n for n, w in again.named_parameters() if w.requires_grad} == trained
+    for other in (LoRA(r=2, targets=targets), LoRA(r=2, targets=targets, layers=2)):
+        with pytest.raises(ConfigError, match="asked for is LoRA"):
+            Policy.load(tmp_path / "a", lora=other, trainable=True)
+    with Run(tmp_path / "r", quiet=True) as run:
+        assert run.policy(tmp_path / "a").lora.layers == 1
+    with pytest.raises(ConfigError, match="layers=0 must be at least 1"):
+        LoRA(layers=0)
+    with pytest.raises(ConfigError, match="experts stand in one tensor"):
+        Policy.load(folder_of("mixtral", tmp_path / "e", **TODAY["mixtral"]), lora=LoRA(layers=1), trainable=True)
+
+
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}])
 def test_an_adapter_that_is_more_than_two_matrices_is_refused(change, tmp_path):
     from peft import LoraConfig, get_peft_model

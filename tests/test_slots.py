@@ -170,6 +170,24 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
     assert apart[0] == 54
 
 
+def test_prompts_of_like_length_are_read_together():
+    rows = [[1] * n for n in (40, 39, 20, 20, 19, 3, 3, 3)]
+    parts = slots._of_like_length(rows, 8)
+    assert [[len(row) for row in part] for part in parts] == [[40, 39], [20, 20, 19], [3, 3, 3]]
+    assert slots._of_like_length(rows[::-1], 1000) == [rows[::-1]]
+    prompts = [[7 + n % 5 for n in range(size)] for size in (40, 39, 20, 3)]
+    with Policy.load("tiny").generating() as model:
+        reader, found = Noting(model, 0), []
+        logits = reader.admit(prompts, 2)
+        for prompt in prompts:
+            found.append(Slots(model, 0).admit([prompt], 2))
+        after = reader.read(torch.arange(8))
+    torch.testing.assert_close(logits, torch.cat(found), rtol=1e-4, atol=1e-4)
+    assert reader.passes == [3 * 40, 3, 8]
+    assert reader.lengths.tolist() == [41, 41, 40, 40, 21, 21, 4, 4]
+    assert len(after) == 8
+
+
 def test_room_grows_with_what_is_written():
     policy = Policy.load("tiny")
     assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < 2e-4

@@ -3,10 +3,11 @@
 A multiplication and the addition after it are two operations. Each token that a matrix of N weights reads costs 2 N
 forward, 2 N backward for the gradient of what came in, and 2 N more for the gradient of the weights where they are
 trained (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1): 4 N backward in full training, and 2 N
-through the frozen weights under an adapter, and nothing below the first layer that is adapted. Attention costs 4 w operations in each layer for each (query, key) pair
-that it looks at, w being heads x size of a head: 2 w for the scores and 2 w for the weighted sum, and twice that
-backward (the same, table 1; Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B, count all keys, where
-here a token sees what stands before it, and no further back than a sliding window reaches).
+through the frozen weights under an adapter, and nothing below the first layer that is adapted. Attention costs 4 w
+operations in each layer for each (query, key) pair that it looks at, w being heads x size of a head: 2 w for the scores
+and 2 w for the weighted sum, and twice that backward (the same, table 1; Chowdhery et al. 2022,
+https://arxiv.org/abs/2204.02311, appendix B, count all keys, where here a token sees what stands before it, and no
+further back than a sliding window reaches).
 
 These are the model's operations, not the machine's: padding, what gradient checkpointing computes again, norms,
 activation functions and look-ups of embeddings are left out. So is folding an adapter into the weights; and what was

@@ -52,13 +52,16 @@ class LoRA:
         if self.alpha is not None and self.alpha <= 0:
             raise ConfigError(f"alpha={self.alpha} must be positive", where="LoRA")
         if self.layers is not None and self.layers < 1:
-            raise ConfigError(f"layers={self.layers} must be at least 1", where="LoRA", remedy="None adapts all of them")
+            raise ConfigError(f"layers={self.layers} must be at least 1", where="LoRA", remedy="None adapts all layers")
 
     def config(self, model: Any) -> Any:
         """The peft configuration.
 
         Args:
             model: that is adapted.
+
+        Raises:
+            ConfigError: `layers` of all linear layers, where experts are no linear layers.
         """
         from peft import LoraConfig
 
@@ -69,6 +72,7 @@ class LoRA:
             upper = {"layers_to_transform": list(range(count))[-self.layers :], "layers_pattern": [name]}
             if targets == "all-linear":
                 targets = _linear_names(model)
+                _refuse_experts(model, self.layers)
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.r,  # type: ignore[arg-type]
@@ -104,6 +108,16 @@ def _linear_names(model: Any) -> list[str]:
     head = inner.get_output_embeddings()
     found = [name for name, m in _outside(inner) if (_is_linear(m) or isinstance(m, LoraLayer)) and m is not head]
     return sorted({name.rsplit(".", 1)[-1] for name in found})
+
+
+def _refuse_experts(model: Any, layers: int) -> None:
+    if any(weight.ndim == 3 for weight in model.parameters()):
+        raise ConfigError(
+            f"layers={layers} of all linear layers, in a model whose experts stand in one tensor",
+            where="LoRA",
+            effect="The experts would be left out, which all-linear adapts.",
+            remedy="name the linear layers, or leave layers out",
+        )
 
 
 def lora_layers(model: nn.Module) -> list[Any]:
