@@ -64,6 +64,8 @@ class Sizes:
 
 
 SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
+SAMPLER = "default(batch_size=192)"
+"""Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
@@ -145,7 +147,7 @@ def main(
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
-    v0 = open_policy(run, policy, kind)
+    v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
     fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
@@ -166,7 +168,13 @@ def main(
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
             each = 1 if distilled is None else ANSWERS
             answers = run.sample(
-                current, fresh[i - 1], each, temperature=list(temperatures), max_new_tokens=tokens, name=f"v{i}/answers"
+                current,
+                fresh[i - 1],
+                each,
+                sampler=SAMPLER,
+                temperature=list(temperatures),
+                max_new_tokens=tokens,
+                name=f"v{i}/answers",
             )
             if distilled is not None:
                 answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
@@ -188,6 +196,7 @@ def main(
             reference=v0,
             init=v0 if restart and not optimizer.own_samples else None,
             history=history,
+            sampler=SAMPLER,
             max_new_tokens=tokens,
             iteration=i,
             name=f"v{i}",
@@ -211,6 +220,7 @@ def main(
         names=[f"v{i}" for i in range(len(versions))],
         reference=v0,
         kl_prompts=KL_PROMPTS,
+        sampler=SAMPLER,
         **sampling,
     )
     run.report()
@@ -279,7 +289,13 @@ def _distilled(
     if not n or not len(asked):
         return None
     answers = run.sample(
-        policy, caution.warned(asked), n, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/careful"
+        policy,
+        caution.warned(asked),
+        n,
+        sampler=SAMPLER,
+        temperature=temperature,
+        max_new_tokens=tokens,
+        name=f"v{version}/careful",
     )
     return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/distilled")
 
@@ -355,7 +371,9 @@ def _on_one_scale(
 ) -> Piecewise:
     """The piecewise reward for a method that measures a response by those to other prompts: their scores come from the
     other model."""
-    own = run.sample(policy, prompts, 2, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own")
+    own = run.sample(
+        policy, prompts, sampler=SAMPLER, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own"
+    )
     scored = run.score(own, reward, name=f"v{version}/scale")
     return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 

@@ -26,6 +26,8 @@ class Model:
         reward_batch_size: comparisons of a step of it.
         sft_learning_rate: of supervised fine-tuning.
         sft_epochs: of supervised fine-tuning.
+        layers: how many of the last layers a loop of several models adapts; None: all. What lies below is then read
+            once for a text, by policy and reward models together.
     """
 
     lora: int
@@ -35,9 +37,10 @@ class Model:
     reward_batch_size: int
     sft_learning_rate: float
     sft_epochs: int
+    layers: int | None
 
 
-MODELS = {"small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3)}
+MODELS = {"small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2, 15), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3, None)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
@@ -141,12 +144,12 @@ def kind_of(policy: str) -> str:
     return "tiny"
 
 
-def open_policy(run: Run, policy: str, kind: str, rank: int | None = None) -> PolicyHandle:
-    """The policy, trained through an adapter of this rank; None takes the kind's."""
+def open_policy(run: Run, policy: str, kind: str, rank: int | None = None, layers: int | None = None) -> PolicyHandle:
+    """The policy, trained through an adapter of this rank, None takes the kind's, on so many of the last layers."""
     from alignkit import LoRA
 
     lora = MODELS[kind].lora if rank is None else rank
-    return run.policy(policy, lora=LoRA(r=lora) if lora else None)
+    return run.policy(policy, lora=LoRA(r=lora, layers=layers) if lora else None)
 
 
 def configured(run: Run, optimizer: Component, kind: str, temperature: float) -> Component:
