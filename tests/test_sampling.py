@@ -16,6 +16,7 @@ from alignkit.models.batch import collate
 from alignkit.randomness import permutation, stream_key, uniforms
 from alignkit.sampling import Sampler, sample_side_by_side
 from alignkit.sampling.decode import choose, pick_tokens
+from alignkit.sampling.drawing import _shown
 
 PROMPTS = Groups.from_prompts(["say bob", "hide a", "a rather longer prompt than the others", "say bob"])
 
@@ -176,3 +177,12 @@ def test_bad_settings_are_refused():
         Sampler(temperature=0)
     with pytest.raises(ConfigError, match="max_new_tokens"):
         Sampler(max_new_tokens=0)
+
+
+def test_pace_and_time_left_are_told_from_a_quarter_on():
+    """The first responses to end are the short ones, and most of what was written is not theirs."""
+    lines: list[str] = []
+    tell = _shown("sampling", lambda advance: lines.append(str(advance)))
+    tell(1, 12, 10, 5.0)
+    tell(3, 12, 300, 3.0)
+    assert lines == ["sampling: 1/12 responses", "sampling: 3/12 responses, 100 tokens/s, 9 s left"]

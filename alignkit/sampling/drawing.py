@@ -148,7 +148,9 @@ def _shown(what: str, tick: Callable[[Advance], None]) -> Progress:
     """
 
     def tell(done: int, total: int, tokens: int, seconds: float) -> None:
-        rate, left = tokens / max(seconds, 1e-6), seconds / max(done, 1) * (total - done)
-        tick(Advance(f"{what}:", done, total, "responses", f"{rate:.0f} tokens/s", left))
+        told: tuple[str, float | None] = ("", None)
+        if done >= total / 4:  # before, most of what was written belongs to responses that have not ended
+            told = f"{tokens / max(seconds, 1e-6):.0f} tokens/s", seconds / done * (total - done)
+        tick(Advance(f"{what}:", done, total, "responses", *told))
 
     return tell
