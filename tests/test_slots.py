@@ -170,6 +170,18 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
     assert apart[0] == 54
 
 
+def test_slots_are_empty_after_they_were_compared(monkeypatch):
+    policy = Policy.load("tiny")
+    monkeypatch.setattr(ways, "_SLOTS", {})
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots)
+        first = reader.admit([[1, 2, 3]], 2)
+    with policy.reading() as reader:
+        again = reader.admit([[1, 2, 3]], 2)
+        assert reader.lengths.tolist() == [3, 3]
+    assert torch.equal(first, again)
+
+
 def test_prompts_of_like_length_are_read_together():
     rows = [[1] * n for n in (40, 39, 20, 20, 19, 3, 3, 3)]
     parts = slots._of_like_length(rows, 8)

@@ -42,14 +42,18 @@ class Slots:
     def __init__(self, model: Any, pad_id: int, packed: bool = True) -> None:
         from transformers import AttentionInterface
 
-        from alignkit.models.slot_cache import SlotCache
-
         self.pad_id, self.device = pad_id, next(model.parameters()).device
         kind = self.device.type
         mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.model = decoding_copy(model, mixed) if packed else detached(model)
         AttentionInterface.register(ATTENTION, attend)
         self.model.set_attn_implementation(ATTENTION)
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget all sequences, and what they began with."""
+        from alignkit.models.slot_cache import SlotCache
+
         self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []

@@ -28,6 +28,8 @@ log = logging.getLogger("alignkit")
 TOLERANCE = 1e-3
 """Nats by which a log-prob may be off; in 16 bits, which round logits, 0.02 of the largest logit."""
 
+SIXTEEN = (torch.float16, torch.bfloat16)
+
 _KNOWN: dict[tuple[str, torch.dtype, float], Ways] = {}
 _SLOTS: dict[tuple[str, torch.dtype, torch.dtype | None], bool] = {}
 
@@ -80,24 +82,31 @@ def slots_of(model: Any, pad_id: int) -> Slots | None:
     key = (forward.config_digest(model), next(model.parameters()).dtype, mixed)
     if any(type(weight.data) is not Tensor for weight in model.parameters()) or not forward.masks_are_known(model):
         return None  # weights in parts, over several processes, cannot be packed
-    if key not in _SLOTS:
-        _SLOTS[key] = _slots_agree(model, kind)
-    return Slots(model, pad_id) if _SLOTS[key] else None
-
-
-def _slots_agree(model: Any, kind: str) -> bool:
-    """Attention and cache by the numbers, with the layers as they are; packed products, which round, by their mean."""
-    ids = _ids_for(model)
+    if key in _SLOTS:
+        return Slots(model, pad_id) if _SLOTS[key] else None
     try:
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
-            for each in (ids, _alike_at_first(ids)):
-                own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*each, strict=True)]
-                if not _agrees(partial(_written, Slots(model, 0, packed=False), each), own):
-                    return False
-        return _agrees(partial(_written, Slots(model, 0), each), own, _alike)
+        slots = Slots(model, pad_id)
+        _SLOTS[key] = _slots_agree(model, slots, rounds=mixed is not None or key[1] in SIXTEEN)
     except forward.UNFIT as error:
         log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))
-        return False
+        _SLOTS[key] = False
+    return slots if _SLOTS[key] else None
+
+
+def _slots_agree(model: Any, slots: Slots, rounds: bool) -> bool:
+    """Whether what slots give are the model's own logits; they are empty afterwards. Where packed products round to
+    sixteen bits, these are compared by their mean, and attention and cache by the numbers, with the layers as they are.
+    """
+    ids = _ids_for(model)
+    with torch.no_grad(), torch.autocast(slots.device.type, enabled=False):
+        for each in (ids, _alike_at_first(ids)):
+            own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*each, strict=True)]
+            if rounds and not _agrees(partial(_written, Slots(model, 0, packed=False), each), own):
+                return False
+            if not _agrees(partial(_written, slots, each), own, _alike if rounds else _near):
+                return False
+            slots.empty()
+    return True
 
 
 def _found(model: Any, where: str) -> Ways:
@@ -170,7 +179,7 @@ def _own(model: Any, row: Sequence[int]) -> Tensor:
 
 def _near(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
     """Whether log-probs over the vocabulary are those of the model's own logits."""
-    sixteen = own[0].dtype in (torch.float16, torch.bfloat16)
+    sixteen = own[0].dtype in SIXTEEN
     allowed = TOLERANCE if not sixteen else 0.02 * max(float(each.abs().max()) for each in own)
     gap = (torch.log_softmax(ours.float(), -1) - torch.log_softmax(theirs.float(), -1)).abs().max()
     return bool(gap <= allowed)
