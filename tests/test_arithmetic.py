@@ -124,3 +124,14 @@ def test_pytorch_counts_the_same_products(lora):
     products = sum(counted) - (2 if lora and lora.layers else 3) * PAIR * reading.pairs()  # of two layers
     first = 2 * (64 * 64 + 2 * 64 * 32 + 3 * 4 * 64) * reading.tokens
     assert seen.get_total_flops() == products + (2 * HEAD * reading.learned if lora is None else -first)
+
+
+def test_nothing_goes_below_the_adapters_whatever_the_layers_are_called():
+    from alignkit.models.lora import adapt
+
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt2", n_embd=16, n_layer=3, n_head=4, vocab_size=50, n_positions=32)
+    )
+    counted = Arithmetic.of(adapt(model, LoRA(r=2, layers=1)))
+    assert (counted.body, counted.below) == (3 * 12 * 16 * 16, 2 * 12 * 16 * 16)
+    assert counted.behind == {(16, None): 1}

@@ -513,3 +513,32 @@ def test_a_reward_model_of_a_family_without_a_classifier_is_refused(family, tmp_
 def test_rounding_in_other_precisions_is_not_taken_for_another_model(family, dtype, tmp_path):
     policy = Policy.load(folder_of(family, tmp_path / "m", 3.0, **TODAY[family]), dtype=dtype)
     assert policy.ways == Ways()
+
+
+@pytest.mark.parametrize("chosen", [[0], 0, [1], 1])
+def test_an_adapter_of_other_layers_from_elsewhere_goes_on(chosen, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = folder_of("llama", tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=chosen, layers_pattern="layers")
+    get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    with Run(tmp_path / "r", quiet=True) as run:
+        handle = run.policy(tmp_path / "a", base=base)
+    policy = Policy.load(tmp_path / "a", base=base, lora=handle.lora, trainable=True)
+    place = chosen if isinstance(chosen, int) else chosen[0]
+    assert all(f"layers.{place}." in name for name, weight in policy.named_parameters() if weight.requires_grad)
+
+
+def test_layers_of_models_without_one_stack_are_refused():
+    with pytest.raises(ConfigError, match="do not stand in one list"):
+        LoRA(layers=1).config(NoStack())
+
+
+class NoStack(torch.nn.Module):
+    """Two towers of two layers each."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = AutoConfig.for_model("llama", num_hidden_layers=2)
+        self.seeing, self.reading = (torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)]) for _ in range(2))

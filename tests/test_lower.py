@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
-from alignkit import LoRA, Policy
+from alignkit import LoRA, Policy, Run
 from alignkit.data.encode import EncodedGroup
 from alignkit.models import RewardModel, forward, lower
 from alignkit.models.batch import collate
@@ -38,6 +39,10 @@ def nothing_kept():
     lower.forget()
 
 
+def body(model):
+    return forward.body_of(model)
+
+
 def of_family(family, layers=1, seed=0):
     """A model of four layers, the last `layers` of which are adapted, with an adapter that says something; 0: none."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -46,7 +51,7 @@ def of_family(family, layers=1, seed=0):
     more = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(family, **SMALL, **more)
     model = AutoModelForCausalLM.from_config(config).eval()
-    if not layers:
+    if layers == 0:
         return model
     model = adapt(model, LoRA(r=2, layers=layers))
     with torch.no_grad():
@@ -123,12 +128,71 @@ def test_states_are_shared_by_models_on_the_same_base_and_by_no_others():
     assert apart
     lower.forget()
     torch.testing.assert_close(gradients(twin, GROUPS)[0], found, rtol=0, atol=1e-5)
+    gradients(first, GROUPS)
     with torch.no_grad():
-        forward.body_of(first).layers[0].mlp.up_proj.weight.add_(0.1)
+        body(first).layers[0].mlp.up_proj.weight.add_(0.1)
     changed, _ = gradients(first, GROUPS)
     lower.forget()
     torch.testing.assert_close(gradients(first, GROUPS)[0], changed, rtol=0, atol=1e-5)
     assert wide
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.double(),
+        lambda model: model.to(torch.bfloat16),
+        lambda model: body(model).embed_tokens.weight.data.copy_(body(model).embed_tokens.weight.data.flip(0)),
+        lambda model: (
+            body(model).layers[1].mlp.up_proj.weight.data.copy_(body(model).layers[1].mlp.up_proj.weight.flip(0))
+        ),
+        lambda model: body(model).layers[0].mlp.up_proj.weight.data.add_(0.1),
+        lambda model: body(model).rotary_emb.inv_freq.mul_(0.5),
+    ],
+    ids=["float64", "bfloat16", "tokens swapped", "neurons swapped", "past torch's count", "positions"],
+)
+@pytest.mark.parametrize("twin", [False, True])
+def test_another_lower_part_has_states_of_its_own(change, twin, monkeypatch):
+    """In a copy, whose weights were never looked at, and in place."""
+    model = of_family("llama")
+    gradients(model, GROUPS)
+    changed = copy.deepcopy(model) if twin else model
+    with torch.no_grad():
+        change(changed)
+        if not twin:
+            lower._prints.clear()  # a buffer is looked at once
+    found, _ = gradients(changed, GROUPS)
+    monkeypatch.setattr(lower, "FAMILIES", frozenset())
+    torch.testing.assert_close(found, gradients(changed, GROUPS)[0], rtol=0, atol=1e-5)
+
+
+def test_a_base_that_is_kept_in_sixteen_bits_and_read_in_more_is_another():
+    """Its weights have the same values in both types."""
+    low = of_family("llama").to(torch.bfloat16)
+    high = copy.deepcopy(low).float()
+    wanted, _ = gradients(high, GROUPS)
+    lower.forget()
+    gradients(low, GROUPS)
+    torch.testing.assert_close(gradients(high, GROUPS)[0], wanted, rtol=0, atol=1e-5)
+
+
+def test_what_was_interrupted_leaves_nothing_behind(monkeypatch):
+    model = of_family("llama")
+    wanted, _ = gradients(model, BEGUN)
+    lower.forget()
+    take = torch.cat
+
+    def interrupted(tensors, *given, **more):
+        if len(tensors) == 2 and tensors[0].ndim == 2:
+            raise KeyboardInterrupt
+        return take(tensors, *given, **more)
+
+    with monkeypatch.context() as during:
+        during.setattr(torch, "cat", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            gradients(model, BEGUN)
+    for _ in range(2):
+        torch.testing.assert_close(gradients(model, BEGUN)[0], wanted, rtol=0, atol=1e-5)
 
 
 def test_what_is_trained_to_the_first_layer_is_read_whole(monkeypatch):
@@ -137,17 +201,34 @@ def test_what_is_trained_to_the_first_layer_is_read_whole(monkeypatch):
         with torch.no_grad():
             batch = collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True)
             forward.hidden_states(model, batch)
-    model = of_family("llama")
-    forward.body_of(model).layers[0].mlp.up_proj.weight.requires_grad_(True)
-    gradients(model, GROUPS)
+    trained = of_family("llama")
+    body(trained).layers[0].mlp.up_proj.weight.requires_grad_(True)
+    chosen = r".*(embed_tokens|layers\.3\.self_attn\.q_proj)"
+    embedded = get_peft_model(of_family("llama", layers=0), LoraConfig(r=2, target_modules=chosen))
+    for model in (trained, embedded):
+        gradients(model, GROUPS)
+    embedded.requires_grad_(False)
+    with torch.no_grad(), embedded.disable_adapter():
+        forward.hidden_states(embedded, collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True))
+    moving = of_family("llama")
+    body(moving).config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    gradients(moving, GROUPS)
 
 
-def test_what_is_kept_has_a_limit(monkeypatch):
+@pytest.mark.parametrize("tokens", [5, 11, 20, 90])
+def test_what_is_kept_has_a_limit(tokens, monkeypatch):
+    """The states and their places; where a text alone is more, nothing is kept of it."""
     model = of_family("llama")
-    monkeypatch.setattr(lower, "ROOM", 60 * 16 * 4)
-    for number in range(6):
-        gradients(model, [EncodedGroup([number + 3, 7, 8], [[9] * 20], None, 0)])
-        assert sum(each.bytes for each in lower._KEPT.values()) <= 60 * 16 * 4
+    room = 60 * (16 * 4 + lower.ENTRY)
+    monkeypatch.setattr(lower, "ROOM", room)
+    most = 0
+    for number in range(12):
+        gradients(model, [EncodedGroup([number + 3, 7, 8], [[9] * tokens], None, 0)])
+        kept = [each for each in lower._KEPT.values() if each.rows is not None]
+        assert sum(each.bytes for each in kept) <= room
+        assert sum(len(each.rows) for each in kept) <= 60
+        most = max([most, *(len(each.after) for each in kept)])
+    assert most > 30 or tokens == 90
 
 
 def test_a_policy_and_a_reward_model_share(tmp_path):
@@ -164,3 +245,11 @@ def test_a_policy_and_a_reward_model_share(tmp_path):
     lower.forget()
     torch.testing.assert_close(scorer.scores(batch).detach(), folded, rtol=0, atol=1e-5)
     assert low
+
+
+def test_a_runs_end_gives_the_memory_back(tmp_path):
+    gradients(of_family("llama"), GROUPS)
+    assert lower._KEPT
+    with Run(tmp_path / "r", quiet=True):
+        pass
+    assert not lower._KEPT

@@ -13,6 +13,7 @@ from alignkit.data.encode import encode_groups
 from alignkit.models import batch, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.packed import SMALL, Product, packs
+from alignkit.models.slot_cache import SlotLayer
 from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew
 from alignkit.randomness import uniforms
@@ -182,15 +183,24 @@ def test_slots_are_empty_after_they_were_compared(monkeypatch):
     assert torch.equal(first, again)
 
 
-def test_prompts_of_like_length_are_read_together():
+def test_prompts_of_like_length_are_read_together(monkeypatch):
     rows = [[1] * n for n in (40, 39, 20, 20, 19, 3, 3, 3)]
     parts = slots._of_like_length(rows, 8)
     assert [[len(row) for row in part] for part in parts] == [[40, 39], [20, 20, 19], [3, 3, 3]]
     assert slots._of_like_length(rows[::-1], 1000) == [rows[::-1]]
     prompts = [[7 + n % 5 for n in range(size)] for size in (40, 39, 20, 3)]
     with Policy.load("tiny").generating() as model:
-        reader, found = Noting(model, 0), []
-        logits = reader.admit(prompts, 2)
+        reader, found, rooms, plain = Noting(model, 0), [], set(), SlotLayer._room
+
+        def noted(self, *given):
+            keys, values = plain(self, *given)
+            rooms.add(keys.data_ptr())
+            return keys, values
+
+        with monkeypatch.context() as during:
+            during.setattr(SlotLayer, "_room", noted)
+            logits = reader.admit(prompts, 2)
+        assert len(rooms) == len(reader.cache.slots), "room is made once"
         for prompt in prompts:
             found.append(Slots(model, 0).admit([prompt], 2))
         after = reader.read(torch.arange(8))

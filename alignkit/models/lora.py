@@ -14,7 +14,7 @@ from torch import nn
 
 from alignkit.errors import ConfigError
 from alignkit.fields import check_values
-from alignkit.models import forward
+from alignkit.models import forward, lower
 from alignkit.models.adapters import read_record
 from alignkit.models.four_bit import is_quantized, quantize, refuse_absent
 from alignkit.models.loading import refuse_missing
@@ -61,15 +61,22 @@ class LoRA:
             model: that is adapted.
 
         Raises:
-            ConfigError: `layers` of all linear layers, where experts are no linear layers.
+            ConfigError: `layers` of a model that has no one stack of layers, or of all linear layers, where experts are
+                no linear layers.
         """
         from peft import LoraConfig
 
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
         upper: dict[str, Any] = {}
-        if self.layers is not None and (stack := layers_of(model)):
-            name, count = stack
-            upper = {"layers_to_transform": list(range(count))[-self.layers :], "layers_pattern": [name]}
+        if self.layers is not None:
+            if (stack := lower.stack_of(forward.bare(model))) is None:
+                raise ConfigError(
+                    f"layers={self.layers} of a model in which the layers do not stand in one list",
+                    where="LoRA",
+                    remedy="leave layers out, which adapts all of them",
+                )
+            name, every = stack
+            upper = {"layers_to_transform": list(range(len(every)))[-self.layers :], "layers_pattern": [name]}
             if targets == "all-linear":
                 targets = _linear_names(model)
                 _refuse_experts(model, self.layers)
@@ -90,16 +97,6 @@ class LoRA:
         return asdict(self)
 
 
-def layers_of(model: Any) -> tuple[str, int] | None:
-    """(name of the list, how many) of the layers that stand one on another, where a model has them in a list."""
-    inner = forward.bare(model)
-    count = getattr(inner.config, "num_hidden_layers", None)
-    for name, module in inner.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name.rsplit(".", 1)[-1], count
-    return None
-
-
 def _linear_names(model: Any) -> list[str]:
     """What the linear layers but the head are called, adapted ones too."""
     from peft.tuners.lora import LoraLayer
@@ -111,7 +108,8 @@ def _linear_names(model: Any) -> list[str]:
 
 
 def _refuse_experts(model: Any, layers: int) -> None:
-    if any(weight.ndim == 3 for weight in model.parameters()):
+    owners = [module for module in model.modules() if not type(module).__name__.startswith("Conv")]
+    if any(weight.ndim == 3 for each in owners for weight in each._parameters.values() if weight is not None):
         raise ConfigError(
             f"layers={layers} of all linear layers, in a model whose experts stand in one tensor",
             where="LoRA",
@@ -247,8 +245,8 @@ def lora_of(folder: Path) -> LoRA:
     names = targets if isinstance(targets, str) else tuple(sorted(map(str, targets)))
     if not isinstance(r, int) or not isinstance(alpha, int | float):
         raise ConfigError(f"names no rank and scale: r={r!r}, lora_alpha={alpha!r}", where=str(file))
-    upper = found.get("layers_to_transform")
-    return LoRA(r, alpha, names, layers=len(upper) if isinstance(upper, list) and upper else None)
+    upper = found.get("layers_to_transform")  # which they are says the folder; those that are made here are the last
+    return LoRA(r, alpha, names, layers=len(upper) if isinstance(upper, list) and upper else 1 if upper else None)
 
 
 def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
@@ -262,6 +260,8 @@ def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:
     Raises:
         ConfigError: rank, scale or layers differ.
     """
+    if lora == lora_of(folder):
+        return
     own, wanted = model.peft_config[TRAINED], lora.config(model)
     if lora.targets == "all-linear" and lora.layers is None:
         same = not any(_is_linear(part) for _, part in _outside(forward.body_of(model)))

@@ -10,6 +10,7 @@ batches (tests/test_lower.py).
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,14 @@ FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """Families whose trunk goes on from states as it does from embeddings, which the tests show: no more than embeddings,
 layers and a norm, and no layer that reads another's number from the configuration."""
 
+STEADY = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds of rotary positions by which a token's states hang on nothing that stands after it."""
+
 ROOM = 2**28
-"""Bytes of states that are kept in all."""
+"""Bytes that are kept in all; half as much again while it grows."""
+
+ENTRY = 168
+"""Bytes of a token's place in the tree, beside its states."""
 
 
 class Kept:
@@ -39,62 +46,78 @@ class Kept:
     @property
     def bytes(self) -> int:
         """What it holds."""
-        return 0 if self.rows is None else self.rows.numel() * self.rows.element_size()
+        return 0 if self.rows is None else len(self.after) * cost_of(self.rows)
 
     def find(self, ids: Sequence[int], pieces: Sequence[Piece]) -> Tensor | None:
         """States [1, tokens, H] of a packed row; None where one of its tokens was not read."""
-        if self.rows is None:
+        places, new = self._walk(ids, pieces)
+        if new or self.rows is None:
             return None
-        places = self._walk(ids, pieces, add=False)
-        return None if places is None else self.rows[torch.tensor(places)].unsqueeze(0)
+        return self.rows[torch.tensor(places)].unsqueeze(0)
 
     def keep(self, ids: Sequence[int], pieces: Sequence[Piece], states: Tensor) -> None:
         """Keep the states [1, tokens, H] of a packed row; those of tokens that were read stay as they are."""
-        known = len(self.after)
-        places = self._walk(ids, pieces, add=True)
-        assert places is not None
-        new = {place: at for at, place in enumerate(places) if place >= known}
+        places, new = self._walk(ids, pieces)
         if not new:
             return
-        rows = states.new_empty(0, states.shape[-1]) if self.rows is None else self.rows
-        if len(self.after) > len(rows):
-            more = states.new_empty(max(len(self.after), 2 * len(rows)) - len(rows), states.shape[-1])
-            rows = torch.cat([rows, more])
-        rows[torch.tensor([*new])] = states[0, torch.tensor([*new.values()])]
+        rows, needed = (
+            states.new_empty(0, states.shape[-1]) if self.rows is None else self.rows,
+            len(self.after) + len(new),
+        )
+        if needed > len(rows):
+            room = max(needed, min(2 * len(rows), ROOM // cost_of(states)))
+            rows = torch.cat([rows, states.new_empty(room - len(rows), states.shape[-1])])
+        at = {place: where for where, place in enumerate(places) if place >= len(self.after)}
+        rows[torch.tensor([*at])] = states[0, torch.tensor([*at.values()])]
         self.rows = rows
+        self.after.update(new)  # last: whoever is interrupted before leaves no place without its states
 
-    def _walk(self, ids: Sequence[int], pieces: Sequence[Piece], add: bool) -> list[int] | None:
-        """The row of each token; None where one is not known and none is added."""
+    def _walk(self, ids: Sequence[int], pieces: Sequence[Piece]) -> tuple[list[int], dict[tuple[int, int], int]]:
+        """The place of each token, and the steps to those that are new."""
         places, ends, start = list[int](), list[int](), 0
+        known, new = self.after, dict[tuple[int, int], int]()
         for size, before in pieces:
             node = ends[before] if before >= 0 else -1
             for token in ids[start : start + size]:
                 step = (node, token)
-                node = self.after.setdefault(step, len(self.after)) if add else self.after.get(step, -2)
-                if node < 0:
-                    return None
+                found = known.get(step)
+                node = new.setdefault(step, len(known) + len(new)) if found is None else found
                 places.append(node)
             ends.append(node)
             start += size
-        return places
+        return places, new
+
+
+def cost_of(states: Tensor) -> int:
+    """Bytes of a token of states [..., H]."""
+    return states.shape[-1] * states.element_size() + ENTRY
 
 
 _KEPT: dict[Any, Kept] = {}
 
 
 def forget() -> None:
-    """Give back all that is kept."""
+    """Give back all that is kept; also for who changes weights in a way that torch does not count (`weight.data`)."""
     _KEPT.clear()
+    _prints.clear()
 
 
 class _Print(NamedTuple):
     """What tells one lower part from another, and of which weights, as they were, it was worked out."""
 
-    weights: tuple[tuple[int, int], ...]
-    value: tuple[str, tuple[float, ...]]
+    weights: tuple[tuple[int, int, float], ...]
+    value: tuple[Any, ...]
 
 
 _prints: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def stack_of(model: Any) -> tuple[str, nn.ModuleList] | None:
+    """(name, the list) of the layers that stand one on another; None where a model has none, or several so called."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [(name.rsplit(".", 1)[-1], m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    found = [each for each in lists if len(each[1]) == count]
+    return found[0] if len(found) == 1 and [name for name, _ in lists].count(found[0][0]) == 1 else None
 
 
 def untrained_layers(body: Any) -> int:
@@ -103,29 +126,36 @@ def untrained_layers(body: Any) -> int:
     Args:
         body: a trunk, out of its PEFT wrapper.
     """
-    layers = getattr(body, "layers", None)
-    if "peft" not in sys.modules or not isinstance(layers, nn.ModuleList):
+    stack = stack_of(body) if "peft" in sys.modules else None
+    if stack is None:
         return 0
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = [any(isinstance(module, BaseTunerLayer) for module in layer.modules()) for layer in layers]
-    first = adapted.index(True) if any(adapted) else 0
-    return 0 if any(weight.requires_grad for weight in _weights(body, first)) else first
+    def adapted(part: nn.Module) -> bool:
+        return any(isinstance(module, BaseTunerLayer) for module in part.modules())
+
+    first = next((place for place, layer in enumerate(stack[1]) if adapted(layer)), 0)
+    trained = any(weight.requires_grad for weight in _weights(body, stack[1], first))
+    return 0 if trained or adapted(body.get_input_embeddings()) else first
 
 
-def _weights(body: Any, count: int) -> list[nn.Parameter]:
+def _weights(body: Any, layers: nn.ModuleList, count: int) -> list[nn.Parameter]:
     """Those that the states after so many layers hang on."""
-    return [*body.get_input_embeddings().parameters(), *body.layers[:count].parameters()]
+    return [*body.get_input_embeddings().parameters(), *layers[:count].parameters()]
 
 
-def _print_of(body: Any, count: int) -> tuple[str, tuple[float, ...]]:
-    """Of the layers below: how they compute, and the sums of their weights, which no other model shares by chance."""
-    weights = _weights(body, count)
-    now = tuple((weight.data_ptr(), weight._version) for weight in weights)
+def _print_of(body: Any, count: int) -> tuple[Any, ...]:
+    """Of the layers below: how they compute, and a digest of their weights."""
+    weights = [weight.detach() for weight in _weights(body, body.layers, count)]
+    # Of what is written past torch's count of changes one number each is looked at: it is rarely a single one.
+    now = tuple((w.data_ptr(), w._version, float(w.view(-1)[w.numel() // 2])) for w in weights)
     known = _prints.get(body)
     if known is None or known.weights != now:
-        sums = tuple(float(weight.detach().sum(dtype=torch.float64)) for weight in weights)
-        known = _prints[body] = _Print(now, (_shape_of(body.config), sums))
+        digest = hashlib.sha256()
+        for each in (*weights, *body.buffers()):
+            digest.update(f"{each.dtype} {each.device} {tuple(each.shape)}".encode())
+            digest.update(each.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        known = _prints[body] = _Print(now, (_shape_of(body.config), digest.hexdigest()))
     return known.value
 
 
@@ -136,6 +166,14 @@ def _shape_of(config: Any) -> str:
     every, silent = config.to_dict(), {*PreTrainedConfig().to_dict(), "use_cache"}
     told = {name: value for name, value in every.items() if name not in silent and not name.endswith("_token_id")}
     return json.dumps([config.model_type, told], sort_keys=True, default=str)
+
+
+def _parts(config: Any) -> bool:
+    """Whether a trunk of this configuration can go on from states in its midst."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    alike = len(set(getattr(config, "layer_types", None) or ())) <= 1
+    asked = config.output_hidden_states or config.output_attentions
+    return config.model_type in FAMILIES and alike and rotary.get("rope_type", "default") in STEADY and not asked
 
 
 def states(body: Any, pieces: Sequence[Piece], inputs: dict[str, Any]) -> Tensor | None:
@@ -149,23 +187,21 @@ def states(body: Any, pieces: Sequence[Piece], inputs: dict[str, Any]) -> Tensor
     Returns:
         None where the trunk cannot be parted, or is trained down to its first layer.
     """
-    if body.config.model_type not in FAMILIES or len(set(getattr(body.config, "layer_types", None) or ())) > 1:
-        return None
-    count = untrained_layers(body)
-    if not count:
+    count = untrained_layers(body) if _parts(body.config) else 0
+    if not count or not all(weight.is_floating_point() for weight in _weights(body, body.layers, count)):
         return None
     kind = body.get_input_embeddings().weight.device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key = (count, mixed, _print_of(body, count))
-    kept, ids = _KEPT.setdefault(key, Kept()), inputs["input_ids"][0].tolist()
-    low = kept.find(ids, pieces)
+    key, ids = (count, mixed, _print_of(body, count)), inputs["input_ids"][0].tolist()
+    low = _KEPT[key].find(ids, pieces) if key in _KEPT else None
     if low is None:
         with torch.no_grad():
             low = _part(body, body.layers[:count], nn.Identity())(**inputs).last_hidden_state
-        if sum(each.bytes for each in _KEPT.values()) + low.numel() * low.element_size() > ROOM:
-            forget()
-            kept = _KEPT.setdefault(key, Kept())
-        kept.keep(ids, pieces, low)
+        new = len(ids) * cost_of(low)
+        if sum(each.bytes for each in _KEPT.values()) + new > ROOM:
+            _KEPT.clear()
+        if new <= ROOM:
+            _KEPT.setdefault(key, Kept()).keep(ids, pieces, low)
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}
     found: Tensor = _part(body, body.layers[count:], body.norm)(inputs_embeds=low, **rest).last_hidden_state
     return found
@@ -178,4 +214,4 @@ def _part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
     return part
 
 
-__all__ = ["Kept", "forget", "states", "untrained_layers"]
+__all__ = ["Kept", "forget", "stack_of", "states", "untrained_layers"]

@@ -28,6 +28,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.first = self.n = self.width = self.shared = 0
+        self.expected = (0, 0)
         self.beginning: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.at: Tensor | None = None
@@ -52,7 +53,8 @@ class SlotLayer(CacheLayerMixin):
                 torch.cat(pair, 2) for pair in zip(before, (key_states, value_states), strict=True)
             )
         end, tokens = self.first + len(key_states) * self.n, key_states.shape[2]
-        keys, values = self._room(end, tokens, key_states, value_states)
+        slots, width = self.expected
+        keys, values = self._room(max(end, slots), max(tokens, width), key_states, value_states)
         keys[self.first : end, :, :, :tokens] = key_states.mT.repeat_interleave(self.n, 0)
         values[self.first : end, :, :tokens] = value_states.repeat_interleave(self.n, 0)
         return key_states, value_states
@@ -104,6 +106,11 @@ class SlotCache(Cache):
         """What prompts begin with is read next: one row, which has no slot."""
         for layer in self.slots:
             layer.n, layer.shared, layer.width, layer.rows = 0, 0, width, None
+
+    def expect(self, slots: int, width: int) -> None:
+        """So many slots of so many tokens are in use once all prompts were read that are read next, part by part."""
+        for layer in self.slots:
+            layer.expected = slots, width
 
     def place_prompts(self, first: int, n: int, shared: int, width: int) -> None:
         """Prompts are read next, each for n sequences, the first of which has the slot `first`.

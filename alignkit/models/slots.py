@@ -61,6 +61,7 @@ class Slots:
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         shared = self._begin(prompts)
         rest = [prompt[shared:] for prompt in prompts]
+        self.cache.expect(len(self.lengths) + len(rest) * n, shared + max(2, *map(len, rest)))
         found = []
         for few in _of_like_length(rest, PADDING) if self.device.type == "cpu" else [rest]:
             sizes = [len(each) for each in few]

@@ -209,6 +209,8 @@ class Run:
         """Record that the script came to its end, and let others work in the folder."""
         if _OPEN.get(self._where) is self:
             del _OPEN[self._where]
+        if lower := sys.modules.get("alignkit.models.lower"):
+            lower.forget()
         if self.planning or self.rank or self._replaced:
             return
         self._write_run(status)

@@ -8,6 +8,7 @@ steps; these were found by short runs on the embedded task. What a user writes g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alignkit import PolicyHandle, Run
@@ -145,9 +146,12 @@ def kind_of(policy: str) -> str:
 
 
 def open_policy(run: Run, policy: str, kind: str, rank: int | None = None, layers: int | None = None) -> PolicyHandle:
-    """The policy, trained through an adapter of this rank, None takes the kind's, on so many of the last layers."""
+    """The policy, trained through an adapter of this rank, None takes the kind's, on so many of the last layers; an
+    adapter's folder goes on with its own."""
     from alignkit import LoRA
 
+    if rank is None and (Path(policy) / "adapter_config.json").is_file():
+        return run.policy(policy)
     lora = MODELS[kind].lora if rank is None else rank
     return run.policy(policy, lora=LoRA(r=lora, layers=layers) if lora else None)
 
