@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -38,6 +39,17 @@ def by_rule(rule: Rule, question: str) -> tuple[float, float]:
     return rule(question, shown.group(2), shown.group(3))
 
 
+def text_up_to(batch: Any, row: int, last: int) -> list[int]:
+    """The ids of a text up to a place of its row: texts may share a row, and what they begin with."""
+    if not batch.pieces:
+        return list(batch.input_ids[row, : last + 1].tolist())
+    ends = list(itertools.accumulate(size for size, _ in batch.pieces))
+    piece = next(number for number, end in enumerate(ends) if last < end)
+    size, before = batch.pieces[piece]
+    own = batch.input_ids[row, ends[piece] - size : last + 1].tolist()
+    return own if before < 0 else [*text_up_to(batch, row, ends[before] - 1), *own]
+
+
 class PlantedPolicy(Policy):
     """The tiny model, whose log-probs of "1" and "2" follow a rule; everything before and after is the real thing."""
 
@@ -49,10 +61,7 @@ class PlantedPolicy(Policy):
     def tensors(self, batch: Any, wanted: Any = ("logprobs",), **options: Any) -> dict[str, torch.Tensor]:
         out = torch.zeros(batch.targets.shape)
         for r, target in enumerate(batch.targets[:, 0].tolist()):
-            row = int(batch.row[r])
-            last = int(batch.predict_index[r, 0])
-            start = int((batch.position_ids[row, : last + 1] == 0).nonzero()[-1])  # texts may share a row
-            prompt = self.tokenizer.decode(batch.input_ids[row, start : last + 1])
+            prompt = self.tokenizer.decode(text_up_to(batch, int(batch.row[r]), int(batch.predict_index[r, 0])))
             first, second = by_rule(self.rule, prompt)
             self.asked += 1
             self.prompts.append(prompt)
