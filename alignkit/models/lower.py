@@ -112,6 +112,9 @@ class _Print(NamedTuple):
 _prints: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
+_stacks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
 def stack_of(model: Any) -> tuple[str, nn.ModuleList] | None:
     """(name, the list) of the layers that stand one on another; None where a model has none, or several so called."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -126,7 +129,11 @@ def untrained_layers(body: Any) -> int:
     Args:
         body: a trunk, out of its PEFT wrapper.
     """
-    stack = stack_of(body) if "peft" in sys.modules else None
+    if "peft" not in sys.modules:
+        return 0
+    if body not in _stacks:  # looked for once: it takes as long as a layer does
+        _stacks[body] = stack_of(body)
+    stack = _stacks[body]
     if stack is None:
         return 0
     from peft.tuners.tuners_utils import BaseTunerLayer
