@@ -1,6 +1,6 @@
 """What is saved where prompts begin alike and adapters are on the upper layers: SmolLM2's shapes, 16 comparisons.
 
-    python benchmarks/upper_layers.py [--layers 30] [--upper 15] [--repeats 5]
+    python benchmarks/upper_layers.py [--layers 12] [--upper 6] [--repeats 5]
 
 The way of a reward model: 32 responses of about 20 tokens, prompts of about 30 of which the first 14 are the same, in
 one packed row. "alone": adapters on all layers, each prompt read whole. "beginning": what they begin with is read
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from adapters import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignkit import LoRA
@@ -28,13 +29,6 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.models import adapted, batch, forward, lower, products
 from alignkit.models.lora import adapt
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 1000,
-}
 ALIKE = 14
 """Tokens that all prompts begin with."""
 WAYS = ("alone", "beginning", "upper", "upper, known")
@@ -75,8 +69,8 @@ def each_prompt_whole(wanted: bool) -> Iterator[None]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--upper", type=int, default=15)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--upper", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     every, upper = made(chosen.layers, None), made(chosen.layers, chosen.upper)

@@ -26,7 +26,7 @@ from torch import nn
 from alignkit.data.encode import EncodedGroup
 from alignkit.models.forward import bare, body_of, window_of
 from alignkit.models.four_bit import numbers_in
-from alignkit.models.lower import stack_of, untrained_layers
+from alignkit.models.lower import untrained_layers
 
 
 class Flops(NamedTuple):
@@ -157,8 +157,8 @@ class Arithmetic:
             causal: see `Arithmetic`.
         """
         trunk, config = body_of(model), bare(model).config
-        share, first, stack = _share_of_experts(config), untrained_layers(bare(trunk)), stack_of(bare(trunk))
-        lower = {id(p) for p in stack[1][:first].parameters()} if stack else set()
+        share, untrained = _share_of_experts(config), untrained_layers(bare(trunk))
+        lower = {id(p) for layer in untrained for p in layer.parameters()}
         lookups = {id(p) for m in trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         body, trained, below, adapters = 0.0, 0.0, 0.0, Counter[str]()
         for name, weights in trunk.named_parameters():
@@ -170,7 +170,7 @@ class Arithmetic:
             else:
                 body, trained = body + met, trained + met * weights.requires_grad
                 below += met * (id(weights) in lower)
-        attending = _attending_layers(config), _attending_layers(config, first)
+        attending = _attending_layers(config), _attending_layers(config, len(untrained))
         return cls(round(body), round(trained), dict(adapters), attending[0], causal, round(below), attending[1])
 
     def flops(self, reading: Reading, adapter: str | None, heads: Sequence[Head], gradient: bool) -> Flops:

@@ -2,10 +2,9 @@
 
 A piece is a text, or a prompt that several responses share, or one of these responses, or what several prompts begin
 with. Each attends to itself and to what it goes on from, a response to its prompt and to what that goes on from, in one
-call whose mask is as small as the piece. It goes
-through transformers' registry of attentions, so that every family profits whose attention is asked for there;
-`alignkit.models.forward` tries it before it is used. Layers get the pieces in the place of their mask, which is what
-they hand on unread.
+call whose mask is as small as the piece. It goes through transformers' registry of attentions, so that every family
+profits whose attention is asked for there; `alignkit.models.forward` tries it before it is used. Layers get the pieces
+in the place of their mask, which is what they hand on unread.
 """
 
 from __future__ import annotations

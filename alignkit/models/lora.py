@@ -31,10 +31,10 @@ class LoRA:
         r: rank.
         alpha: scale; the update is alpha / r * B A. None takes 2 r.
         targets: names of the linear layers, or "all-linear" for every one but the head.
-        layers: adapt the last so many layers of the model alone; what is below them stays as it is, and the backward
-            pass ends there. None: all.
         quantize: "nf4" or "fp4": the base is held in four bits while the adapter trains (QLoRA; needs bitsandbytes).
             What is trained is sampled from, evaluated and exported with the base as it is.
+        layers: adapt the last so many layers of the model alone; what is below them stays as it is, and the backward
+            pass ends there. None: all.
     """
 
     r: int = 16
@@ -246,7 +246,8 @@ def lora_of(folder: Path) -> LoRA:
     if not isinstance(r, int) or not isinstance(alpha, int | float):
         raise ConfigError(f"names no rank and scale: r={r!r}, lora_alpha={alpha!r}", where=str(file))
     upper = found.get("layers_to_transform")  # which they are says the folder; those that are made here are the last
-    return LoRA(r, alpha, names, layers=len(upper) if isinstance(upper, list) and upper else 1 if upper else None)
+    chosen = [upper] if isinstance(upper, int) else upper
+    return LoRA(r, alpha, names, layers=len(chosen) if chosen else None)
 
 
 def refuse_other(model: Any, lora: LoRA, folder: Path) -> None:

@@ -60,10 +60,8 @@ class Kept:
         places, new = self._walk(ids, pieces)
         if not new:
             return
-        rows, needed = (
-            states.new_empty(0, states.shape[-1]) if self.rows is None else self.rows,
-            len(self.after) + len(new),
-        )
+        rows = states.new_empty(0, states.shape[-1]) if self.rows is None else self.rows
+        needed = len(self.after) + len(new)
         if needed > len(rows):
             room = max(needed, min(2 * len(rows), ROOM // cost_of(states)))
             rows = torch.cat([rows, states.new_empty(room - len(rows), states.shape[-1])])
@@ -110,8 +108,6 @@ class _Print(NamedTuple):
 
 
 _prints: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
 _stacks: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -123,39 +119,40 @@ def stack_of(model: Any) -> tuple[str, nn.ModuleList] | None:
     return found[0] if len(found) == 1 and [name for name, _ in lists].count(found[0][0]) == 1 else None
 
 
-def untrained_layers(body: Any) -> int:
-    """How many layers stand below the first that is adapted or trained; 0 where no layer is adapted.
+def untrained_layers(body: Any) -> list[nn.Module]:
+    """The layers below the first that is adapted or trained; none where no layer is adapted.
 
     Args:
         body: a trunk, out of its PEFT wrapper.
     """
     if "peft" not in sys.modules:
-        return 0
+        return []
     if body not in _stacks:  # looked for once: it takes as long as a layer does
         _stacks[body] = stack_of(body)
     stack = _stacks[body]
     if stack is None:
-        return 0
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     def adapted(part: nn.Module) -> bool:
         return any(isinstance(module, BaseTunerLayer) for module in part.modules())
 
     first = next((place for place, layer in enumerate(stack[1]) if adapted(layer)), 0)
-    trained = any(weight.requires_grad for weight in _weights(body, stack[1], first))
-    return 0 if trained or adapted(body.get_input_embeddings()) else first
+    below = list(stack[1][:first])
+    trained = any(weight.requires_grad for weight in _weights(body, below))
+    return [] if trained or adapted(body.get_input_embeddings()) else below
 
 
-def _weights(body: Any, layers: nn.ModuleList, count: int) -> list[nn.Parameter]:
-    """Those that the states after so many layers hang on."""
-    return [*body.get_input_embeddings().parameters(), *layers[:count].parameters()]
+def _weights(body: Any, below: Sequence[nn.Module]) -> list[Tensor]:
+    """Those that the states after these layers hang on."""
+    return [weight for part in (body.get_input_embeddings(), *below) for weight in part.parameters()]
 
 
-def _print_of(body: Any, count: int) -> tuple[Any, ...]:
+def _print_of(body: Any, weights: Sequence[Tensor]) -> tuple[Any, ...]:
     """Of the layers below: how they compute, and a digest of their weights."""
-    weights = [weight.detach() for weight in _weights(body, body.layers, count)]
+    weights = [weight.detach() for weight in weights]
     # Of what is written past torch's count of changes one number each is looked at: it is rarely a single one.
-    now = tuple((w.data_ptr(), w._version, float(w.view(-1)[w.numel() // 2])) for w in weights)
+    now = tuple((w.data_ptr(), w._version, float(w[tuple(size // 2 for size in w.shape)])) for w in weights)
     known = _prints.get(body)
     if known is None or known.weights != now:
         digest = hashlib.sha256()
@@ -194,12 +191,14 @@ def states(body: Any, pieces: Sequence[Piece], inputs: dict[str, Any]) -> Tensor
     Returns:
         None where the trunk cannot be parted, or is trained down to its first layer.
     """
-    count = untrained_layers(body) if _parts(body.config) else 0
-    if not count or not all(weight.is_floating_point() for weight in _weights(body, body.layers, count)):
+    below = untrained_layers(body) if _parts(body.config) else []
+    weights = _weights(body, below)
+    if not below or not all(weight.is_floating_point() for weight in weights):
         return None
+    count = len(below)
     kind = body.get_input_embeddings().weight.device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key, ids = (count, mixed, _print_of(body, count)), inputs["input_ids"][0].tolist()
+    key, ids = (count, mixed, _print_of(body, weights)), inputs["input_ids"][0].tolist()
     low = _KEPT[key].find(ids, pieces) if key in _KEPT else None
     if low is None:
         with torch.no_grad():

@@ -21,8 +21,9 @@ def rounded(width: int) -> int:
 class SlotLayer(CacheLayerMixin):
     """One layer's keys [slots, heads, H, width] and values [slots, heads, width, H].
 
-    `first`, `n` and `width` say where prompts belong that are read next, after the first `shared` tokens of the
-    `beginning`; `rows` and `at`, where the next token of each sequence does, and `width` how far is looked back.
+    `expected` slots and tokens are in use once all prompts were read that are read next; `first`, `n` and `width` say
+    where some of them belong, after the first `shared` tokens of the `beginning`; `rows` and `at`, where the next token
+    of each sequence does, and `width` how far is looked back.
     """
 
     def __init__(self) -> None:
@@ -53,8 +54,7 @@ class SlotLayer(CacheLayerMixin):
                 torch.cat(pair, 2) for pair in zip(before, (key_states, value_states), strict=True)
             )
         end, tokens = self.first + len(key_states) * self.n, key_states.shape[2]
-        slots, width = self.expected
-        keys, values = self._room(max(end, slots), max(tokens, width), key_states, value_states)
+        keys, values = self._room(*self.expected, key_states, value_states)
         keys[self.first : end, :, :, :tokens] = key_states.mT.repeat_interleave(self.n, 0)
         values[self.first : end, :, :tokens] = value_states.repeat_interleave(self.n, 0)
         return key_states, value_states

@@ -190,7 +190,7 @@ def main(
             reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
         improved = run.improve(
             current,
-            _learn_from(run, algorithm, fresh[i - 1], pairs, i),
+            _learn_from(run, fresh[i - 1] if optimizer.samples_per_prompt else None, pairs, i),
             optimizer=algorithm,
             reward=reward,
             reference=v0,
@@ -378,9 +378,9 @@ def _on_one_scale(
     return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 
 
-def _learn_from(run: Run, optimizer: Component, prompts: Groups, pairs: dict[str, Any], version: int) -> Any:
-    """Prompts for a method that samples; for one that does not, the version's comparisons."""
-    if run.host.build("optimizer", optimizer).samples_per_prompt:
+def _learn_from(run: Run, prompts: Groups | None, pairs: dict[str, Any], version: int) -> Any:
+    """Prompts for a method that samples; for one that does not (None), the version's comparisons."""
+    if prompts is not None:
         return prompts
     if len(pairs) == 1:
         return next(iter(pairs.values()))
