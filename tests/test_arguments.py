@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Run, compare, stages
+from alignkit import LoRA, Run, compare, stages
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.fields import check_values
 from alignkit.metrics.answers import Distinct, SelfBLEU
@@ -169,6 +169,17 @@ def test_what_leaves_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
         run.reward_model("")
     with pytest.raises(ConfigError, match="iteration"):
         run.improve(v0, PAIRS, optimizer="dpo", reference=v0, iteration=-1)
+
+
+@pytest.mark.parametrize("wrong", [8, "r=8", {"r": 8}, LoRA])
+def test_the_adapter_of_a_reward_model_is_looked_at(tmp_path: Path, wrong: Any) -> None:
+    run = Run(tmp_path / "r", plan=True, quiet=True)
+    v0 = run.policy("tiny")
+    first = run.train_reward(v0, PAIRS, loss="pairwise_ranking", name="first", lora=LoRA(r=2))
+    with pytest.raises(ConfigError, match="pass a LoRA, or None"):
+        run.train_reward(v0, PAIRS, loss="pairwise_ranking", lora=wrong)
+    with pytest.raises(ConfigError, match="it goes on with its own"):
+        run.train_reward(first, PAIRS, loss="pairwise_ranking", lora=LoRA(r=2))
 
 
 def test_rewards_and_metrics_that_are_made_by_hand_are_looked_at() -> None:

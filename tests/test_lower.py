@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from alignkit import LoRA, Policy, Run
+from alignkit import Groups, LoRA, Policy, Run
 from alignkit.data.encode import EncodedGroup
 from alignkit.models import RewardModel, forward, lower
 from alignkit.models.batch import collate
@@ -111,6 +111,27 @@ def test_a_text_is_read_once_however_it_lies(monkeypatch):
     assert len(low) == 2, "another prompt"
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("room", [2**28, 40 * (16 * 4 + lower.ENTRY)])
+def test_of_a_row_that_is_known_in_parts_the_others_are_read(family, room, monkeypatch):
+    """What a new response goes on from is read with it, and no more; the same comes of it where nothing was known, and
+    where there is no room for the row."""
+    model = of_family(family)
+    rows = [*BEGUN, EncodedGroup([*BEGIN, 21, 22], [[23, 24, 25]], None, 3)]
+    rows[0] = EncodedGroup(rows[0].prompt_ids, [*rows[0].responses, [31, 32]], None, 0)
+    batch = collate(rows, range(4), [0, 4, 6, 7], pad_id=0, packed=True)
+    with torch.no_grad():
+        wanted = forward.hidden_states(model, batch)
+        lower.forget()
+        monkeypatch.setattr(lower, "ROOM", room)
+        low, _ = passes(model)
+        forward.hidden_states(model, collate(BEGUN, range(3), [0, 3, 5], pad_id=0, packed=True))
+        found = forward.hidden_states(model, batch)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    if room == 2**28:
+        assert low[1:] == [len(BEGIN) + len(GROUPS[0].prompt_ids) + 2 + len([21, 22, 23, 24, 25])]
+
+
 def test_states_are_shared_by_models_on_the_same_base_and_by_no_others():
     first, other = of_family("llama"), of_family("llama", seed=1)
     twin = copy.deepcopy(first)
@@ -135,6 +156,46 @@ def test_states_are_shared_by_models_on_the_same_base_and_by_no_others():
     lower.forget()
     torch.testing.assert_close(gradients(first, GROUPS)[0], changed, rtol=0, atol=1e-5)
     assert wide
+
+
+def test_one_that_begins_higher_goes_on_from_what_another_read():
+    """Adapters on the last layer alone, where those of another model on the same base begin a layer below, and after
+    it the other way round; a text that only one of them read too."""
+    low, high = of_family("llama", layers=2), of_family("llama", layers=1)
+    wanted = [gradients(model, groups)[0] for model in (low, high) for groups in (GROUPS, GROUPS[:1])]
+    lower.forget()
+    first, second = passes(low), passes(high)
+    found = [gradients(low, GROUPS)[0], gradients(low, GROUPS[:1])[0]]
+    found += [gradients(high, GROUPS)[0], gradients(high, GROUPS[:1])[0]]
+    assert len(first[0]) == 1
+    assert not second[0], "it went on from layer 2"
+    other = [EncodedGroup([33, 34], [[3, 4, 5]], None, 0)]
+    gradients(high, other)
+    gradients(low, other)
+    assert (len(first[0]), len(second[0])) == (1, 1), "it was kept for the other one too"
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_what_one_that_begins_higher_changes_below_is_no_beginning_for_it():
+    low, high = of_family("llama", layers=2), of_family("llama", layers=1)
+    with torch.no_grad():
+        body(high).layers[2].mlp.up_proj.weight.add_(0.1)  # above where the other ends: that is still one and the same
+    gradients(low, GROUPS)
+    shared, _ = passes(high)
+    found, _ = gradients(high, GROUPS)
+    assert not shared
+    lower.forget()
+    torch.testing.assert_close(gradients(high, GROUPS)[0], found, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        body(high).layers[1].mlp.up_proj.weight.add_(0.1)  # below it
+    lower.forget()
+    gradients(low, GROUPS)
+    shared.clear()
+    found, _ = gradients(high, GROUPS)
+    assert shared
+    lower.forget()
+    torch.testing.assert_close(gradients(high, GROUPS)[0], found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +306,27 @@ def test_a_policy_and_a_reward_model_share(tmp_path):
     lower.forget()
     torch.testing.assert_close(scorer.scores(batch).detach(), folded, rtol=0, atol=1e-5)
     assert low
+
+
+def test_a_reward_model_with_an_adapter_of_its_own(tmp_path):
+    """On other layers than the policy's; whole where it is said; another key, and what goes on from it as it is."""
+    rows = [{"prompt": f"{n}?", "responses": ["yes", "no"], "ranks": [1, 2]} for n in range(4)]
+    pairs, shared = Groups.from_rows(rows), {"loss": "pairwise_ranking", "heldout_fraction": 0}
+    with Run(tmp_path / "r", quiet=True) as run:
+        v0 = run.policy("tiny", lora=LoRA(r=4))
+        found = {
+            "policy's": run.train_reward(v0, pairs, name="a", **shared),
+            "own": run.train_reward(v0, pairs, name="b", lora=LoRA(r=2, layers=1), **shared),
+            "whole": run.train_reward(v0, pairs, name="c", lora=None, **shared),
+        }
+        found["on"] = run.train_reward(found["own"], pairs, name="d", **shared)
+    models = {name: RewardModel.load(each.model_folder, trainable=True) for name, each in found.items()}
+    count = {
+        name: (each.adapted, len(lower.untrained_layers(forward.bare(each.body)))) for name, each in models.items()
+    }
+    layers = models["own"].body.config.num_hidden_layers
+    assert count == {"policy's": (True, 0), "own": (True, layers - 1), "whole": (False, 0), "on": (True, layers - 1)}
+    assert len({str(each.key()) for each in found.values()}) == 4
 
 
 def test_a_runs_end_gives_the_memory_back(tmp_path):

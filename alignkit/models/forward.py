@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
 from alignkit.models import lower
-from alignkit.models.attention import as_now, by_pieces, mask_of_pieces
+from alignkit.models.attention import Piece, as_now, by_pieces, mask_of_pieces
 from alignkit.models.batch import LEAST_SHARED, MicroBatch, collate
 
 log = logging.getLogger("alignkit")
@@ -164,10 +164,12 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 
     Rows with one response need no mask of ours: causal attention never looks at the padding on the right.
     """
-    body, inputs = body_of(model), _inputs(model, batch)
+    body, found = body_of(model), None
     with _attention(model, batch):
-        found = lower.states(bare(body), batch.pieces, inputs) if batch.pieces else None
-        states: Tensor = body(**inputs).last_hidden_state if found is None else found
+        if batch.pieces:
+            row = lower.Row(batch.input_ids, batch.position_ids, batch.pieces)
+            found = lower.states(bare(body), row, functools.partial(_masks_of_pieces, model))
+        states: Tensor = body(**_inputs(model, batch)).last_hidden_state if found is None else found
     return states
 
 
@@ -187,10 +189,14 @@ def _attention(model: nn.Module, batch: MicroBatch) -> AbstractContextManager[No
     return by_pieces(body_of(model).config) if batch.pieces else nullcontext()
 
 
+def _masks_of_pieces(model: nn.Module, pieces: Sequence[Piece]) -> Any:
+    return masks_of(model, functools.partial(mask_of_pieces, pieces))
+
+
 def _inputs(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
     mask: Any
     if batch.pieces:
-        mask = masks_of(model, functools.partial(mask_of_pieces, batch.pieces))
+        mask = _masks_of_pieces(model, batch.pieces)
     else:
         mask = attention_masks(model, batch) if batch.shared else (batch.segments >= 0).long()
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}

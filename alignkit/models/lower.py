@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,18 @@ class Kept:
         if new or self.rows is None:
             return None
         return self.rows[torch.tensor(places)].unsqueeze(0)
+
+    def missing(self, ids: Sequence[int], pieces: Sequence[Piece]) -> list[int]:
+        """The numbers of the pieces of a packed row in which some token was not read."""
+        places, new = self._walk(ids, pieces)
+        if not new:
+            return []
+        found, start = list[int](), 0
+        for number, (size, _) in enumerate(pieces):
+            if any(place >= len(self.after) for place in places[start : start + size]):
+                found.append(number)
+            start += size
+        return found
 
     def keep(self, ids: Sequence[int], pieces: Sequence[Piece], states: Tensor) -> None:
         """Keep the states [1, tokens, H] of a packed row; those of tokens that were read stay as they are."""
@@ -101,10 +114,11 @@ def forget() -> None:
 
 
 class _Print(NamedTuple):
-    """What tells one lower part from another, and of which weights, as they were, it was worked out."""
+    """What tells one trunk's lower parts from another's, and of which weights, as they were, it was worked out."""
 
     weights: tuple[tuple[int, int, float], ...]
-    value: tuple[Any, ...]
+    shape: str
+    digests: tuple[str, ...]
 
 
 _prints: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -148,19 +162,21 @@ def _weights(body: Any, below: Sequence[nn.Module]) -> list[Tensor]:
     return [weight for part in (body.get_input_embeddings(), *below) for weight in part.parameters()]
 
 
-def _print_of(body: Any, weights: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Of the layers below: how they compute, and a digest of their weights."""
-    weights = [weight.detach() for weight in weights]
+def _print_of(body: Any, below: Sequence[nn.Module]) -> _Print:
+    """Of the layers below: how they compute, and digests of the weights up to each, the first of the embeddings."""
+    weights = [weight.detach() for weight in _weights(body, below)]
     # Of what is written past torch's count of changes one number each is looked at: it is rarely a single one.
     now = tuple((w.data_ptr(), w._version, float(w[tuple(size // 2 for size in w.shape)])) for w in weights)
     known = _prints.get(body)
     if known is None or known.weights != now:
-        digest = hashlib.sha256()
-        for each in (*weights, *body.buffers()):
-            digest.update(f"{each.dtype} {each.device} {tuple(each.shape)}".encode())
-            digest.update(each.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        known = _prints[body] = _Print(now, (_shape_of(body.config), digest.hexdigest()))
-    return known.value
+        digest, digests = hashlib.sha256(), list[str]()
+        for part in ([*body.buffers(), *body.get_input_embeddings().parameters()], *(p.parameters() for p in below)):
+            for each in part:
+                digest.update(f"{each.dtype} {each.device} {tuple(each.shape)}".encode())
+                digest.update(each.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            digests.append(digest.hexdigest())
+        known = _prints[body] = _Print(now, _shape_of(body.config), tuple(digests))
+    return known
 
 
 def _shape_of(config: Any) -> str:
@@ -180,37 +196,95 @@ def _parts(config: Any) -> bool:
     return config.model_type in FAMILIES and alike and rotary.get("rope_type", "default") in STEADY and not asked
 
 
-def states(body: Any, pieces: Sequence[Piece], inputs: dict[str, Any]) -> Tensor | None:
+class Row(NamedTuple):
+    """A packed row: ids and positions [1, tokens], and the pieces that they lie in."""
+
+    ids: Tensor
+    positions: Tensor
+    pieces: Sequence[Piece]
+
+    def of(self, numbers: Sequence[int]) -> Row:
+        """These pieces alone, with those that they go on from."""
+        chosen = set[int]()
+        for number in numbers:
+            while number >= 0 and number not in chosen:
+                chosen.add(number)
+                number = self.pieces[number][1]
+        if len(chosen) == len(self.pieces):
+            return self
+        kept = sorted(chosen)
+        now = {number: place for place, number in enumerate(kept)} | {-1: -1}
+        starts = [0, *itertools.accumulate(size for size, _ in self.pieces)]
+        index = torch.cat([torch.arange(starts[number], starts[number + 1]) for number in kept]).to(self.ids.device)
+        pieces = [(self.pieces[number][0], now[self.pieces[number][1]]) for number in kept]
+        return Row(self.ids[:, index], self.positions[:, index], pieces)
+
+
+MasksOf = Callable[[Sequence[Piece]], Any]
+"""What a trunk takes for its attention mask, for a row of these pieces."""
+
+
+def states(body: Any, row: Row, masks: MasksOf) -> Tensor | None:
     """Final hidden states [1, tokens, H] of a packed row, of which what is below the adapter is read once.
 
     Args:
         body: a trunk, out of its PEFT wrapper.
-        pieces: of the row.
-        inputs: what the trunk takes for it, `input_ids` [1, tokens] among them.
+        row: what is read.
+        masks: of the trunk.
 
     Returns:
         None where the trunk cannot be parted, or is trained down to its first layer.
     """
     below = untrained_layers(body) if _parts(body.config) else []
-    weights = _weights(body, below)
-    if not below or not all(weight.is_floating_point() for weight in weights):
+    if not below or not all(weight.is_floating_point() for weight in _weights(body, below)):
         return None
-    count = len(below)
     kind = body.get_input_embeddings().weight.device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key, ids = (count, mixed, _print_of(body, weights)), inputs["input_ids"][0].tolist()
-    low = _KEPT[key].find(ids, pieces) if key in _KEPT else None
-    if low is None:
-        with torch.no_grad():
-            low = _part(body, body.layers[:count], nn.Identity())(**inputs).last_hidden_state
-        new = len(ids) * cost_of(low)
-        if sum(each.bytes for each in _KEPT.values()) + new > ROOM:
-            _KEPT.clear()
-        if new <= ROOM:
-            _KEPT.setdefault(key, Kept()).keep(ids, pieces, low)
-    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
-    found: Tensor = _part(body, body.layers[count:], body.norm)(inputs_embeds=low, **rest).last_hidden_state
+    known = _print_of(body, below)
+    keys = [(depth, mixed, known.shape, digest) for depth, digest in enumerate(known.digests)]
+    # Where others on the same base end before: what they read is gone on from, and what is read here is kept for them.
+    depths = [depth for depth in range(1, len(below)) if keys[depth] in _KEPT] + [len(below)]
+    parts = [(first, stop, keys[stop]) for first, stop in zip([0, *depths], depths, strict=False)]
+    low = _low(body, row, masks, parts)
+    found: Tensor = _part(body, body.layers[len(below) :], body.norm)(**_inputs(row, masks, low)).last_hidden_state
     return found
+
+
+def _low(body: Any, row: Row, masks: MasksOf, parts: Sequence[tuple[int, int, Any]]) -> Tensor:
+    """States [1, tokens, H] after the last of these parts of the trunk, each (first layer, one past its last, key):
+    only those pieces are read that are not kept."""
+    *before, (first, stop, key) = parts
+    ids = row.ids[0].tolist()
+    missing = _KEPT[key].missing(ids, row.pieces) if key in _KEPT else [*range(len(row.pieces))]
+    for asked in (row.of(missing), row) if missing else ():
+        given = _low(body, asked, masks, before) if before else None
+        with torch.no_grad():
+            low: Tensor = _part(body, body.layers[first:stop], nn.Identity())(
+                **_inputs(asked, masks, given)
+            ).last_hidden_state
+        _keep(key, asked, low)
+        if asked is row:
+            return low
+        if key in _KEPT and not _KEPT[key].missing(ids, row.pieces):
+            break  # else there was no room for it
+    found = _KEPT[key].find(ids, row.pieces)
+    assert found is not None
+    return found
+
+
+def _inputs(row: Row, masks: MasksOf, states: Tensor | None) -> dict[str, Any]:
+    """What a part of the trunk takes: the row's ids, or the states that the part below gave."""
+    given = {"input_ids": row.ids} if states is None else {"inputs_embeds": states}
+    return {**given, "position_ids": row.positions, "attention_mask": masks(row.pieces), "use_cache": False}
+
+
+def _keep(key: Any, row: Row, low: Tensor) -> None:
+    """Keep what was read, in place of all else where there is no room."""
+    new = low.shape[1] * cost_of(low)
+    if sum(each.bytes for each in _KEPT.values()) + new > ROOM:
+        _KEPT.clear()
+    if new <= ROOM:
+        _KEPT.setdefault(key, Kept()).keep(row.ids[0].tolist(), row.pieces, low)
 
 
 def _part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
@@ -220,4 +294,4 @@ def _part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
     return part
 
 
-__all__ = ["Kept", "forget", "stack_of", "states", "untrained_layers"]
+__all__ = ["Kept", "Row", "forget", "stack_of", "states", "untrained_layers"]

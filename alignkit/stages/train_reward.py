@@ -44,6 +44,8 @@ class TrainReward(TrainingStage[RewardHandle]):
         pooling: where a score is read: at the "last" token of a response, as in InstructGPT and Llama 2, or as the
             "mean" over all of its tokens, which learns what is said from far fewer comparisons, and less of how a
             response ends; default that of `init`, "last" for a policy.
+        lora: how it is trained where `init` is a policy: a `LoRA`, or None for all weights; default as the policy is.
+            With fewer layers adapted (`LoRA(layers=…)`) more of the trunk is read once for each text.
     """
 
     verb: ClassVar[str] = "train_reward"
@@ -59,6 +61,7 @@ class TrainReward(TrainingStage[RewardHandle]):
     heldout_fraction: float = 0.1
     column: str | None = field(default=None, metadata=NO_EFFECT)
     pooling: Literal["last", "mean"] | None = None
+    lora: Any = field(default="default", metadata=NO_EFFECT)
     name: str = "reward"
 
     def __post_init__(self) -> None:
@@ -69,6 +72,14 @@ class TrainReward(TrainingStage[RewardHandle]):
             raise ConfigError("comparisons names none", where=self.name)
 
     def resolved(self, context: Context) -> Self:
+        from alignkit.models import LoRA
+
+        if self.lora != "default" and not isinstance(self.init, PolicyHandle):
+            raise ConfigError(
+                "lora= for a reward model that goes on", where=self.name, remedy="leave it out: it goes on with its own"
+            )
+        if self.lora not in ("default", None) and not isinstance(self.lora, LoRA):
+            raise ConfigError(f"lora={self.lora!r}", where=self.name, remedy="pass a LoRA, or None for all weights")
         built = super().resolved(context)
         check_loss(built.loss, self.sources, ("pair", "group", "mask", "response"), self.name)
         return replace(
@@ -79,7 +90,13 @@ class TrainReward(TrainingStage[RewardHandle]):
         )
 
     def derived(self) -> Mapping[str, Any]:
-        return {"lora": self.init.lora if isinstance(self.init, PolicyHandle) else None}
+        return {"lora": self._adapter()}
+
+    def _adapter(self) -> Any:
+        """How it is trained, where it begins as a policy; what goes on has its own."""
+        if not isinstance(self.init, PolicyHandle):
+            return None
+        return self.init.lora if self.lora == "default" else self.lora
 
     def cost(self) -> Cost:
         new, old = (sum(len(part) for part in as_sequence(parts)) for parts in (self.comparisons, self.replay))
@@ -134,7 +151,7 @@ class TrainReward(TrainingStage[RewardHandle]):
             model = RewardModel.load(folder, trainable=True, dtype=place.dtype)
         else:
             seed = derived_seed(*place.path, "init")
-            model = RewardModel.from_policy(folder, lora=self.init.lora, dtype=place.dtype, seed=seed)
+            model = RewardModel.from_policy(folder, lora=self._adapter(), dtype=place.dtype, seed=seed)
         model.pool(self.pooling or model.pooling)
         return model
 

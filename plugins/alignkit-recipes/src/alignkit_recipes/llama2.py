@@ -9,7 +9,7 @@ Prompts that should be declined, or only sound so, are also answered under a saf
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from alignkit import (
 )
 from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
 from alignkit_recipes import caution
-from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
+from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 
 @dataclass
@@ -70,8 +70,9 @@ KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
-ANSWERS = 2
-"""Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
+ANSWERS = (2, 1)
+"""Answers at each temperature for the first version and for later ones, where several of a prompt are compared (see
+`caution.Compared`): the first has the reward models to make, the later ones go on with them."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -147,7 +148,8 @@ def main(
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
-    v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
+    upper = MODELS[kind].upper
+    v0 = open_policy(run, policy, kind, layers=upper and upper.layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
     fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
@@ -166,8 +168,8 @@ def main(
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
-            each = 1 if distilled is None else ANSWERS
-            answers = run.sample(
+            each = 1 if distilled is None else ANSWERS[min(i, len(ANSWERS)) - 1]
+            answers = run.sample(  # by the version that is improved, as a user would ask
                 current,
                 fresh[i - 1],
                 each,
@@ -176,18 +178,29 @@ def main(
                 max_new_tokens=tokens,
                 name=f"v{i}/answers",
             )
+            history.append(answers)  # they compete with what is sampled for the choice among samples
+            compared = answers
             if distilled is not None:
-                answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
+                compared = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
                 history.append(distilled)
-            pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
+            pairs = run.annotate(compared, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
-                run, v0, models.get(dimension), new, seen[dimension], dimension, i, MODELS[kind], rewards, replay
+                run, v0, models.get(dimension), new, seen[dimension], dimension, i, kind, rewards, replay
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
         if isinstance(reward, Piecewise) and optimizer.samples_per_prompt == 1:
-            reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
+            if human:
+                answers = run.sample(
+                    current,
+                    fresh[i - 1],
+                    sampler=SAMPLER,
+                    temperature=temperature,
+                    max_new_tokens=tokens,
+                    name=f"v{i}/own",
+                )
+            reward = _on_one_scale(run, reward, answers, i)
         improved = run.improve(
             current,
             _learn_from(run, fresh[i - 1] if optimizer.samples_per_prompt else None, pairs, i),
@@ -331,7 +344,7 @@ def _reward_model(
     earlier: list[Groups | GroupsHandle],
     dimension: str,
     version: int,
-    model: Model,
+    kind: str,
     rewards: str,
     replay: float,
 ) -> RewardHandle:
@@ -340,8 +353,12 @@ def _reward_model(
     That of safety is read over the whole response: at the last token, a model of this size learns from a hundred
     comparisons how a response ends, and not whether it declines.
     """
-    goes_on = last is not None and rewards == "continue"
-    init: Any = last if goes_on else v0
+    goes_on, model = last is not None and rewards == "continue", MODELS[kind]
+    init, lora, rate = v0, "default", model.reward_learning_rate
+    if v0.lora is not None and v0.lora.layers is not None and model.upper is not None:
+        lora, rate = replace(v0.lora, layers=model.upper.reward_layers), model.upper.reward_learning_rate
+    if goes_on:
+        init, lora = last, "default"
     return run.train_reward(
         init,
         new,
@@ -349,9 +366,10 @@ def _reward_model(
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
-        learning_rate=model.reward_learning_rate * (0.5 if goes_on else 1.0),
+        learning_rate=rate * (0.5 if goes_on else 1.0),
         batch_size=model.reward_batch_size,
         pooling="last" if dimension == "helpfulness" else "mean",
+        lora=lora,
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,
@@ -366,14 +384,9 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     return next(iter(models.values()))
 
 
-def _on_one_scale(
-    run: Run, reward: Piecewise, policy: PolicyHandle, prompts: Groups, temperature: float, tokens: int, version: int
-) -> Piecewise:
-    """The piecewise reward for a method that measures a response by those to other prompts: their scores come from the
-    other model."""
-    own = run.sample(
-        policy, prompts, sampler=SAMPLER, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own"
-    )
+def _on_one_scale(run: Run, reward: Piecewise, own: GroupsHandle, version: int) -> Piecewise:
+    """The piecewise reward for a method that measures a response by those to other prompts, whose scores come from the
+    other model: over answers of the policy as it is."""
     scored = run.score(own, reward, name=f"v{version}/scale")
     return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 
