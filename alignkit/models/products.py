@@ -3,8 +3,9 @@ under autocast with frozen weights that are cast once.
 
 torch gives float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which torch
 has too, looks at what the processor can do. On an AMD processor with AVX-512 it was measured at two to three times the
-rate, and on one without at 0.75 to 0.9 of it (benchmarks/results/speed.md). Values differ by float32 rounding. Other
-types, devices and processors are left to torch, and so are small products, whose cost is the call.
+rate, and on one without at 0.75 to 0.9 of it, but for a head over a vocabulary (benchmarks/results/speed.md). Values
+differ by float32 rounding. Other types, devices and processors are left to torch, and so are small products, whose cost
+is the call.
 
 Autocast keeps casts of weights that are trained, until the step is over; frozen ones (the base under an adapter, a
 reference) it casts for every product. Here these are cast once while `casts_kept`, for half their memory more.
@@ -27,14 +28,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 LEAST = 1 << 21
 """Multiplications and additions from which the other library wins, in a model's forward and backward passes."""
 
+WIDE = 1 << 14
+"""Numbers that a product gives for a row, as a head over a vocabulary does, from which it wins without AVX-512 too: at
+105 against 62 GFLOP/s for 352 rows and 49,152 of them (benchmarks/results/speed.md)."""
+
 _forced: list[bool] = []
 
 
 @functools.cache
-def mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
+def mkl_is_slow(wide: bool = False, cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Whether torch has both libraries, and the processor has AVX-512 and a maker that is known and not Intel.
 
     Args:
+        wide: of products of `WIDE` numbers a row or more, for which AVX-512 is not asked.
         cpuinfo: the file in which Linux says so; elsewhere nothing is known.
     """
     file = Path(cpuinfo)
@@ -42,8 +48,8 @@ def mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
         return False
     known = [line.partition(":") for line in file.read_text().splitlines()]
     makers = {value.strip() for name, _, value in known if name.strip() == "vendor_id"}
-    wide = any("avx512f" in value.split() for name, _, value in known if name.strip() == "flags")
-    return wide and bool(makers) and "GenuineIntel" not in makers
+    avx512 = any("avx512f" in value.split() for name, _, value in known if name.strip() == "flags")
+    return (wide or avx512) and bool(makers) and "GenuineIntel" not in makers
 
 
 @contextlib.contextmanager
@@ -64,7 +70,7 @@ def _goes(x: Tensor, weight: Tensor) -> bool:
         return False
     if _forced:
         return _forced[-1] and x.numel() > 0
-    return x.numel() * weight.shape[0] >= LEAST and mkl_is_slow()
+    return x.numel() * weight.shape[0] >= LEAST and mkl_is_slow(weight.shape[0] >= WIDE)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

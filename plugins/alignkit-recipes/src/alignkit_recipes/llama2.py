@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, cycle, islice
+from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,27 @@ class Sizes:
     """How much of everything.
 
     Args:
-        prompts: fresh prompts per version.
+        imitates: fresh prompts of a version that imitates chosen samples, one of each.
+        explores: of one that learns from the rewards of its own, which comes back to them round after round.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
         careful: answers under the safety preprompt to each delicate prompt; 0 for a model that cannot follow it.
     """
 
-    prompts: int
+    imitates: int
+    explores: int
     heldout: int
     max_new_tokens: int
     careful: int
 
 
-SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
+SIZES = {"small": Sizes(84, 72, 306, 36, 4), "tiny": Sizes(64, 64, 306, 16, 0)}
 SAMPLER = "default(batch_size=192)"
 """Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
-ANSWERS = (2, 1)
-"""Answers at each temperature for the first version and for later ones, where several of a prompt are compared (see
-`caution.Compared`): the first has the reward models to make, the later ones go on with them."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -80,7 +79,7 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oostot"}
+MIX = {"imitates": "ososotsososots", "explores": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
@@ -145,14 +144,14 @@ def main(
     ghost = parse(gatt) if gatt else None
     if ghost is not None:
         run.host.build("transform", ghost)
-    count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
     upper = MODELS[kind].upper
     v0 = open_policy(run, policy, kind, layers=upper and upper.layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
-    fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
+    counts = [prompts_per_version or getattr(sizes, mix) for mix in mixes]
+    fresh, held_out = _prompts(kind, given, mixes, counts, heldout or sizes.heldout)
     check_fit(run, steps, fresh)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
@@ -168,11 +167,9 @@ def main(
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
-            each = 1 if distilled is None else ANSWERS[min(i, len(ANSWERS)) - 1]
             answers = run.sample(  # by the version that is improved, as a user would ask
                 current,
                 fresh[i - 1],
-                each,
                 sampler=SAMPLER,
                 temperature=list(temperatures),
                 max_new_tokens=tokens,
@@ -256,19 +253,19 @@ def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
 
 
 def _prompts(
-    kind: str, given: Groups | None, mixes: Sequence[str], count: int, heldout: int
+    kind: str, given: Groups | None, mixes: Sequence[str], counts: Sequence[int], heldout: int
 ) -> tuple[list[Groups], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
-    versions = len(mixes)
     if given is None:
         held = Groups.from_prompts(_embedded(kind, "heldout", [_turns("heldout", heldout)]))
-        train = Groups.from_prompts(_embedded(kind, "train", [_turns(mix, count) for mix in mixes]))
+        train = Groups.from_prompts(_embedded(kind, "train", [*map(_turns, mixes, counts)]))
     else:
         unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
         heldout = min(heldout, len(unique) // 4)
         held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
-        count = min(count, len(train) // versions)
-    return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
+        counts = [min(count, len(train) // len(mixes)) for count in counts]
+    ends = [*accumulate(counts)]
+    return [train.select(range(end - count, end)) for end, count in zip(ends, counts, strict=True)], held
 
 
 def _turns(mix: str, count: int) -> str:

@@ -84,7 +84,7 @@ _GROUPS_TINY = {
 OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "rejection_sampling": {
-            "samples_per_prompt": 4,
+            "samples_per_prompt": 3,
             "batch_size": 16,
             # With two, what is declined is told by form: prompts that only sound unsafe are declined nearly as often.
             "epochs": 8,
@@ -93,7 +93,7 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "ppo": {
             "rounds": 3,
-            "prompts_per_round": 48,
+            "prompts_per_round": 72,
             "batch_size": 16,
             "epochs": 2,
             # At 5e-4 the first round moves by 0.3 nats a token, ten times what is meant, and on what is noise.
