@@ -147,7 +147,7 @@ def main(
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
     upper = MODELS[kind].upper
-    v0 = open_policy(run, policy, kind, layers=upper and upper.layers)
+    v0 = open_policy(run, policy, kind, layers=upper.layers if upper else None)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
     counts = [prompts_per_version or getattr(sizes, mix) for mix in mixes]
@@ -351,10 +351,12 @@ def _reward_model(
     comparisons how a response ends, and not whether it declines.
     """
     goes_on, model = last is not None and rewards == "continue", MODELS[kind]
-    init, lora, rate = v0, "default", model.reward_learning_rate
+    init: PolicyHandle | RewardHandle = v0
+    lora: Any = "default"
+    rate = model.reward_learning_rate
     if v0.lora is not None and v0.lora.layers is not None and model.upper is not None:
         lora, rate = replace(v0.lora, layers=model.upper.reward_layers), model.upper.reward_learning_rate
-    if goes_on:
+    if last is not None and goes_on:
         init, lora = last, "default"
     return run.train_reward(
         init,
