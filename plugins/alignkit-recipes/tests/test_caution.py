@@ -101,17 +101,9 @@ def test_few_answers_under_the_preprompt_are_compared_too(careful: int, pairs: l
     assert [row["responses"] for row in found if row["tags"] == ["safety"]] == pairs * 2
 
 
-def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: dict[str, Any] = {"prompts_per_version": 14, "heldout": 6, "max_new_tokens": 6}
+def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False)"
-    competing = list[str]()
-    improve = Run.improve
-
-    def noted(run: Run, *given: Any, **more: Any) -> Any:
-        competing.extend(Path(handle.folder).name.rsplit("-", 1)[0] for handle in more["history"])
-        return improve(run, *given, **more)
-
-    monkeypatch.setattr(Run, "improve", noted)
     with Run(tmp_path, quiet=True) as run:
         llama2.main(run, policy="tiny", algorithms=method, careful=4, **sizes)
     made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
@@ -120,21 +112,20 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path, monkeypa
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 12 + 2 * 5
-    assert [name.split("-", 1)[1] for name in competing] == ["v1-answers", "v1-distilled"], "what was compared competes"
+    assert len(pool) == 10 * 2 + 2 * 5
 
 
 def test_what_imitates_reads_more_prompts_that_only_sound_unsafe_and_what_explores_as_many_of_both() -> None:
-    (imitated, explored), heldout = llama2._prompts("small", None, ["imitates", "explores"], [84, 72], 306)
+    (imitated, explored), heldout = llama2._prompts("small", None, ["imitates", "explores"], 72, 306)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in (imitated, explored, heldout)]
     assert counts == [
-        {"": 36, "borderline": 36, "safety": 12},
+        {"": 24, "borderline": 36, "safety": 12},
         {"": 30, "borderline": 24, "safety": 18},
         {"": 177, "borderline": 27, "safety": 102},
     ]
     every = [key for groups in (imitated, explored, heldout) for key in groups.column("prompt_id")]
     assert len(set(every)) == len(every)
-    acts = [groups.meta(i)["topic"] for groups in (imitated, explored) for i in range(len(groups)) if groups[i]["tags"]]
+    acts = [groups.meta(i)["topic"] for groups in (imitated, explored) for i in range(72) if groups[i]["tags"]]
     assert len(set(acts)) == len(acts)
 
 

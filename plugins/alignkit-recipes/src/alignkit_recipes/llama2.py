@@ -9,8 +9,8 @@ Prompts that should be declined, or only sound so, are also answered under a saf
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain, cycle, islice
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from alignkit import (
 )
 from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
 from alignkit_recipes import caution
-from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
+from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
 
 
 @dataclass
@@ -51,27 +51,27 @@ class Sizes:
     """How much of everything.
 
     Args:
-        imitates: fresh prompts of a version that imitates chosen samples, one of each.
-        explores: of one that learns from the rewards of its own, which comes back to them round after round.
+        prompts: fresh prompts per version.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
         careful: answers under the safety preprompt to each delicate prompt; 0 for a model that cannot follow it.
     """
 
-    imitates: int
-    explores: int
+    prompts: int
     heldout: int
     max_new_tokens: int
     careful: int
 
 
-SIZES = {"small": Sizes(84, 72, 306, 36, 4), "tiny": Sizes(64, 64, 306, 16, 0)}
+SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
 SAMPLER = "default(batch_size=192)"
 """Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
+ANSWERS = 2
+"""Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "ososotsososots", "explores": "ostosotsosto", "heldout": "oostot"}
+MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
@@ -144,14 +144,13 @@ def main(
     ghost = parse(gatt) if gatt else None
     if ghost is not None:
         run.host.build("transform", ghost)
+    count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
-    upper = MODELS[kind].upper
-    v0 = open_policy(run, policy, kind, layers=upper.layers if upper else None)
+    v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
-    counts = [prompts_per_version or getattr(sizes, mix) for mix in mixes]
-    fresh, held_out = _prompts(kind, given, mixes, counts, heldout or sizes.heldout)
+    fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
     check_fit(run, steps, fresh)
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
@@ -167,37 +166,28 @@ def main(
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
-            answers = run.sample(  # by the version that is improved, as a user would ask
+            each = 1 if distilled is None else ANSWERS
+            answers = run.sample(
                 current,
                 fresh[i - 1],
+                each,
                 sampler=SAMPLER,
                 temperature=list(temperatures),
                 max_new_tokens=tokens,
                 name=f"v{i}/answers",
             )
-            history.append(answers)  # they compete with what is sampled for the choice among samples
-            compared = answers
             if distilled is not None:
-                compared = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
+                answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
                 history.append(distilled)
-            pairs = run.annotate(compared, annotator, name=f"v{i}/ratings")
+            pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
-                run, v0, models.get(dimension), new, seen[dimension], dimension, i, kind, rewards, replay
+                run, v0, models.get(dimension), new, seen[dimension], dimension, i, MODELS[kind], rewards, replay
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
         if isinstance(reward, Piecewise) and optimizer.samples_per_prompt == 1:
-            if human:
-                answers = run.sample(
-                    current,
-                    fresh[i - 1],
-                    sampler=SAMPLER,
-                    temperature=temperature,
-                    max_new_tokens=tokens,
-                    name=f"v{i}/own",
-                )
-            reward = _on_one_scale(run, reward, answers, i)
+            reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
         improved = run.improve(
             current,
             _learn_from(run, fresh[i - 1] if optimizer.samples_per_prompt else None, pairs, i),
@@ -253,19 +243,19 @@ def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
 
 
 def _prompts(
-    kind: str, given: Groups | None, mixes: Sequence[str], counts: Sequence[int], heldout: int
+    kind: str, given: Groups | None, mixes: Sequence[str], count: int, heldout: int
 ) -> tuple[list[Groups], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
+    versions = len(mixes)
     if given is None:
         held = Groups.from_prompts(_embedded(kind, "heldout", [_turns("heldout", heldout)]))
-        train = Groups.from_prompts(_embedded(kind, "train", [*map(_turns, mixes, counts)]))
+        train = Groups.from_prompts(_embedded(kind, "train", [_turns(mix, count) for mix in mixes]))
     else:
         unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
         heldout = min(heldout, len(unique) // 4)
         held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
-        counts = [min(count, len(train) // len(mixes)) for count in counts]
-    ends = [*accumulate(counts)]
-    return [train.select(range(end - count, end)) for end, count in zip(ends, counts, strict=True)], held
+        count = min(count, len(train) // versions)
+    return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
 
 
 def _turns(mix: str, count: int) -> str:
@@ -341,7 +331,7 @@ def _reward_model(
     earlier: list[Groups | GroupsHandle],
     dimension: str,
     version: int,
-    kind: str,
+    model: Model,
     rewards: str,
     replay: float,
 ) -> RewardHandle:
@@ -350,14 +340,8 @@ def _reward_model(
     That of safety is read over the whole response: at the last token, a model of this size learns from a hundred
     comparisons how a response ends, and not whether it declines.
     """
-    goes_on, model = last is not None and rewards == "continue", MODELS[kind]
-    init: PolicyHandle | RewardHandle = v0
-    lora: Any = "default"
-    rate = model.reward_learning_rate
-    if v0.lora is not None and v0.lora.layers is not None and model.upper is not None:
-        lora, rate = replace(v0.lora, layers=model.upper.reward_layers), model.upper.reward_learning_rate
-    if last is not None and goes_on:
-        init, lora = last, "default"
+    goes_on = last is not None and rewards == "continue"
+    init: Any = last if goes_on else v0
     return run.train_reward(
         init,
         new,
@@ -365,10 +349,9 @@ def _reward_model(
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
-        learning_rate=rate * (0.5 if goes_on else 1.0),
+        learning_rate=model.reward_learning_rate * (0.5 if goes_on else 1.0),
         batch_size=model.reward_batch_size,
         pooling="last" if dimension == "helpfulness" else "mean",
-        lora=lora,
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,
@@ -383,9 +366,14 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     return next(iter(models.values()))
 
 
-def _on_one_scale(run: Run, reward: Piecewise, own: GroupsHandle, version: int) -> Piecewise:
-    """The piecewise reward for a method that measures a response by those to other prompts, whose scores come from the
-    other model: over answers of the policy as it is."""
+def _on_one_scale(
+    run: Run, reward: Piecewise, policy: PolicyHandle, prompts: Groups, temperature: float, tokens: int, version: int
+) -> Piecewise:
+    """The piecewise reward for a method that measures a response by those to other prompts: their scores come from the
+    other model."""
+    own = run.sample(
+        policy, prompts, sampler=SAMPLER, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own"
+    )
     scored = run.score(own, reward, name=f"v{version}/scale")
     return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 

@@ -16,21 +16,6 @@ from alignkit.plugin import Component
 
 
 @dataclass(frozen=True)
-class Upper:
-    """What a loop of several models adapts of each: what lies below is read once for a text, by all of them together.
-
-    Args:
-        layers: of the policy.
-        reward_layers: of a reward model, which has less to learn: it tells apart what the layers below it have seen.
-        reward_learning_rate: with so few of them.
-    """
-
-    layers: int
-    reward_layers: int
-    reward_learning_rate: float
-
-
-@dataclass(frozen=True)
 class Model:
     """How a kind of model is trained and sampled.
 
@@ -42,7 +27,8 @@ class Model:
         reward_batch_size: comparisons of a step of it.
         sft_learning_rate: of supervised fine-tuning.
         sft_epochs: of supervised fine-tuning.
-        upper: of which layers a loop of several models adapts the last ones alone; None: all.
+        layers: how many of the last layers a loop of several models adapts; None: all. What lies below is then read
+            once for a text, by policy and reward models together.
     """
 
     lora: int
@@ -52,13 +38,10 @@ class Model:
     reward_batch_size: int
     sft_learning_rate: float
     sft_epochs: int
-    upper: Upper | None
+    layers: int | None
 
 
-MODELS = {
-    "small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2, Upper(15, 8, 1e-3)),
-    "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3, None),
-}
+MODELS = {"small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2, 15), "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3, None)}
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
@@ -84,7 +67,7 @@ _GROUPS_TINY = {
 OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "rejection_sampling": {
-            "samples_per_prompt": 3,
+            "samples_per_prompt": 6,
             "batch_size": 16,
             # With two, what is declined is told by form: prompts that only sound unsafe are declined nearly as often.
             "epochs": 8,
