@@ -16,8 +16,20 @@ os.environ["ALIGNKIT_PRECISION"] = "32-true"  # a recipe computes the same on an
 for variable in ("ALIGNKIT_BLOCK_PLUGINS", "ALIGNKIT_LOAD_PLUGINS", "ALIGNKIT_STRICT_PLUGINS", "ALIGNKIT_TRACE"):
     os.environ.pop(variable, None)  # what the developer's shell sets is not what is tested
 
-LONGEST = ("test_mutants.py", "test_docs_run.py", "test_processes.py", "test_other_device.py", "test_conformance.py")
-"""Files that take a minute or more."""
+LONGEST = (
+    "test_docs_run.py",
+    "test_mutants.py",
+    "test_processes.py",
+    "test_outside_plugin.py",
+    "test_conformance.py",
+    "test_other_device.py",
+    "test_compare.py",
+    "test_new_plugin.py",
+    "test_push.py",
+    "test_plugins_isolated.py",
+    "test_distributions.py",
+)
+"""Files that take half a minute or more, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

@@ -155,7 +155,8 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "train_reward": {
         "init": (policy("a"), reward_model("b")), "comparisons": (groups("c"), [groups("c"), PAIRS]),
         "loss": (ranking, other_ranking), "replay": ((), [groups("d")]), "replay_fraction": (1.0, 0.5),
-        "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), "pooling": (None, "mean"), **SHARED,
+        "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), "pooling": (None, "mean"),
+        "lora": ("default", LoRA(r=2)), **SHARED,
     },
     "reward_model": {"spec": (None, None), "column": ("r", "s"), "code_revision": (None, NO_CODE)},
     "improve": {

@@ -12,7 +12,7 @@ from alignkit.errors import ConfigError
 from alignkit.groups import Groups
 from alignkit.randomness import derived_seed
 from alignkit.stages.asked_metrics import by_name, specs_kept
-from alignkit.stages.base import NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
+from alignkit.stages.base import DERIVED, NO_EFFECT, Context, Cost, Made, Product, as_sequence, component, rows_of
 from alignkit.stages.handles import GroupsHandle, Handle, PolicyHandle, RewardHandle
 from alignkit.stages.place import Place
 from alignkit.stages.training import (
@@ -61,7 +61,7 @@ class TrainReward(TrainingStage[RewardHandle]):
     heldout_fraction: float = 0.1
     column: str | None = field(default=None, metadata=NO_EFFECT)
     pooling: Literal["last", "mean"] | None = None
-    lora: Any = field(default="default", metadata=NO_EFFECT)
+    lora: Any = field(default="default", metadata=DERIVED)
     name: str = "reward"
 
     def __post_init__(self) -> None:
