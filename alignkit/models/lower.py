@@ -244,7 +244,7 @@ def states(body: Any, row: Row, masks: MasksOf) -> Tensor | None:
     keys = [(depth, mixed, known.shape, digest) for depth, digest in enumerate(known.digests)]
     # Where others on the same base end before: what they read is gone on from, and what is read here is kept for them.
     depths = [depth for depth in range(1, len(below)) if keys[depth] in _KEPT] + [len(below)]
-    parts = [(first, stop, keys[stop]) for first, stop in zip([0, *depths], depths, strict=False)]
+    parts = [(first, stop, keys[stop]) for first, stop in itertools.pairwise([0, *depths])]
     low = _low(body, row, masks, parts)
     found: Tensor = _part(body, body.layers[len(below) :], body.norm)(**_inputs(row, masks, low)).last_hidden_state
     return found
