@@ -73,20 +73,29 @@ def refuse_unknown(other: dict[str, Any]) -> None:
         raise NotImplementedError(f"attention with {more}")
 
 
+LONG = 384
+"""Tokens from which attention is faster in bfloat16 on a processor with matrix units (AMX). Below, torch's kernel takes
+four to ten times as long as in float32 for its gradient (benchmarks/results/speed.md)."""
+
+
 @functools.cache
-def _sixteen_bits_are_slow() -> bool:
-    """Of attention on this processor: without matrix units (AMX) torch's kernel takes 1.5 to 2.2 times as long in
-    bfloat16 as in float32 (`benchmarks/shared_prefix.py`)."""
-    return not torch.cpu._is_amx_tile_supported()
+def _has_matrix_units() -> bool:
+    """Without, attention takes 1.5 to 2.2 times as long in bfloat16 as in float32 (`benchmarks/shared_prefix.py`)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
-def _types(query: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """(of the computation, of what comes of it), as autocast would have them but for the processor's slow ones."""
+def _types(query: Tensor, longest: int) -> tuple[torch.dtype, torch.dtype]:
+    """(of the computation, of what comes of it), as autocast would have them but for the processor's slow ones.
+
+    Args:
+        query: of the row.
+        longest: tokens of its longest piece.
+    """
     kind, device = query.dtype, query.device.type
     if kind is not torch.float64 and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    slow = device == "cpu" and kind in (torch.bfloat16, torch.float16) and _sixteen_bits_are_slow()
-    return torch.float32 if slow else kind, kind
+    fast = device != "cpu" or (longest >= LONG and _has_matrix_units())
+    return kind if fast or kind not in (torch.bfloat16, torch.float16) else torch.float32, kind
 
 
 def attend(
@@ -122,7 +131,7 @@ def attend(
     refuse_unknown(other)
     pieces = attention_mask[0, 0].tolist()
     sizes = [size for size, _, _ in pieces]
-    inner, outer = _types(query)
+    inner, outer = _types(query, max(sizes))
     # Split, not sliced: the gradients of the pieces are then put together once, and not padded to the row each.
     queries, keys, values = (each.to(inner).split(sizes, 2) for each in (query, key, value))
     found, read = list[Tensor](), list[tuple[Tensor, Tensor]]()  # of each piece, keys and values from its beginning on

@@ -34,7 +34,7 @@ class Annotate(Stage[dict[str, GroupsHandle]]):
         """One folder per dimension."""
         if not place.writes:
             return {}
-        with releasing(self.annotator):
+        with releasing(self.annotator), place.computing():
             found = annotated(rows_of(self.groups), self.annotator, derived_seed(*place.path), place.meter)
         result: dict[str, Any] = {}
         for dimension, part in found.items():

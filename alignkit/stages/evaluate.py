@@ -113,7 +113,7 @@ class Evaluate(Stage[EvaluationHandle]):
         """Sample, score, measure the KL; one row per prompt and sample."""
         if not place.writes:
             return {}
-        with place.meter.phase("evaluate"):
+        with place.meter.phase("evaluate"), place.computing():
             return self._measured(place)
 
     def _measured(self, place: Place) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,20 @@ class Place:
         from alignkit.models.loading import dtype_of
 
         return dtype_of(self.precision)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Under it models compute as the steps of this run's training do: what is sampled, scored and measured outside
+        a fit is so too."""
+        if self.precision != "bf16-mixed":  # of the true ones, models are loaded in the type
+            yield
+            return
+        import torch
+
+        from alignkit.models.products import casts_kept
+
+        with torch.autocast(self.device.type, dtype=torch.bfloat16), casts_kept():
+            yield
 
     @property
     def writes(self) -> bool:

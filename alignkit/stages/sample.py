@@ -91,14 +91,15 @@ class Sample(Stage[GroupsHandle]):
             return {}
         prompts, parts = rows_of(self.prompts), list[Groups]()
         spending, room = Spending(Budget.of(self.budget), place.meter), None
-        for index, handle in enumerate(as_sequence(self.policy)):
-            policy = place.load(handle)
-            for number, sampler in enumerate(self._samplers()):
-                drawing = Drawing(policy, sampler, place.meter, place.tick)
-                if not parts and spending.limits:
-                    prompts, room = self._within(prompts, spending, drawing)
-                seed = (*place.path, index, number)
-                parts.append(drawing.draw(prompts, self.n, seed=seed, name=handle.key[:16], room=room))
+        with place.computing():
+            for index, handle in enumerate(as_sequence(self.policy)):
+                policy = place.load(handle)
+                for number, sampler in enumerate(self._samplers()):
+                    drawing = Drawing(policy, sampler, place.meter, place.tick)
+                    if not parts and spending.limits:
+                        prompts, room = self._within(prompts, spending, drawing)
+                    seed = (*place.path, index, number)
+                    parts.append(drawing.draw(prompts, self.n, seed=seed, name=handle.key[:16], room=room))
         groups = sample_side_by_side(parts)
         if room is not None and len(groups) < len(prompts):
             spending.stop(spending.reached())

@@ -40,7 +40,7 @@ class Score(Stage[GroupsHandle]):
 
         if not place.writes:
             return {}
-        with releasing(self.reward):
+        with releasing(self.reward), place.computing():
             scored = score_groups(rows_of(self.groups), self.reward, place.meter)
         values, present = scored.rewards(self.reward.name)
         flat = [v for row, there in zip(values, present, strict=True) for v, t in zip(row, there, strict=True) if t]

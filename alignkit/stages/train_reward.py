@@ -133,7 +133,7 @@ class TrainReward(TrainingStage[RewardHandle]):
             **specs_kept(by_name(self.metrics)),
         }
         if len(heldout):
-            with place.meter.phase("evaluate"):
+            with place.meter.phase("evaluate"), place.computing():
                 scores = Scorer(model, place.max_tokens, self.max_length).score(heldout)
                 count_scores(scores, place.meter)
                 result |= comparison_report(heldout, scores)

@@ -74,7 +74,7 @@ class Transform(Stage[GroupsHandle]):
             return drawing.draw(prompts, n, seed=(*place.path, next(calls)), name=place.name)
 
         context = TransformContext(draw, derived_seed(*place.path), live, place.meter)
-        with calling(self.transform, "", place.name):
+        with calling(self.transform, "", place.name), place.computing():
             changed = self.transform(rows_of(self.groups), context)
         if not isinstance(changed, Groups):
             what = f"the transform returned a {type(changed).__name__}"
