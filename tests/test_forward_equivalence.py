@@ -10,8 +10,8 @@ import torch
 from alignkit.data.encode import EncodedGroup
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models
-from alignkit.models import forward
-from alignkit.models.attention import attend, mask_of_pieces
+from alignkit.models import attention, forward
+from alignkit.models.attention import LONG, attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
 from alignkit.models.policy import Policy
@@ -386,3 +386,25 @@ def test_batches_are_laid_out_for_every_model_that_reads_them():
         assert (alone.shares_prompts, alone.packs_rows) == (shares, packs)
         Models(own := Policy.load("tiny"), own, Reference(own))
         assert own.packs_rows
+
+
+@pytest.mark.parametrize(
+    ("longest", "units", "inner"),
+    [
+        (12, True, torch.float32),  # torch's gradient of short texts takes ten times as long in bfloat16
+        (LONG, True, torch.bfloat16),
+        (LONG, False, torch.float32),
+    ],
+)
+def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, longest, units, inner):
+    seen, once = list[torch.dtype](), torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "_has_matrix_units", lambda: units)
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: (seen.append(args[0].dtype), once(*args, **kwargs))[1],
+    )
+    states = torch.zeros(1, 2, 3 + longest, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = attend(None, states, states, states, mask_of_pieces([(3, -1), (longest, 0)], None))
+    assert (set(seen), found.dtype) == ({inner}, torch.bfloat16)

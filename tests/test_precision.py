@@ -14,10 +14,11 @@ from torch import nn
 from alignkit import ConfigError, Groups, LoRA, Run, Term, use
 from alignkit.engine.learner import Learner
 from alignkit.engine.losses import nll
-from alignkit.models import Policy, RewardModel
+from alignkit.models import Policy, RewardModel, forward
 from alignkit.models.adamw import FloatAdamW
 from alignkit.models.head import one_number, token_logprobs
-from alignkit.testing import DEMOS, PAIRS, one_step, tiny_policy, training_data
+from alignkit.sampling import sampler
+from alignkit.testing import DEMOS, PAIRS, TEXTS, one_step, tiny_policy, training_data
 
 CPU = {"accelerator": "cpu"}
 
@@ -212,3 +213,49 @@ def test_a_fused_step_is_the_plain_one(decay):
     for mine, theirs, start in zip(*results, weights, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
         assert not torch.equal(mine, start)
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_what_is_computed_outside_a_fit_is_so_as_the_steps_are(tmp_path, monkeypatch, precision, computed):
+    """It was float32 in a run of bf16-mixed, but within `improve`."""
+    seen = set[torch.dtype]()
+
+    def note() -> None:
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+
+    def spied(module: Any, name: str) -> None:
+        once = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: (note(), once(*args, **kwargs))[1])
+
+    def types_of(call: Any) -> set[torch.dtype]:
+        seen.clear()
+        call()
+        return set(seen)
+
+    def asks(groups: Groups, ctx: Any) -> Groups:
+        return ctx.sample(groups)
+
+    def ranking(chosen_rewards: Any, rejected_rewards: Any) -> Any:
+        return -nn.functional.logsigmoid(chosen_rewards - rejected_rewards)
+
+    def judges(groups: Groups) -> Groups:
+        note()
+        return groups
+
+    prompts = PAIRS.without_responses()
+    with Run(tmp_path, quiet=True, precision=precision) as run:
+        v0 = run.policy("tiny", lora=None)
+        reward = run.train_reward(v0, PAIRS, loss=ranking, batch_size=2)
+        spied(sampler, "decode")
+        spied(forward, "hidden_states")
+        few = {"max_new_tokens": 3}
+        found = {
+            "sample": types_of(lambda: run.sample(v0, prompts, **few)),
+            "score": types_of(lambda: run.score(PAIRS, reward)),
+            "evaluate": types_of(lambda: run.evaluate(v0, prompts, {"reward": reward}, reference=v0, **few)),
+            "transform": types_of(lambda: run.transform(prompts, asks, policy=v0)),
+            "annotate": types_of(lambda: run.annotate(PAIRS, judges)),
+            "train_reward": types_of(lambda: run.train_reward(v0, PAIRS, loss=ranking, heldout_fraction=0.5, name="m")),
+            "sft": types_of(lambda: run.sft(v0, TEXTS, heldout_fraction=0.5, batch_size=2)),
+        }
+    assert found == {verb: {computed} for verb in found}

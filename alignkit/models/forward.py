@@ -275,7 +275,7 @@ def _probe_values(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     wanted = weight.requires_grad
     weight.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):  # rounding is no difference
             taken = gather_hidden(hidden_states(model, batch), batch)
             ordered = torch.cat([taken[r][batch.response_mask[r]] for r in range(len(taken))])
             # Not of their squares: most families norm the states last, and the sum of these is always the same.

@@ -65,7 +65,7 @@ def ways_of(model: Any, where: str) -> Ways:
     # Some of its weights too: the softer logits are, the less a scaling shows.
     key = (forward.config_digest(model), head.weight.dtype, float(head.weight[:64].detach().float().abs().sum()))
     if key not in _KNOWN:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):  # rounding is no difference
             _KNOWN[key] = _found(model, where)
     return _KNOWN[key]
 

@@ -71,7 +71,7 @@ class SFT(TrainingStage[PolicyHandle]):
         result |= specs_kept(by_name(self.metrics))
         if len(heldout):
             kept_back = self.checked_data(place, heldout, policy, "demonstrations", self.train)
-            with place.meter.phase("evaluate"):
+            with place.meter.phase("evaluate"), place.computing():
                 result["heldout_loss"] = _mean_nll(policy, kept_back, place.max_tokens, place.meter)
         if place.writes:
             with place.meter.phase("write"):
