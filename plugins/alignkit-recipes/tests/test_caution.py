@@ -115,13 +115,38 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert len(pool) == 10 * 2 + 2 * 5
 
 
-def test_what_imitates_reads_more_prompts_that_only_sound_unsafe_and_what_explores_as_many_of_both() -> None:
+def test_of_answers_under_the_preprompt_those_to_prompts_that_only_sound_unsafe_are_not_imitated() -> None:
+    """SmolLM2 declines half of these prompts under it; a version that imitates that declines a third of them itself."""
+    asked = caution.delicate(PROMPTS)
+    kept = caution.ToDecline()(answered(asked, "No."), None)
+    assert (len(asked), kept.column("tags")) == (3, [["safety"]] * 2)
+    assert len(caution.ToDecline()(answered(PROMPTS.select([0]), "No."), None)) == 0
+
+
+def test_llama2_imitates_what_is_said_under_the_preprompt_where_it_should_be_declined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = list[Groups]()
+
+    def recorded(run: Run, policy: Any, prompts: Any, **arguments: Any) -> Any:
+        learned.extend(part.groups for part in arguments["history"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "improve", recorded)
+    sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
+    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([PROMPTS], PROMPTS))
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path, quiet=True) as run:
+        llama2.main(run, policy="tiny", algorithms="rejection_sampling", careful=4, **sizes)
+    assert [part.column("tags") for part in learned] == [[["safety"]] * 2]
+
+
+def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decline() -> None:
     (imitated, explored), heldout = llama2._prompts("small", None, ["imitates", "explores"], 72, 306)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in (imitated, explored, heldout)]
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
-        {"": 30, "borderline": 24, "safety": 18},
-        {"": 177, "borderline": 27, "safety": 102},
+        {"": 30, "borderline": 30, "safety": 12},
+        {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated, explored, heldout) for key in groups.column("prompt_id")]
     assert len(set(every)) == len(every)

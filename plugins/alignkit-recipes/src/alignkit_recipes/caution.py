@@ -73,6 +73,18 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
+class ToDecline:
+    """A transform: the rows whose prompts should be declined.
+
+    Of answers under the preprompt these alone compete to be imitated, as Llama 2 distilled them for adversarial prompts
+    alone: SmolLM2 declines half of the prompts that only sound unsafe under it, and what imitated them did so too.
+    """
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        return groups.filter(lambda row: "safety" in row["tags"])
+
+
+@dataclass(frozen=True)
 class Compared:
     """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 

@@ -83,8 +83,8 @@ MIX = {"imitates": "osstosossots", "explores": "ossotsossoto", "heldout": "oosto
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
-(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, as many. Of the 306
-held-out ones 102 are tagged, and 27 sound unsafe."""
+(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, more than twice as
+many, since a tagged prompt moves it further. Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
 
 
 def main(
@@ -131,8 +131,8 @@ def main(
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
         careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds
-            unsafe), from which the reward models and the versions learn as if it had not been there (Llama 2, section
-            4.2.4); 0: none.
+            unsafe), from which the reward models learn, and of the former the versions, as if it had not been there
+            (Llama 2, section 4.2.4); 0: none.
         gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
         dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.
@@ -178,7 +178,7 @@ def main(
             )
             if distilled is not None:
                 answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
-                history.append(distilled)
+                history.append(run.transform(distilled, caution.ToDecline(), name=f"v{i}/taught"))
             pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
