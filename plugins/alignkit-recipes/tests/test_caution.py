@@ -145,7 +145,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in (imitated, explored, heldout)]
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
-        {"": 30, "borderline": 30, "safety": 12},
+        {"": 30, "borderline": 24, "safety": 18},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated, explored, heldout) for key in groups.column("prompt_id")]

@@ -79,12 +79,13 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "explores": "ossotsossoto", "heldout": "oostot"}
+MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
-(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, more than twice as
-many, since a tagged prompt moves it further. Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
+(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, about as many (with 30
+for 12 tagged ones in the place of 24 for 18 PPO unlearned declining in one of two seeds). Of the 306 held-out ones 102
+are tagged, and 51 sound unsafe."""
 
 
 def main(
