@@ -83,9 +83,9 @@ MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oosto
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
 is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
-(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, about as many (with 30
-for 12 tagged ones in the place of 24 for 18 PPO unlearned declining in one of two seeds). Of the 306 held-out ones 102
-are tagged, and 51 sound unsafe."""
+(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, about as many (with
+30 for 12 tagged ones in the place of 24 for 18, PPO unlearned declining in one of two seeds). Of the 306 held-out ones
+102 are tagged, and 51 sound unsafe."""
 
 
 def main(
