@@ -14,9 +14,10 @@ from torch import nn
 from alignkit import ConfigError, Groups, LoRA, Run, Term, use
 from alignkit.engine.learner import Learner
 from alignkit.engine.losses import nll
-from alignkit.models import Policy, RewardModel, forward
+from alignkit.models import Policy, RewardModel, forward, ways
 from alignkit.models.adamw import FloatAdamW
 from alignkit.models.head import one_number, token_logprobs
+from alignkit.models.tiny import tiny_model
 from alignkit.sampling import sampler
 from alignkit.testing import DEMOS, PAIRS, TEXTS, one_step, tiny_policy, training_data
 
@@ -259,3 +260,16 @@ def test_what_is_computed_outside_a_fit_is_so_as_the_steps_are(tmp_path, monkeyp
             "sft": types_of(lambda: run.sft(v0, TEXTS, heldout_fraction=0.5, batch_size=2)),
         }
     assert found == {verb: {computed} for verb in found}
+
+
+def test_how_a_model_is_read_is_tried_without_rounding(monkeypatch):
+    """Under autocast shared prompts differ by more than a probe allows, and would be refused for good."""
+    for module, name in ((forward, "_PROBED"), (ways, "_KNOWN")):
+        monkeypatch.setattr(module, name, {})
+    monkeypatch.setattr(forward, "PROVEN", frozenset())
+    monkeypatch.setattr(ways, "_found", lambda model, where: torch.is_autocast_enabled("cpu"))
+    model, _ = tiny_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert forward.can_share_prompts(model)
+        assert forward.can_pack_rows(model)
+        assert ways.ways_of(model, "tiny") is False

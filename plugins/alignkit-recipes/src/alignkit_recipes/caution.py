@@ -3,8 +3,9 @@
 A delicate prompt is also answered under a safety preprompt. What is learned from such an answer, by a reward model or
 by the policy, stands under the prompt as a user asks it; so the policy comes to answer as if it had been told. A
 targeted use, as in the paper: only on prompts of that kind, and only where the reward ranks the answer first. Delicate
-are prompts that should be declined and prompts that only sound so: of the former alone a model learns to decline
-whatever is asked in their form (the exaggerated safety of Röttger et al. 2023, arXiv 2308.01263).
+are prompts that should be declined and prompts that only sound so: of the former alone a reward model learns to decline
+whatever is asked in their form (the exaggerated safety of Röttger et al. 2023, arXiv 2308.01263). The policy imitates
+answers to the former alone.
 """
 
 from __future__ import annotations
