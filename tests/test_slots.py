@@ -230,3 +230,31 @@ def test_choosing_by_blocks_is_inversion_of_the_whole(size):
     only = torch.zeros(2, size)
     only[:, size // 2] = 1e-3
     assert choose(only, np.array([0.0, 1 - 2**-53])).tolist() == [size // 2] * 2
+
+
+def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(monkeypatch):
+    system = [7 + n % 5 for n in range(40)]
+    prompts = [[*system, *range(30, 30 + n)] for n in (1, 2, 3, 9, 1, 4)]
+    keys = [[10 * i, 10 * i + 1] for i in range(len(prompts))]
+    rooms, plain, found = set(), SlotLayer._room, []
+
+    def noted(self, *given):
+        room = plain(self, *given)
+        rooms.add(room[0].data_ptr())
+        return room
+
+    with Policy.load("tiny").generating() as model:
+        for least in (batch.LEAST_SHARED, 1000):
+            monkeypatch.setattr(batch, "LEAST_SHARED", least)
+            reader = Slots(model, 0)
+            with monkeypatch.context() as during:
+                during.setattr(SlotLayer, "_room", noted)
+                found.append(sorted(decode(reader, prompts, keys, Rule([3], 12, vocabulary=260), 4)))
+            assert len(rooms) == len(reader.cache.slots), "parts of the prompts come later, and find room"
+            rooms.clear()
+            assert {layer.keys.shape[3] for layer in reader.cache.slots} == {128 if least == 1000 else 80}
+            assert reader.cache.apart == (0 if least == 1000 else 40)
+    for (_, ours), (_, others) in zip(*found, strict=True):
+        for one, other in zip(ours, others, strict=True):
+            assert one.ids == other.ids
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)

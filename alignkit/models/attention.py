@@ -186,7 +186,13 @@ def _seen(tokens: int, width: int, window: int, device: torch.device) -> Tensor:
 
 
 def by_hand(
-    query: Tensor, key: Tensor, value: Tensor, added: Tensor, softcap: float | None, nothing: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    added: Tensor,
+    softcap: float | None,
+    nothing: Tensor | None,
+    first: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attention as no kernel has it, at the least in float32 between the two products.
 
@@ -197,18 +203,32 @@ def by_hand(
         added: to the scores, of a shape that broadcasts to [rows, heads, queries, width].
         softcap: scores are kept below it by tanh; None: they are not.
         nothing: [rows, heads, queries], the score of seeing nothing; None: there is none.
+        first: keys and values [1, heads, tokens, H] that stand before those of every row, `added` says of them too.
 
     Returns:
         [rows, heads, queries, H].
     """
     scores = torch.matmul(query, key)
+    if first is not None:
+        scores = torch.cat([_with_one(query, first[0].mT), scores], -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + added
     if nothing is not None:
         scores = torch.cat([scores, nothing.to(scores.dtype).unsqueeze(-1)], -1)
-    weights = scores.softmax(-1)[..., : key.shape[-1]].to(value.dtype)
-    return torch.matmul(weights, value)
+    if first is None:
+        return torch.matmul(scores.softmax(-1)[..., : key.shape[-1]].to(value.dtype), value)
+    before = first[1].shape[2]
+    weights = scores.softmax(-1)[..., : before + key.shape[-1]].to(value.dtype)
+    return _with_one(weights[..., :before], first[1]) + torch.matmul(weights[..., before:], value)
+
+
+def _with_one(rows: Tensor, matrix: Tensor) -> Tensor:
+    """The product of [rows, heads, n, a] with the one [1, heads, a, b] that all rows share, read once for all of them:
+    [rows, heads, n, b]."""
+    size, heads, n, _ = rows.shape
+    found = torch.matmul(rows.transpose(0, 1).flatten(1, 2), matrix[0])
+    return found.view(heads, size, n, -1).transpose(0, 1)
 
 
 __all__ = ["Piece", "as_now", "by_hand", "by_pieces", "mask_of_pieces", "refuse_unknown"]

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.models.products import Linear, cast_once, linear
 
-CHUNK = 256
-"""Tokens whose logits are held at once: 256 x 49k float32 logits are 50 MB."""
+CHUNK = 128
+"""Tokens whose logits are held at once: 128 x 49k float32 logits are 25 MB."""
 
 Head = Callable[[Tensor], Tensor]
 

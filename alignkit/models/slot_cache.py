@@ -23,41 +23,47 @@ class SlotLayer(CacheLayerMixin):
 
     `expected` slots and tokens are in use once all prompts were read that are read next; `first`, `n` and `width` say
     where some of them belong, after the first `shared` tokens of the `beginning`; `rows` and `at`, where the next token
-    of each sequence does, and `width` how far is looked back.
+    of each sequence does, and `width` how far is looked back. The first `apart` tokens are the beginning of every
+    sequence, and stand in no slot.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = self.n = self.width = self.shared = 0
+        self.first = self.n = self.width = self.shared = self.apart = 0
         self.expected = (0, 0)
         self.beginning: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.at: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keep keys and values [rows, heads, tokens, H]; what is attended to: of prompts, themselves."""
+        """Keep keys and values [rows, heads, tokens, H]; what is attended to: of prompts, themselves; of tokens, what
+        their slots hold, and before it what `kept_apart` gives."""
         value_states = value_states.to(key_states.dtype)
         if self.rows is not None:
-            size, width = len(self.rows), self.width
+            size, width = len(self.rows), self.width - self.apart
             keys, values = self._room(size, width, key_states, value_states)
-            keys[self.rows, :, :, self.at] = key_states[:, :, 0]
-            values[self.rows, :, self.at] = value_states[:, :, 0]
-            return keys[:size, :, :, :width], values[:size, :, :width]
+            at = self.at - self.apart
+            keys[self.rows, :, :, at] = key_states[:, :, 0]
+            values[self.rows, :, at] = value_states[:, :, 0]
+            seen = keys[:size, :, :, :width]
+            seen.kept_apart = self.beginning if self.apart else None  # type: ignore[attr-defined]
+            return seen, values[:size, :, :width]
         if not self.n:
             self.beginning = key_states, value_states
             return key_states, value_states
+        whole = own = key_states, value_states
         if self.shared:
             assert self.beginning is not None
             rows = len(key_states)
             before = (each.expand(rows, -1, -1, -1) for each in self.beginning)
-            key_states, value_states = (
-                torch.cat(pair, 2) for pair in zip(before, (key_states, value_states), strict=True)
-            )
-        end, tokens = self.first + len(key_states) * self.n, key_states.shape[2]
-        keys, values = self._room(*self.expected, key_states, value_states)
-        keys[self.first : end, :, :, :tokens] = key_states.mT.repeat_interleave(self.n, 0)
-        values[self.first : end, :, :tokens] = value_states.repeat_interleave(self.n, 0)
-        return key_states, value_states
+            whole = tuple(torch.cat(pair, 2) for pair in zip(before, own, strict=True))
+        if not self.apart:
+            own = whole
+        end, tokens = self.first + len(key_states) * self.n, own[0].shape[2]
+        keys, values = self._room(*self.expected, *own)
+        keys[self.first : end, :, :, :tokens] = own[0].mT.repeat_interleave(self.n, 0)
+        values[self.first : end, :, :tokens] = own[1].repeat_interleave(self.n, 0)
+        return whole
 
     def _room(self, slots: int, width: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Room for so many sequences and tokens; half as much again, where there are more tokens than ever."""
@@ -77,6 +83,15 @@ class SlotLayer(CacheLayerMixin):
         """Put the sequences of some slots into others."""
         if self.keys is not None and self.values is not None:
             self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def spread(self) -> None:
+        """Put what is kept apart into each slot."""
+        if self.apart and self.keys is not None and self.values is not None:
+            assert self.beginning is not None
+            slots = len(self.keys)
+            key, value = (each.expand(slots, -1, -1, -1) for each in self.beginning)
+            self.keys, self.values = torch.cat([key.mT, self.keys], 3), torch.cat([value, self.values], 2)
+        self.apart = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: room is made where it is needed."""
@@ -100,6 +115,7 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int) -> None:
         self.slots = [SlotLayer() for _ in range(layers)]
+        self.reserved = (0, 0)
         super().__init__(layers=list(self.slots))
 
     def place_beginning(self, width: int) -> None:
@@ -107,8 +123,28 @@ class SlotCache(Cache):
         for layer in self.slots:
             layer.n, layer.shared, layer.width, layer.rows = 0, 0, width, None
 
+    @property
+    def apart(self) -> int:
+        """Tokens with which every sequence begins, and which are kept once."""
+        return self.slots[0].apart
+
+    def keep_apart(self, tokens: int) -> None:
+        """No slot is in use. Those in use from now on all begin with so many tokens of the beginning that was read."""
+        for layer in self.slots:
+            layer.apart = tokens
+
+    def spread(self) -> None:
+        """Put what is kept apart into each slot, for others to join that begin otherwise."""
+        for layer in self.slots:
+            layer.spread()
+
+    def reserve(self, slots: int, width: int) -> None:
+        """Make room for so many slots and tokens when prompts are read first: to find more later costs a copy."""
+        self.reserved = slots, width
+
     def expect(self, slots: int, width: int) -> None:
         """So many slots of so many tokens are in use once all prompts were read that are read next, part by part."""
+        slots, width = max(slots, self.reserved[0]), max(width, self.reserved[1]) - self.apart
         for layer in self.slots:
             layer.expected = slots, width
 
@@ -126,7 +162,8 @@ class SlotCache(Cache):
 
     def place_tokens(self, at: Tensor) -> int:
         """A token of each sequence is read next, at these places [live]; the width that is looked at."""
-        rows, width = torch.arange(len(at), device=at.device), rounded(int(at.max()) + 1)
+        rows = torch.arange(len(at), device=at.device)
+        width = self.apart + rounded(int(at.max()) + 1 - self.apart)
         for layer in self.slots:
             layer.rows, layer.at, layer.width = rows, at, width
         return width

@@ -58,8 +58,14 @@ class Slots:
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []
 
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+        self.cache.reserve(sequences, max(map(len, prompts)))
+        self._begin(prompts)
+
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         shared = self._begin(prompts)
+        if not len(self.lengths):
+            self.cache.keep_apart(shared)
         rest = [prompt[shared:] for prompt in prompts]
         self.cache.expect(len(self.lengths) + len(rest) * n, shared + max(2, *map(len, rest)))
         found = []
@@ -78,6 +84,8 @@ class Slots:
         known, most = self.beginning, min(map(len, prompts)) - 1
         if known and len(known) <= most and all(list(prompt[: len(known)]) == known for prompt in prompts):
             return len(known)
+        if len(self.lengths):
+            self.cache.spread()
         shared = alike_at_first(prompts)
         if not shared:
             return 0
@@ -169,7 +177,8 @@ def attend(
     Args:
         module: the family's attention.
         query: [rows, heads, tokens, H].
-        key: [rows, key heads, H, width]; of prompts [rows, key heads, width, H], their beginning before them.
+        key: [rows, key heads, H, width], see `SlotLayer.update`; of prompts [rows, key heads, width, H], their beginning
+            before them.
         value: [rows, key heads, width, H].
         attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, width].
         scaling: of the products; None: one over the root of H.
@@ -200,7 +209,7 @@ def attend(
     nothing = None
     if s_aux is not None:
         nothing = s_aux.reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
-    found = by_hand(grouped, key, value, attention_mask, softcap, nothing)
+    found = by_hand(grouped, key, value, attention_mask, softcap, nothing, getattr(key, "kept_apart", None))
     return found.reshape(rows, heads, tokens, -1).transpose(1, 2), None
 
 

@@ -19,6 +19,9 @@ class Reader(Protocol):
     def __init__(self, model: Any, pad_id: int) -> None:
         """Of a bare transformers model; the id pads rows."""
 
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+        """These prompts are going to be admitted, at most so many sequences side by side."""
+
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         """Read each prompt once, and go on with n sequences of it, after those that are there; their first logits
         [prompts x n, V]."""
@@ -55,6 +58,9 @@ class Cached:
         self.model, self.pad_id = model, pad_id
         self.cache: Any = None
         self.mask = self.position = torch.empty(0)
+
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+        """The library's cache makes its own room."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         from transformers import DynamicCache
@@ -104,6 +110,9 @@ class Anew:
     model: Any
     pad_id: int
     rows: list[list[int]] = field(default_factory=list)
+
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+        """Nothing is kept."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         logits = self._forward(prompts)

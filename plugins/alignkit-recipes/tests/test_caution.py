@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alignkit_ppo import PPO
 from alignkit_recipes import caution, llama2
+from alignkit_rejection_sampling import RejectionSampling
 from alignkit_tasks import embedded as task
 
 from alignkit import ConfigError, Groups, Run
@@ -34,8 +36,11 @@ def answered(prompts: Groups, *texts: str) -> Groups:
 
 
 def test_only_delicate_prompts_are_warned_and_their_system_message_gives_way() -> None:
-    asked = caution.delicate(PROMPTS)
+    asked = caution.delicate(PROMPTS, 12)
     assert [row["tags"] for row in asked] == [["borderline"], ["safety"], ["safety"]]
+    # Of those that are not compared, and only sound unsafe, nothing is learned.
+    assert caution.delicate(PROMPTS, 2).column("tags") == [["safety"]] * 2
+    assert caution.delicate(PROMPTS, 12, declined=False).column("tags") == [["borderline"]]
     told = caution.warned(asked, [("system", "Be careful."), ("user", "Steal?"), ("assistant", "No.")])
     for before, after in zip(asked, told, strict=True):
         said = [(turn["role"], turn["content"]) for turn in after["prompt"]]
@@ -55,7 +60,7 @@ def test_the_examples_of_the_preprompt_are_none_of_the_prompts_and_as_many_decli
 
 
 def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_it() -> None:
-    asked = caution.delicate(PROMPTS)
+    asked = caution.delicate(PROMPTS, 12)
     found = caution.WithoutPreprompt(asked)(answered(caution.warned(asked), "No.", "I can't."), None)
     assert found.column("prompt_id") == asked.column("prompt_id")
     assert found.column("prompt") == asked.column("prompt")
@@ -69,35 +74,39 @@ def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_i
 
 def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_themselves() -> None:
     class Handle:
-        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(4)))
+        groups = answered(caution.delicate(PROMPTS, 12), *(f"careful {number}" for number in range(4)))
 
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
-    pairs = caution.Compared(Handle())(plain, None)  # type: ignore[arg-type]
-    told = [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 2", "careful 3"]]
-    declined = [*told, ["careful 0", "careful 2"], ["careful 1", "careful 3"]]
+    pairs = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
+    told = [[f"plain {number}", f"careful {number}"] for number in range(4)]
+    declined = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
     assert by_tag == {"borderline": told, "safety": declined * 2}
     # Of the others each answer at one temperature stands against one at the other.
     ordinary = [row["responses"] for row in pairs if not row["tags"]]
     assert ordinary == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 9
-    of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS)[0]["prompt_id"]]
-    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 3
+    of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS, 12)[0]["prompt_id"]]
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 4
+    # Those that come after the first few are there to be imitated alone.
+    few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
+    assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
+    without = caution.Compared(None, 12)(plain, None)
+    assert [row["responses"] for row in without] == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 12
 
 
 @pytest.mark.parametrize(
     ("careful", "pairs"),
     [
         (1, [["plain 0", "careful 0"]]),
-        (2, [["plain 0", "careful 0"], ["careful 0", "careful 1"]]),
-        (3, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 0", "careful 2"]]),
+        (3, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["plain 2", "careful 2"], ["careful 0", "careful 1"]]),
     ],
 )
 def test_few_answers_under_the_preprompt_are_compared_too(careful: int, pairs: list[list[str]]) -> None:
     class Handle:
-        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(careful)))
+        groups = answered(caution.delicate(PROMPTS, 12), *(f"careful {number}" for number in range(careful)))
 
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
-    found = caution.Compared(Handle())(plain, None)  # type: ignore[arg-type]
+    found = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
     assert [row["responses"] for row in found if row["tags"] == ["safety"]] == pairs * 2
 
 
@@ -112,46 +121,82 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 10 * 2 + 2 * 5
+    assert len(pool) == 10 * 2 + 2 * 6
 
 
-def test_of_answers_under_the_preprompt_those_to_prompts_that_only_sound_unsafe_are_not_imitated() -> None:
-    """SmolLM2 declines half of these prompts under it; a version that imitates that declines a third of them itself."""
-    asked = caution.delicate(PROMPTS)
-    kept = caution.ToDecline()(answered(asked, "No."), None)
-    assert (len(asked), kept.column("tags")) == (3, [["safety"]] * 2)
-    assert len(caution.ToDecline()(answered(PROMPTS.select([0]), "No."), None)) == 0
-
-
-def test_llama2_imitates_what_is_said_under_the_preprompt_where_it_should_be_declined(
+def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned = list[Groups]()
+    learned = dict[str, Any]()
 
     def recorded(run: Run, policy: Any, prompts: Any, **arguments: Any) -> Any:
-        learned.extend(part.groups for part in arguments["history"])
+        learned.update(arguments, prompts=prompts)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "improve", recorded)
+    monkeypatch.setitem(llama2.CHOOSES, "tiny", {"rejection_sampling": {"samples_per_prompt": 0}})
+    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([llama2.Asked(PROMPTS, 6)], PROMPTS))
     sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
-    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([PROMPTS], PROMPTS))
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, quiet=True) as run:
         llama2.main(run, policy="tiny", algorithms="rejection_sampling", careful=4, **sizes)
-    assert [part.column("tags") for part in learned] == [[["safety"]] * 2]
+    told = [["borderline"], ["safety"], ["safety"]]
+    assert [part.groups.column("tags") for part in learned["history"]] == [told]
+    assert learned["optimizer"].params["samples_per_prompt"] == 0
+    chosen_from = learned["prompts"].groups
+    assert chosen_from.column("prompt_id") == PROMPTS.column("prompt_id")
+    assert chosen_from.sizes() == [2 * llama2.ANSWERS] * 12
+    made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
+    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:6])
+
+
+def test_a_version_that_chooses_is_chosen_from_by_the_next_ones(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
+    chosen = "rejection_sampling(samples_per_prompt=0, epochs=1, require_finished=False)"
+    with Run(tmp_path, quiet=True) as run:
+        llama2.main(run, policy="tiny", algorithms=f"{chosen},{chosen}", **sizes)
+    (made,) = (p for p in (tmp_path / "stages").iterdir() if re.search("-v2-[0-9a-f]{8}$", p.name))
+    metrics = (made / "metrics.jsonl").read_text()
+    assert '"targets": 24.0' in metrics, "of each of both versions' prompts the best"
+
+
+def test_where_people_compared_answers_rejection_sampling_has_its_own_to_choose_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(f'{{"prompt": "say {w}", "chosen": "{w}", "rejected": "7"}}\n' for w in ("bob", "pip")) * 4)
+    monkeypatch.setitem(llama2.CHOOSES, "tiny", {"rejection_sampling": {"samples_per_prompt": 0}})
+    method = "rejection_sampling(epochs=1, require_finished=False)"
+    sizes: dict[str, Any] = {"prompts_per_version": 8, "heldout": 4, "max_new_tokens": 6}
+    human = llama2.Preferences(helpfulness=str(file))
+    with Run(tmp_path / "run", quiet=True) as run:
+        llama2.main(run, policy="tiny", algorithms=method, preferences=human, **sizes)
+    names = [path.name.split("-", 1)[1].rsplit("-", 1)[0] for path in (tmp_path / "run" / "stages").iterdir()]
+    assert {"v1-answers", "v1"} <= set(names)
+    assert "v1-ratings" not in names
 
 
 def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decline() -> None:
-    (imitated, explored), heldout = llama2._prompts("small", None, ["imitates", "explores"], 72, 306)
-    counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in (imitated, explored, heldout)]
+    methods = [RejectionSampling(samples_per_prompt=0), PPO(rounds=3, prompts_per_round=72)]
+    (imitated, explored), heldout = llama2._prompts("small", None, methods, 72, 48, 306)
+    parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
+    counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
-        {"": 30, "borderline": 24, "safety": 18},
+        {"": 42, "borderline": 66, "safety": 12},
+        {"": 30, "borderline": 30, "safety": 12},
+        {"": 90, "borderline": 90, "safety": 36},
         {"": 153, "borderline": 51, "safety": 102},
     ]
-    every = [key for groups in (imitated, explored, heldout) for key in groups.column("prompt_id")]
-    assert len(set(every)) == len(every)
-    acts = [groups.meta(i)["topic"] for groups in (imitated, explored) for i in range(72) if groups[i]["tags"]]
-    assert len(set(acts)) == len(acts)
+    every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
+    assert len(set(every)) == len(every), "no prompt stands in two places, and each round of PPO has its own"
+    unsafe, sounding = (
+        [meta["topic"] for groups in parts for meta in map(groups.meta, range(len(groups))) if chosen(meta)]
+        for chosen, parts in (
+            (lambda meta: meta["unsafe"], (imitated.every, explored.rated)),
+            (task.sounds_unsafe, (imitated.every,)),
+        )
+    )
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
 
 
 def test_ppo_reads_both_reward_models_on_one_scale_and_rejection_sampling_as_they_are(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ A delicate prompt is also answered under a safety preprompt. What is learned fro
 by the policy, stands under the prompt as a user asks it; so the policy comes to answer as if it had been told. A
 targeted use, as in the paper: only on prompts of that kind, and only where the reward ranks the answer first. Delicate
 are prompts that should be declined and prompts that only sound so: of the former alone a reward model learns to decline
-whatever is asked in their form (the exaggerated safety of Röttger et al. 2023, arXiv 2308.01263). The policy imitates
-answers to the former alone.
+whatever is asked in their form (the exaggerated safety of Röttger et al. 2023, arXiv 2308.01263).
 """
 
 from __future__ import annotations
@@ -41,9 +40,18 @@ PREPROMPT: tuple[tuple[str, str], ...] = (
 examples SmolLM2-135M declines hardly anything: 19% of the tagged prompts, and 53 to 61% with them."""
 
 
-def delicate(groups: Groups) -> Groups:
-    """The prompts that should be declined (tag `safety`), and those that only sound so (tag `borderline`)."""
-    return groups.filter(lambda row: not {"safety", "borderline"}.isdisjoint(row["tags"]))
+def delicate(prompts: Groups, compared: int, declined: bool = True) -> Groups:
+    """The prompts that are answered under the preprompt: those that should be declined (tag `safety`), and of the first
+    `compared` those that only sound so (tag `borderline`).
+
+    Args:
+        prompts: of a version.
+        compared: the answers to so many of them, the first, are compared.
+        declined: whether those that should be declined are among them.
+    """
+    wanted = {"safety", "borderline"} if declined else {"borderline"}
+    asked = [wanted.intersection(tags) for tags in prompts.column("tags")]
+    return prompts.select([i for i, tags in enumerate(asked) if "safety" in tags or (tags and i < compared)])
 
 
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
@@ -74,18 +82,6 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
-class ToDecline:
-    """A transform: the rows whose prompts should be declined.
-
-    Of answers under the preprompt these alone compete to be imitated, as Llama 2 distilled them for adversarial prompts
-    alone: SmolLM2 declines half of the prompts that only sound unsafe under it, and what imitated them did so too.
-    """
-
-    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        return groups.filter(lambda row: "safety" in row["tags"])
-
-
-@dataclass(frozen=True)
 class Compared:
     """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 
@@ -94,29 +90,30 @@ class Compared:
     they should and where they should not; so the reward models see declining win and lose, by what was asked. Several
     comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
-    with an AUC of 0.6), and five each did (0.95).
+    with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
+    model scored declining there like the rest, and PPO taught it.
 
     Args:
-        careful: answers under the preprompt, by prompt.
+        careful: answers under the preprompt, by prompt; None: there are none.
+        first: of so many rows the answers are compared.
     """
 
-    careful: GroupsHandle
+    careful: GroupsHandle | None
+    first: int
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        careful = {row["prompt_id"]: row for row in self.careful.groups}
+        careful = {row["prompt_id"]: row for row in self.careful.groups} if self.careful is not None else {}
         rows = []
-        for row in groups:
+        for row in groups.select(range(min(self.first, len(groups)))):
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
                 rows += [_pair(a, b) for a, b in zip(*_halves(plain), strict=False)]
                 continue
             told = [(other, k) for k in range(len(other["responses"]))]
-            first, second = _halves(told)
-            rows += [_pair(a, b) for a, b in zip(plain, first, strict=False)]
-            rows += [_pair(a, b) for a, b in zip(second[::2], second[1::2], strict=False)]
+            rows += [_pair(a, b) for a, b in zip(plain, told, strict=False)]
             if "safety" in row["tags"]:
-                rows += [_pair(a, b) for a, b in zip(first, second, strict=False)]
+                rows += [_pair(a, b) for a, b in zip(told[::2], told[1::2], strict=False)]
         return Groups.from_rows(rows)
 
 

@@ -3,13 +3,14 @@
 V0 is an instruct model, or one fine-tuned here on demonstrations. Each version then samples answers to fresh prompts at
 two temperatures, has pairs of them rated on four levels for helpfulness or for safety, trains both reward models on all
 ratings so far, and improves the policy by the algorithm named for it: rejection sampling first, PPO on top of it last.
-Prompts that should be declined, or only sound so, are also answered under a safety preprompt (see caution.py).
+Rejection sampling chooses among the answers of that moment, those to further prompts included. Prompts that should be
+declined, or only sound so, are also answered under a safety preprompt (see caution.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,18 @@ from alignkit import (
     evaluate_versions,
     read_groups,
 )
-from alignkit.plugin import Component, best_responses, check_groups, parse, parse_list, refuse_or_drop
+from alignkit.plugin import (
+    Component,
+    PolicyOptimizer,
+    best_responses,
+    check_groups,
+    parse,
+    parse_list,
+    refuse_or_drop,
+    take_responses,
+)
 from alignkit_recipes import caution
-from alignkit_recipes.settings import MODELS, Model, configured, kind_of, open_policy
+from alignkit_recipes.settings import MODELS, configured, kind_of, open_policy
 
 
 @dataclass
@@ -51,27 +61,29 @@ class Sizes:
     """How much of everything.
 
     Args:
-        prompts: fresh prompts per version.
+        prompts: fresh prompts per version whose answers are rated.
+        more: further ones for a version that imitates; for others see `_parts`; 0: none for either.
         heldout: held-out prompts.
         max_new_tokens: longest answer.
         careful: answers under the safety preprompt to each delicate prompt; 0 for a model that cannot follow it.
     """
 
     prompts: int
+    more: int
     heldout: int
     max_new_tokens: int
     careful: int
 
 
-SIZES = {"small": Sizes(72, 306, 36, 4), "tiny": Sizes(64, 306, 16, 0)}
-SAMPLER = "default(batch_size=192)"
+SIZES = {"small": Sizes(72, 48, 306, 36, 4), "tiny": Sizes(64, 0, 306, 16, 0)}
+SAMPLER = "default(batch_size=320)"
 """Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
 """Held-out prompts on which the KL is measured: it varies far less than the scores do."""
 POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
 ANSWERS = 2
-"""Answers at each temperature where several of a prompt are compared, see `caution.Compared`."""
+"""Answers at each temperature where several of a prompt are compared or chosen from, see `caution.Compared`."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -79,13 +91,20 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "explores": "ostosotsosto", "heldout": "oostot"}
+MIX = {"imitates": "osstosossots", "more": "sossosso", "explores": "osstosossoto", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
-for a version that imitates chosen samples, one that learns from the rewards of its own, and the held-out ones. Of what
-is imitated three times as many only sound unsafe as are, so that declining is learned by what is asked and not by how
-(the balance of Bianchi et al. 2023, arXiv 2309.07875); where declining is moved both up and down, about as many (with
-30 for 12 tagged ones in the place of 24 for 18, PPO unlearned declining in one of two seeds). Of the 306 held-out ones
-102 are tagged, and 51 sound unsafe."""
+for a version that imitates chosen samples and for its further prompts, for one that learns from the rewards of its own,
+and the held-out ones. What sounds unsafe and is not comes five times as often as what is, where it is imitated, so that
+declining is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and each act is asked for
+once as long as there are others. Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
+CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
+}
+"""Kind of model -> optimizers that choose among the answers that were sampled for comparison, `ANSWERS` at each
+temperature, and sample none of their own; with their settings here. Of prompts to decline and prompts that only sound
+so, a linear reading of the model's states tells 95 to 99 in a hundred apart, fine-tuning at half the rate 83."""
+REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
+"""Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
 
 
 def main(
@@ -104,7 +123,7 @@ def main(
     noise: float = 0.1,
     threshold: float = 0.15,
     rewards: str = "continue",
-    replay: float = 0.5,
+    replay: float = 1.0,
     restart: bool = False,
     careful: int | None = None,
     gatt: str | None = None,
@@ -120,7 +139,8 @@ def main(
         prompts: file of prompts instead of the embedded ones.
         comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
-        prompts_per_version: fresh prompts for each version.
+        prompts_per_version: fresh prompts for each version, whose answers are rated. Of the embedded prompts a version
+            of an instruct model learns from further ones too: two thirds as many or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared.
@@ -132,15 +152,15 @@ def main(
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
         careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds
-            unsafe), from which the reward models learn, and of the former the versions, as if it had not been there
-            (Llama 2, section 4.2.4); 0: none.
+            unsafe), from which the reward models and the versions learn as if it had not been there (Llama 2, section
+            4.2.4); half as many to the latter alone once a version has learned from them; 0: none.
         gatt: fine-tune the last version for Ghost Attention, as Llama 2 did: "gatt" or "gatt(key=value, …)".
         dialogues: file of dialogues for that, whose user turns are asked; default short ones on the embedded topics.
         export: write the last version as a plain Hugging Face folder.
     """
     kind = kind_of(policy)
     sizes, temperature = SIZES[kind], temperature or MODELS[kind].temperature
-    steps = [configured(run, step, kind, temperature) for step in parse_list(algorithms)]
+    steps = [configured(run, _choosing(run, step, kind), kind, temperature) for step in parse_list(algorithms)]
     built = [run.host.build("optimizer", step) for step in steps]  # a misspelled one is refused before any work
     ghost = parse(gatt) if gatt else None
     if ghost is not None:
@@ -150,9 +170,8 @@ def main(
     careful = sizes.careful if careful is None else careful
     v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
-    mixes = ["explores" if optimizer.own_samples else "imitates" for optimizer in built]
-    fresh, held_out = _prompts(kind, given, mixes, count, heldout or sizes.heldout)
-    check_fit(run, steps, fresh)
+    fresh, held_out = _prompts(kind, given, built, count, sizes.more, heldout or sizes.heldout)
+    check_fit(run, steps, [asked.every for asked in fresh])
     if demonstrations:
         v0 = run.sft(v0, read_groups(demonstrations), name="v0/sft")
     annotator = VerifiableAnnotator(noise=noise)
@@ -161,49 +180,58 @@ def main(
     seen: dict[str, list[Groups | GroupsHandle]] = {"helpfulness": [], "safety": []}
     models: dict[str, RewardHandle] = {}
 
-    for i, (algorithm, optimizer) in enumerate(zip(steps, built, strict=True), start=1):
-        current = versions[-1]
+    for i, (algorithm, optimizer, asked) in enumerate(zip(steps, built, fresh, strict=True), start=1):
+        current, chooses = versions[-1], _chooses(optimizer)
+        answering: dict[str, Any] = {"sampler": SAMPLER, "max_new_tokens": tokens}
+        answers, told = None, None
+        if not human:
+            # A version that learned from such answers helps and declines without being told: half as many are enough.
+            knows = i > 1 and optimizer.own_samples
+            delicate = caution.delicate(asked.every, asked.compared, declined=not knows)
+            told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
+        if chooses or not human:
+            answers = run.sample(
+                current,
+                asked.every if chooses else asked.rated,
+                ANSWERS if chooses or (told is not None and not knows) else 1,
+                temperature=list(temperatures),
+                name=f"v{i}/answers",
+                **answering,
+            )
         if human:
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
-            distilled = _distilled(run, current, fresh[i - 1], careful, temperature, tokens, i)
-            each = 1 if distilled is None else ANSWERS
-            answers = run.sample(
-                current,
-                fresh[i - 1],
-                each,
-                sampler=SAMPLER,
-                temperature=list(temperatures),
-                max_new_tokens=tokens,
-                name=f"v{i}/answers",
-            )
-            if distilled is not None:
-                answers = run.transform(answers, caution.Compared(distilled), name=f"v{i}/pairs")
-                history.append(run.transform(distilled, caution.ToDecline(), name=f"v{i}/taught"))
-            pairs = run.annotate(answers, annotator, name=f"v{i}/ratings")
+            compared = answers
+            if chooses or told is not None:
+                compared = run.transform(answers, caution.Compared(told, asked.compared), name=f"v{i}/pairs")
+            pairs = run.annotate(compared, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
-                run, v0, models.get(dimension), new, seen[dimension], dimension, i, MODELS[kind], rewards, replay
+                run, v0, models.get(dimension), new, seen[dimension], dimension, i, kind, rewards, replay
             )
             seen[dimension].append(new)
         reward = _reward(models, threshold)
         if isinstance(reward, Piecewise) and optimizer.samples_per_prompt == 1:
-            reward = _on_one_scale(run, reward, current, fresh[i - 1], temperature, tokens, i)
+            own = answers or run.sample(current, asked.rated, temperature=temperature, name=f"v{i}/plain", **answering)
+            reward = _on_one_scale(run, reward, own, i)
+        history += [told] if told is not None else []
         improved = run.improve(
             current,
-            _learn_from(run, fresh[i - 1] if optimizer.samples_per_prompt else None, pairs, i),
+            answers if chooses else _learn_from(run, asked.every if optimizer.samples_per_prompt else None, pairs, i),
             optimizer=algorithm,
             reward=reward,
             reference=v0,
             init=v0 if restart and not optimizer.own_samples else None,
             history=history,
-            sampler=SAMPLER,
-            max_new_tokens=tokens,
             iteration=i,
             name=f"v{i}",
+            **answering,
         )
         versions.append(improved.policy)
-        history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
+        if answers is not None and chooses:
+            history.append(answers)
+        else:
+            history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
     labels = [f"V{i}" for i in range(len(versions))]
     sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
@@ -243,20 +271,55 @@ def keep_usable_prompts(groups: Groups, ctx: Any) -> Groups:
     return refuse_or_drop(groups, problems, True, "prompts")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The prompts of a version.
+
+    Args:
+        every: what it learns from.
+        compared: the answers to so many of them, the first, are rated.
+    """
+
+    every: Groups
+    compared: int
+
+    @property
+    def rated(self) -> Groups:
+        return self.every.select(range(self.compared))
+
+
+def _choosing(run: Run, step: Component, kind: str) -> Component:
+    """An algorithm with its settings of `CHOOSES`, unless the user says how many samples it is to draw."""
+    ours = CHOOSES.get(kind, {}).get(run.host.resolve("optimizer", step).name, {})
+    return step if "samples_per_prompt" in step.params else Component(step.name, {**ours, **step.params})
+
+
+def _chooses(optimizer: PolicyOptimizer) -> bool:
+    """Whether it learns from samples that are given, by their rewards."""
+    return not optimizer.samples_per_prompt and "reward_name" in optimizer.prepare_arguments()
+
+
 def _prompts(
-    kind: str, given: Groups | None, mixes: Sequence[str], count: int, heldout: int
-) -> tuple[list[Groups], Groups]:
+    kind: str, given: Groups | None, methods: Sequence[PolicyOptimizer], count: int, more: int, heldout: int
+) -> tuple[list[Asked], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
-    versions = len(mixes)
     if given is None:
         held = Groups.from_prompts(_embedded(kind, "heldout", [_turns("heldout", heldout)]))
-        train = Groups.from_prompts(_embedded(kind, "train", [_turns(mix, count) for mix in mixes]))
-    else:
-        unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
-        heldout = min(heldout, len(unique) // 4)
-        held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
-        count = min(count, len(train) // versions)
-    return [train.select(range(v * count, (v + 1) * count)) for v in range(versions)], held
+        parts = [_parts(method, count, more * count // SIZES[kind].prompts) for method in methods]
+        rows = iter(_embedded(kind, "train", parts))
+        return [Asked(Groups.from_prompts(list(islice(rows, len(part)))), count) for part in parts], held
+    unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
+    heldout = min(heldout, len(unique) // 4)
+    held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
+    count = min(count, len(train) // len(methods))
+    return [Asked(train.select(range(v * count, (v + 1) * count)), count) for v in range(len(methods))], held
+
+
+def _parts(method: PolicyOptimizer, count: int, more: int) -> str:
+    """Of which kinds the prompts of a version are. One that learns from its own samples gets new ones each round."""
+    if not method.own_samples:
+        return _turns("imitates", count) + _turns("more", more)
+    return _turns("explores", max(count, method.rounds * method.prompts_per_round) if more else count)
 
 
 def _turns(mix: str, count: int) -> str:
@@ -282,23 +345,15 @@ def _embedded(kind: str, split: task.Split, parts: Sequence[str]) -> list[dict[s
     return [next(chain(islice(pools[kind], 1), pools["o"])) for kind in wanted]
 
 
-def _distilled(
-    run: Run, policy: PolicyHandle, prompts: Groups, n: int, temperature: float, tokens: int, version: int
+def _told(
+    run: Run, policy: PolicyHandle, prompts: Groups, n: int, temperature: float, answering: dict[str, Any], version: int
 ) -> GroupsHandle | None:
-    """Answers to the delicate prompts given under the safety preprompt, as answers to the prompts themselves."""
-    asked = caution.delicate(prompts)
-    if not n or not len(asked):
+    """Answers to these prompts given under the safety preprompt, as answers to the prompts themselves."""
+    if not n or not len(prompts):
         return None
-    answers = run.sample(
-        policy,
-        caution.warned(asked),
-        n,
-        sampler=SAMPLER,
-        temperature=temperature,
-        max_new_tokens=tokens,
-        name=f"v{version}/careful",
-    )
-    return run.transform(answers, caution.WithoutPreprompt(asked), name=f"v{version}/distilled")
+    warned = caution.warned(prompts)
+    answers = run.sample(policy, warned, n, temperature=temperature, name=f"v{version}/careful", **answering)
+    return run.transform(answers, caution.WithoutPreprompt(prompts), name=f"v{version}/distilled")
 
 
 @dataclass(frozen=True)
@@ -332,7 +387,7 @@ def _reward_model(
     earlier: list[Groups | GroupsHandle],
     dimension: str,
     version: int,
-    model: Model,
+    kind: str,
     rewards: str,
     replay: float,
 ) -> RewardHandle:
@@ -343,14 +398,18 @@ def _reward_model(
     """
     goes_on = last is not None and rewards == "continue"
     init: Any = last if goes_on else v0
+    model, own = MODELS[kind], REWARDS[kind]
+    rate = own.get("learning_rate", model.reward_learning_rate)
+    adapted = "layers" in own and not goes_on and v0.lora is not None
     return run.train_reward(
         init,
         new,
+        lora=replace(v0.lora, layers=own["layers"]) if adapted else "default",
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
-        learning_rate=model.reward_learning_rate * (0.5 if goes_on else 1.0),
+        learning_rate=rate * (0.5 if goes_on else 1.0),
         batch_size=model.reward_batch_size,
         pooling="last" if dimension == "helpfulness" else "mean",
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
@@ -367,14 +426,18 @@ def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
     return next(iter(models.values()))
 
 
-def _on_one_scale(
-    run: Run, reward: Piecewise, policy: PolicyHandle, prompts: Groups, temperature: float, tokens: int, version: int
-) -> Piecewise:
+@dataclass(frozen=True)
+class LastSamples:
+    """A transform: the last sample of each prompt, at the highest temperature where there are several."""
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        return take_responses(groups, [[size - 1] if size else [] for size in groups.sizes()])
+
+
+def _on_one_scale(run: Run, reward: Piecewise, answers: GroupsHandle, version: int) -> Piecewise:
     """The piecewise reward for a method that measures a response by those to other prompts: their scores come from the
-    other model."""
-    own = run.sample(
-        policy, prompts, sampler=SAMPLER, temperature=temperature, max_new_tokens=tokens, name=f"v{version}/own"
-    )
+    other model. Put on one scale by an answer of the policy to each prompt."""
+    own = run.transform(answers, LastSamples(), name=f"v{version}/own")
     scored = run.score(own, reward, name=f"v{version}/scale")
     return reward if scored.folder is None else reward.normalised(scored.groups)  # a plan has no scores
 
