@@ -91,12 +91,13 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "more": "sossosso", "explores": "osstosossoto", "heldout": "oostot"}
+MIX = {"imitates": "ossosstos", "more": "ossosss", "explores": "ossossotosso", "heldout": "oostot"}
 """The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
 for a version that imitates chosen samples and for its further prompts, for one that learns from the rewards of its own,
-and the held-out ones. What sounds unsafe and is not comes five times as often as what is, where it is imitated, so that
-declining is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and each act is asked for
-once as long as there are others. Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
+and the held-out ones. What only sounds unsafe comes nine times as often as what is, where it is imitated, and six times
+where declining moves with the rewards, so that it is learned by what is asked and not by how (Bianchi et al. 2023,
+arXiv 2309.07875); each act is asked for once as long as there are others. Of the 306 held-out ones 102 are tagged, and
+51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
@@ -183,10 +184,10 @@ def main(
     for i, (algorithm, optimizer, asked) in enumerate(zip(steps, built, fresh, strict=True), start=1):
         current, chooses = versions[-1], _chooses(optimizer)
         answering: dict[str, Any] = {"sampler": SAMPLER, "max_new_tokens": tokens}
-        answers, told = None, None
+        # A version that learned from such answers helps and declines without being told: half as many are enough.
+        knows = i > 1 and optimizer.own_samples
+        answers = told = None
         if not human:
-            # A version that learned from such answers helps and declines without being told: half as many are enough.
-            knows = i > 1 and optimizer.own_samples
             delicate = caution.delicate(asked.every, asked.compared, declined=not knows)
             told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
         if chooses or not human:
@@ -198,7 +199,7 @@ def main(
                 name=f"v{i}/answers",
                 **answering,
             )
-        if human:
+        if human or answers is None:
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             compared = answers
@@ -212,8 +213,9 @@ def main(
             seen[dimension].append(new)
         reward = _reward(models, threshold)
         if isinstance(reward, Piecewise) and optimizer.samples_per_prompt == 1:
-            own = answers or run.sample(current, asked.rated, temperature=temperature, name=f"v{i}/plain", **answering)
-            reward = _on_one_scale(run, reward, own, i)
+            if answers is None:
+                answers = run.sample(current, asked.rated, temperature=temperature, name=f"v{i}/answers", **answering)
+            reward = _on_one_scale(run, reward, answers, i)
         history += [told] if told is not None else []
         improved = run.improve(
             current,
