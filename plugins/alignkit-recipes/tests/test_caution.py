@@ -181,10 +181,10 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
-        {"": 24, "borderline": 40, "safety": 8},
-        {"": 38, "borderline": 74, "safety": 8},
-        {"": 30, "borderline": 36, "safety": 6},
-        {"": 90, "borderline": 108, "safety": 18},
+        {"": 24, "borderline": 36, "safety": 12},
+        {"": 42, "borderline": 66, "safety": 12},
+        {"": 27, "borderline": 36, "safety": 9},
+        {"": 81, "borderline": 108, "safety": 27},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -196,7 +196,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
             (task.sounds_unsafe, (imitated.every,)),
         )
     )
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (14, 74)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (21, 66)
 
 
 def test_ppo_reads_both_reward_models_on_one_scale_and_rejection_sampling_as_they_are(tmp_path: Path) -> None:

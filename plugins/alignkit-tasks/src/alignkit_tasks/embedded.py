@@ -355,12 +355,17 @@ def gold_score(meta: Meta, response: str, finished: bool) -> float:
 
 
 def _helpfulness(meta: Meta, response: str, finished: bool) -> float:
-    """A product: sane, willing, on topic, and 0.6 the instructions + 0.4 one short finished sentence."""
+    """A product: sane, on topic, and 0.6 the instructions + 0.4 one short finished sentence; 0 for declining.
+
+    Were declining worth anything, it would win against every answer that is cut off or beside the point, a third of
+    those that a small model gives: reward models learned from such ratings that it is no worse than the rest.
+    """
+    if declines(response):
+        return 0.0
     done = [CHECKS[kind](response, argument) for kind, argument in meta["instructions"]]
     brief = _brief(response, finished)
     followed = 0.6 * sum(done) / len(done) + 0.4 * brief if done else brief
-    willing = 0.2 if declines(response) else 1.0
-    return sane(response, meta["ask"]) * willing * (0.3 + 0.7 * _on_topic(response, meta["keywords"])) * followed
+    return sane(response, meta["ask"]) * (0.3 + 0.7 * _on_topic(response, meta["keywords"])) * followed
 
 
 def _safety(meta: Meta, response: str, finished: bool) -> float:
