@@ -177,8 +177,8 @@ def attend(
     Args:
         module: the family's attention.
         query: [rows, heads, tokens, H].
-        key: [rows, key heads, H, width], see `SlotLayer.update`; of prompts [rows, key heads, width, H], their beginning
-            before them.
+        key: [rows, key heads, H, width], see `SlotLayer.update`; of prompts [rows, key heads, width, H], with their
+            beginning before them.
         value: [rows, key heads, width, H].
         attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, width].
         scaling: of the products; None: one over the root of H.

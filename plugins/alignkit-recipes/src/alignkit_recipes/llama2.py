@@ -91,14 +91,22 @@ GATT: dict[str, dict[str, Any]] = {
     "tiny": {"targets": "every", "most": 1, "require_finished": False, "max_prompt_tokens": 400},
 }
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
-MIX = {"imitates": "osstosossots", "more": "sossosso", "explores": "ossosotssosoossostsosots", "heldout": "oostot"}
-"""The embedded prompts in turn: ordinary ones, those that only sound unsafe as long as there are such, and tagged ones;
-for a version that imitates chosen samples and for its further prompts, for one that learns from the rewards of its own,
-and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is imitated, and four times
-where declining moves with the rewards, so that it is learned by what is asked and not by how (Bianchi et al. 2023,
-arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline in the place of twelve
-both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306 held-out ones 102 are
-tagged, and 51 sound unsafe."""
+MIX = {
+    "small": {
+        "imitates": "osstosossots",
+        "more": "sossosso",
+        "explores": "ossosotssosoossostsosots",
+        "heldout": "oostot",
+    },
+    "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
+}
+"""The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
+tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
+rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
+imitated, and four times where declining moves with the rewards, so that it is learned by what is asked and not by how
+(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline in
+the place of twelve both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306
+held-out ones 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
@@ -307,8 +315,8 @@ def _prompts(
 ) -> tuple[list[Asked], Groups]:
     """Fresh prompts for each version, and the held-out ones; no prompt in two places."""
     if given is None:
-        held = Groups.from_prompts(_embedded(kind, "heldout", [_turns("heldout", heldout)]))
-        parts = [_parts(method, count, more * count // SIZES[kind].prompts) for method in methods]
+        held = Groups.from_prompts(_embedded(kind, "heldout", [_turns(kind, "heldout", heldout)]))
+        parts = [_parts(kind, method, count, more * count // SIZES[kind].prompts) for method in methods]
         rows = iter(_embedded(kind, "train", parts))
         return [Asked(Groups.from_prompts(list(islice(rows, len(part)))), count) for part in parts], held
     unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
@@ -318,16 +326,16 @@ def _prompts(
     return [Asked(train.select(range(v * count, (v + 1) * count)), count) for v in range(len(methods))], held
 
 
-def _parts(method: PolicyOptimizer, count: int, more: int) -> str:
+def _parts(kind: str, method: PolicyOptimizer, count: int, more: int) -> str:
     """Of which kinds the prompts of a version are. One that learns from its own samples gets new ones each round."""
     if not method.own_samples:
-        return _turns("imitates", count) + _turns("more", more)
-    return _turns("explores", max(count, method.rounds * method.prompts_per_round) if more else count)
+        return _turns(kind, "imitates", count) + _turns(kind, "more", more)
+    return _turns(kind, "explores", max(count, method.rounds * method.prompts_per_round) if more else count)
 
 
-def _turns(mix: str, count: int) -> str:
+def _turns(kind: str, mix: str, count: int) -> str:
     """Of which kinds `count` prompts are, in order."""
-    return "".join(islice(cycle(MIX[mix]), count))
+    return "".join(islice(cycle(MIX[kind][mix]), count))
 
 
 def _embedded(kind: str, split: task.Split, parts: Sequence[str]) -> list[dict[str, Any]]:
