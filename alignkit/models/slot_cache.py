@@ -42,6 +42,7 @@ class SlotLayer(CacheLayerMixin):
         if self.rows is not None:
             size, width = len(self.rows), self.width - self.apart
             keys, values = self._room(size, width, key_states, value_states)
+            assert self.at is not None
             at = self.at - self.apart
             keys[self.rows, :, :, at] = key_states[:, :, 0]
             values[self.rows, :, at] = value_states[:, :, 0]
@@ -54,9 +55,8 @@ class SlotLayer(CacheLayerMixin):
         whole = own = key_states, value_states
         if self.shared:
             assert self.beginning is not None
-            rows = len(key_states)
-            before = (each.expand(rows, -1, -1, -1) for each in self.beginning)
-            whole = tuple(torch.cat(pair, 2) for pair in zip(before, own, strict=True))
+            key, value = (each.expand(len(key_states), -1, -1, -1) for each in self.beginning)
+            whole = torch.cat([key, key_states], 2), torch.cat([value, value_states], 2)
         if not self.apart:
             own = whole
         end, tokens = self.first + len(key_states) * self.n, own[0].shape[2]

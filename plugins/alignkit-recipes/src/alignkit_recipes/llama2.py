@@ -104,8 +104,8 @@ MIX = {
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
 imitated, and four times where declining moves with the rewards, so that it is learned by what is asked and not by how
-(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline in
-the place of twelve both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306
+(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline
+in the place of twelve both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306
 held-out ones 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
