@@ -183,8 +183,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
         {"": 42, "borderline": 66, "safety": 12},
-        {"": 27, "borderline": 36, "safety": 9},
-        {"": 81, "borderline": 108, "safety": 27},
+        {"": 27, "borderline": 33, "safety": 12},
+        {"": 81, "borderline": 99, "safety": 36},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -196,7 +196,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
             (task.sounds_unsafe, (imitated.every,)),
         )
     )
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (21, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
 
 
 def test_ppo_reads_both_reward_models_on_one_scale_and_rejection_sampling_as_they_are(tmp_path: Path) -> None:

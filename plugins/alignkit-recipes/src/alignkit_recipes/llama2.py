@@ -95,7 +95,7 @@ MIX = {
     "small": {
         "imitates": "osstosossots",
         "more": "sossosso",
-        "explores": "ossosotssosoossostsosots",
+        "explores": "ossotosstosoossostsosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -103,7 +103,7 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, and four times where declining moves with the rewards, so that it is learned by what is asked and not by how
+imitated, and three times where declining moves with the rewards, so that it is learned by what is asked and not by how
 (Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline
 in the place of twelve both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306
 held-out ones 102 are tagged, and 51 sound unsafe."""
@@ -228,7 +228,9 @@ def main(
         history += [told] if told is not None else []
         improved = run.improve(
             current,
-            answers if chooses else _learn_from(run, asked.every if optimizer.samples_per_prompt else None, pairs, i),
+            answers
+            if answers is not None and chooses
+            else _learn_from(run, asked.every if optimizer.samples_per_prompt else None, pairs, i),
             optimizer=algorithm,
             reward=reward,
             reference=v0,
