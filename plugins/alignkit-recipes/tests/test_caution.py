@@ -199,6 +199,14 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
 
 
+def test_there_are_prompts_for_five_versions_as_llama_2_had() -> None:
+    methods = [*[RejectionSampling(samples_per_prompt=0)] * 4, PPO(rounds=3, prompts_per_round=72)]
+    asked, _ = llama2._prompts("small", None, methods, 72, 48, 306)
+    every = [key for each in asked for key in each.every.column("prompt_id")]
+    assert [len(each.every) for each in asked] == [120] * 4 + [216]
+    assert len(set(every)) == len(every)
+
+
 def test_ppo_reads_both_reward_models_on_one_scale_and_rejection_sampling_as_they_are(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     method = "rejection_sampling(samples_per_prompt=2, epochs=1, require_finished=False),ppo(rounds=1)"

@@ -348,14 +348,16 @@ def _embedded(kind: str, split: task.Split, parts: Sequence[str]) -> list[dict[s
         every = task.tiny_prompts(split, 3 * count)
         declined, sounding = [p for p in every if p["tags"]], list[task.Prompt]()
     else:
-        every, sounding = task.prompts(split, 2 * count), task.borderline_prompts(split)
+        sounding = task.borderline_prompts(split)
         declined = task.tagged_prompts(split, min(count, task.TAGGED_PROMPTS[split]))
+        missing = sum(max(0, wanted.count(turn) - len(pool)) for turn, pool in (("t", declined), ("s", sounding)))
+        every = task.prompts(split, 3 * (wanted.count("o") + missing) // 2 + 12)  # three in four are ordinary
     pools: dict[str, Iterator[dict[str, Any]]] = {
         "t": iter(declined),
         "s": iter(sounding),
         "o": iter([p for p in every if not p["tags"]]),
     }
-    return [next(chain(islice(pools[kind], 1), pools["o"])) for kind in wanted]
+    return [next(chain(islice(pools[turn], 1), pools["o"])) for turn in wanted]
 
 
 def _told(
