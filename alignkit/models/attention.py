@@ -216,11 +216,10 @@ def by_hand(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + added
     if nothing is not None:
         scores = torch.cat([scores, nothing.to(scores.dtype).unsqueeze(-1)], -1)
-    if first is None:
-        return torch.matmul(scores.softmax(-1)[..., : key.shape[-1]].to(value.dtype), value)
-    before = first[1].shape[2]
+    before = 0 if first is None else first[1].shape[2]
     weights = scores.softmax(-1)[..., : before + key.shape[-1]].to(value.dtype)
-    return _with_one(weights[..., :before], first[1]) + torch.matmul(weights[..., before:], value)
+    found = torch.matmul(weights[..., before:], value)
+    return found if first is None else _with_one(weights[..., :before], first[1]) + found
 
 
 def _with_one(rows: Tensor, matrix: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class SlotLayer(CacheLayerMixin):
             keys[self.rows, :, :, at] = key_states[:, :, 0]
             values[self.rows, :, at] = value_states[:, :, 0]
             seen = keys[:size, :, :, :width]
+            # Beside the keys, which families hand on to their attention unread: they have no argument for it.
             seen.kept_apart = self.beginning if self.apart else None  # type: ignore[attr-defined]
             return seen, values[:size, :, :width]
         if not self.n:

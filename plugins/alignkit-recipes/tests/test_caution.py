@@ -98,6 +98,7 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     ("careful", "pairs"),
     [
         (1, [["plain 0", "careful 0"]]),
+        (2, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 0", "careful 1"]]),
         (3, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["plain 2", "careful 2"], ["careful 0", "careful 1"]]),
     ],
 )
@@ -196,6 +197,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
             (task.sounds_unsafe, (imitated.every,)),
         )
     )
+    few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
+    assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
     assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
 
 

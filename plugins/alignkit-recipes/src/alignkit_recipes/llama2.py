@@ -111,8 +111,7 @@ CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
 """Kind of model -> optimizers that choose among the answers that were sampled for comparison, `ANSWERS` at each
-temperature, and sample none of their own; with their settings here. Of prompts to decline and prompts that only sound
-so, a linear reading of the model's states tells 95 to 99 in a hundred apart, fine-tuning at half the rate 83."""
+temperature, and sample none of their own; with their settings here."""
 REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
 """Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
 
@@ -329,10 +328,12 @@ def _prompts(
 
 
 def _parts(kind: str, method: PolicyOptimizer, count: int, more: int) -> str:
-    """Of which kinds the prompts of a version are. One that learns from its own samples gets new ones each round."""
+    """Of which kinds the prompts of a version are. One that learns from its own samples gets new ones each round, where
+    a round takes no more than are compared."""
     if not method.own_samples:
         return _turns(kind, "imitates", count) + _turns(kind, "more", more)
-    return _turns(kind, "explores", max(count, method.rounds * method.prompts_per_round) if more else count)
+    drawn = method.rounds * method.prompts_per_round if more and method.prompts_per_round <= count else 0
+    return _turns(kind, "explores", max(count, drawn))
 
 
 def _turns(kind: str, mix: str, count: int) -> str:
