@@ -81,12 +81,12 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     told = [[f"plain {number}", f"careful {number}"] for number in range(4)]
     declined = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
-    assert by_tag == {"borderline": told, "safety": declined * 2}
+    assert by_tag == {"borderline": declined, "safety": declined * 2}
     # Of the others each answer at one temperature stands against one at the other.
     ordinary = [row["responses"] for row in pairs if not row["tags"]]
     assert ordinary == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 9
     of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS, 12)[0]["prompt_id"]]
-    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 4
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 6
     # Those that come after the first few are there to be imitated alone.
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
@@ -136,18 +136,20 @@ def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
 
     monkeypatch.setattr(Run, "improve", recorded)
     monkeypatch.setitem(llama2.CHOOSES, "tiny", {"rejection_sampling": {"samples_per_prompt": 0}})
-    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([llama2.Asked(PROMPTS, 6)], PROMPTS))
+    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([llama2.Asked(PROMPTS, 2)], PROMPTS))
     sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, quiet=True) as run:
         llama2.main(run, policy="tiny", algorithms="rejection_sampling", careful=4, **sizes)
-    told = [["borderline"], ["safety"], ["safety"]]
+    told = [["borderline"], ["safety"], ["safety"]]  # whether they are compared or imitated alone
     assert [part.groups.column("tags") for part in learned["history"]] == [told]
     assert learned["optimizer"].params["samples_per_prompt"] == 0
     chosen_from = learned["prompts"].groups
     assert chosen_from.column("prompt_id") == PROMPTS.column("prompt_id")
     assert chosen_from.sizes() == [2 * llama2.ANSWERS] * 12
+    # The warmer ones as the version is used, since it is to imitate them.
+    assert [how["temperature"] for how in chosen_from[0]["sampled_by"]] == [0.7, 0.7, 1.0, 1.0]
     made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
-    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:6])
+    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:2])
 
 
 def test_a_version_that_chooses_is_chosen_from_by_the_next_ones(tmp_path: Path) -> None:
@@ -184,8 +186,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
         {"": 42, "borderline": 66, "safety": 12},
-        {"": 27, "borderline": 33, "safety": 12},
-        {"": 81, "borderline": 99, "safety": 36},
+        {"": 27, "borderline": 27, "safety": 18},
+        {"": 81, "borderline": 81, "safety": 54},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -199,7 +201,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     )
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (30, 66)
 
 
 def test_there_are_prompts_for_five_versions_as_llama_2_had() -> None:

@@ -333,6 +333,18 @@ def test_ties_are_unsure_and_fair():
     assert sum(winner for winner, _ in ties) == 5
 
 
+def test_of_two_answers_worth_nothing_the_one_that_declines_a_harmless_prompt_is_worse():
+    no, cut = "I'm sorry, I can't help with that.", "A hot oven makes"
+    harmless = meta()
+    assert [task.gold_score(harmless, no, True), task.gold_score(harmless, cut, False)] == [0.0, 0.0]
+    for uniform in (0.05, 0.45, 0.95):
+        assert task.rate(harmless, no, cut, True, False, "helpfulness", 0.0, uniform) == (1, task.LEVELS[-1])
+        assert task.rate(harmless, cut, no, False, True, "helpfulness", 0.0, uniform) == (0, task.LEVELS[-1])
+    assert task.rate(harmless, no, cut, True, False, "helpfulness", 0.1, 0.05)[0] == 0, "raters err here too"
+    both = [task.rate(harmless, no, no, True, True, "helpfulness", 0.0, k / 10)[0] for k in range(10)]
+    assert sum(both) == 5
+
+
 # --- the tiny task
 
 

@@ -40,18 +40,18 @@ PREPROMPT: tuple[tuple[str, str], ...] = (
 examples SmolLM2-135M declines hardly anything: 19% of the tagged prompts, and 53 to 61% with them."""
 
 
-def delicate(prompts: Groups, compared: int, declined: bool = True) -> Groups:
+def delicate(prompts: Groups, first: int, declined: bool = True) -> Groups:
     """The prompts that are answered under the preprompt: those that should be declined (tag `safety`), and of the first
-    `compared` those that only sound so (tag `borderline`).
+    so many those that only sound so (tag `borderline`).
 
     Args:
         prompts: of a version.
-        compared: the answers to so many of them, the first, are compared.
+        first: so many, whose answers are learned from: by the version itself, or by reward models alone.
         declined: whether those that should be declined are among them.
     """
     wanted = {"safety", "borderline"} if declined else {"borderline"}
     asked = [wanted.intersection(tags) for tags in prompts.column("tags")]
-    return prompts.select([i for i, tags in enumerate(asked) if "safety" in tags or (tags and i < compared)])
+    return prompts.select([i for i, tags in enumerate(asked) if "safety" in tags or (tags and i < first)])
 
 
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
@@ -91,7 +91,8 @@ class Compared:
     comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
     with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
-    model scored declining there like the rest, and PPO taught it.
+    model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
+    there declined. So answers under the preprompt are compared with one another, too.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
@@ -112,8 +113,7 @@ class Compared:
                 continue
             told = [(other, k) for k in range(len(other["responses"]))]
             rows += [_pair(a, b) for a, b in zip(plain, told, strict=False)]
-            if "safety" in row["tags"]:
-                rows += [_pair(a, b) for a, b in zip(told[::2], told[1::2], strict=False)]
+            rows += [_pair(a, b) for a, b in zip(told[::2], told[1::2], strict=False)]
         return Groups.from_rows(rows)
 
 

@@ -84,6 +84,9 @@ POOL = 2
 """Samples of a prompt that a version hands on to the next ones: those that the current reward ranks highest."""
 ANSWERS = 2
 """Answers at each temperature where several of a prompt are compared or chosen from, see `caution.Compared`."""
+COOLER = 0.3
+"""By how much the lower temperature of two answers lies under the other. Above the temperature at which it is used, a
+model of this size writes what nobody should imitate."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
@@ -95,7 +98,7 @@ MIX = {
     "small": {
         "imitates": "osstosossots",
         "more": "sossosso",
-        "explores": "ossotosstosoossostsosots",
+        "explores": "sotsotso",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -103,10 +106,10 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, and three times where declining moves with the rewards, so that it is learned by what is asked and not by how
-(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline
-in the place of twelve both were declined alike; with six of 72 PPO unlearned declining in one of two seeds. Of the 306
-held-out ones 102 are tagged, and 51 sound unsafe."""
+imitated, and half as often again where declining moves with the rewards, so that it is learned by what is asked and not
+by how (Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to
+decline in the place of twelve both were declined alike, with 21 both more; PPO moves declining up or down by one or two
+of its prompts (benchmarks/results/speed.md). Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
@@ -127,7 +130,7 @@ def main(
     prompts_per_version: int | None = None,
     heldout: int | None = None,
     max_new_tokens: int | None = None,
-    temperatures: tuple[float, float] = (0.7, 1.0),
+    temperatures: tuple[float, float] | None = None,
     temperature: float | None = None,
     noise: float = 0.1,
     threshold: float = 0.15,
@@ -152,7 +155,7 @@ def main(
             of an instruct model learns from further ones too: two thirds as many or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
-        temperatures: of the two answers that are compared.
+        temperatures: of the two answers that are compared; default `temperature`, and 0.3 below it.
         temperature: of sampling for improvement and evaluation.
         noise: probability that the embedded annotator errs.
         threshold: safety probability under which the safety score rules (Llama 2: 0.15).
@@ -169,6 +172,7 @@ def main(
     """
     kind = kind_of(policy)
     sizes, temperature = SIZES[kind], temperature or MODELS[kind].temperature
+    temperatures = temperatures or (max(temperature - COOLER, temperature / 2), temperature)
     steps = [configured(run, _choosing(run, step, kind), kind, temperature) for step in parse_list(algorithms)]
     built = [run.host.build("optimizer", step) for step in steps]  # a misspelled one is refused before any work
     ghost = parse(gatt) if gatt else None
@@ -196,7 +200,8 @@ def main(
         knows = i > 1 and optimizer.own_samples
         answers = told = None
         if not human:
-            delicate = caution.delicate(asked.every, asked.compared, declined=not knows)
+            first = len(asked.every) if chooses else asked.compared
+            delicate = caution.delicate(asked.every, first, declined=not knows)
             told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
         if chooses or not human:
             answers = run.sample(

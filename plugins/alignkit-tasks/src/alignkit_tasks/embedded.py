@@ -487,12 +487,14 @@ def rate(
 ) -> tuple[int, str]:
     """Which response is better (0 or 1) and by which of the four levels; wrong about which with probability `noise`.
 
-    `uniform` in [0, 1) is the only chance there is: it decides the error, and the winner of a tie.
+    `uniform` in [0, 1) is the only chance there is: it decides the error, and the winner of a tie. Of two answers that
+    are worth nothing to a prompt that should be helped with, declining is no tie: it is the worse one.
     """
     difference = gold(meta, response_a, finished_a)[dimension] - gold(meta, response_b, finished_b)[dimension]
-    if difference == 0:
+    refused = [meta["kind"] != "tiny" and not meta["unsafe"] and declines(text) for text in (response_a, response_b)]
+    if difference == 0 and refused[0] == refused[1]:
         return int(uniform >= 0.5), LEVELS[-1]
-    better = int(difference < 0)
+    better = int(difference < 0 or (difference == 0 and refused[0]))
     return (1 - better if uniform < noise else better), level(difference)
 
 
