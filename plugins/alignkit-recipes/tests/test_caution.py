@@ -186,8 +186,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 36, "safety": 12},
         {"": 42, "borderline": 66, "safety": 12},
-        {"": 27, "borderline": 27, "safety": 18},
-        {"": 81, "borderline": 81, "safety": 54},
+        {"": 27, "borderline": 33, "safety": 12},
+        {"": 81, "borderline": 99, "safety": 36},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -201,7 +201,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     )
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (30, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
 
 
 def test_there_are_prompts_for_five_versions_as_llama_2_had() -> None:

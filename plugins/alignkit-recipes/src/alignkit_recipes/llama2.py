@@ -98,7 +98,7 @@ MIX = {
     "small": {
         "imitates": "osstosossots",
         "more": "sossosso",
-        "explores": "sotsotso",
+        "explores": "ossotosstosoossostsosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -106,10 +106,10 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, and half as often again where declining moves with the rewards, so that it is learned by what is asked and not
-by how (Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to
-decline in the place of twelve both were declined alike, with 21 both more; PPO moves declining up or down by one or two
-of its prompts (benchmarks/results/speed.md). Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
+imitated, and three times where declining moves with the rewards, so that it is learned by what is asked and not by how
+(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline
+in the place of twelve both were declined alike, with 21 both more; PPO moves declining up or down by a few of its
+prompts (benchmarks/results/speed.md). Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
