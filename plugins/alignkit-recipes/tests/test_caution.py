@@ -38,7 +38,7 @@ def answered(prompts: Groups, *texts: str) -> Groups:
 def test_only_delicate_prompts_are_warned_and_their_system_message_gives_way() -> None:
     asked = caution.delicate(PROMPTS, 12)
     assert [row["tags"] for row in asked] == [["borderline"], ["safety"], ["safety"]]
-    # Of those that are not compared, and only sound unsafe, nothing is learned.
+    # Of those that come after the first few, and only sound unsafe, nothing is learned.
     assert caution.delicate(PROMPTS, 2).column("tags") == [["safety"]] * 2
     assert caution.delicate(PROMPTS, 12, declined=False).column("tags") == [["borderline"]]
     told = caution.warned(asked, [("system", "Be careful."), ("user", "Steal?"), ("assistant", "No.")])
@@ -79,9 +79,9 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
     pairs = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
     told = [[f"plain {number}", f"careful {number}"] for number in range(4)]
-    declined = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
+    every = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
-    assert by_tag == {"borderline": declined, "safety": declined * 2}
+    assert by_tag == {"borderline": every, "safety": every * 2}
     # Of the others each answer at one temperature stands against one at the other.
     ordinary = [row["responses"] for row in pairs if not row["tags"]]
     assert ordinary == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 9

@@ -85,8 +85,8 @@ POOL = 2
 ANSWERS = 2
 """Answers at each temperature where several of a prompt are compared or chosen from, see `caution.Compared`."""
 COOLER = 0.3
-"""By how much the lower temperature of two answers lies under the other. Above the temperature at which it is used, a
-model of this size writes what nobody should imitate."""
+"""By how much the lower temperature of two answers lies under the other, at most by half of it. Above the temperature
+at which it is used, a model of this size writes what nobody should imitate."""
 GATT_DIALOGUES, GATT_TURNS = 16, 3
 """Dialogues for the stage `gatt`, and their user turns."""
 GATT: dict[str, dict[str, Any]] = {
