@@ -171,6 +171,8 @@ class PolicyOptimizer(Training):
         loss: the loss, a registered name or a configured component.
         samples_per_prompt: responses sampled for each prompt of a round; 0 learns from the groups it is given.
         prompts_per_round: prompts sampled in a round, drawn in order and around; 0 takes them all.
+        shuffle: draw them in an order of its own each time around; False: as they were given, so that every round has
+            the kinds of prompts in the proportions in which they alternate there.
         rounds: times that sampling, scoring and learning are repeated; 0 takes as many as it takes to draw each prompt
             once, in rounds of nearly equal size, none larger than `prompts_per_round`.
         sample_every: rounds that learn from the same samples, each through a `prepare` of its own; 0: all of them.
@@ -184,6 +186,7 @@ class PolicyOptimizer(Training):
     loss: Any = "alignkit/nll"
     samples_per_prompt: int = 1
     prompts_per_round: int = 0
+    shuffle: bool = True
     rounds: int = 1
     sample_every: int = 1
     temperature: float = 1.0

@@ -281,6 +281,17 @@ def test_prompts_of_rounds_go_around_all():
     assert sorted(taken) == sorted([row["prompt_id"] for row in PROMPTS] * 2)
 
 
+@pytest.mark.parametrize("rounds", [5, 0])
+def test_prompts_of_rounds_come_as_they_were_given_where_a_method_wants_that(rounds):
+    given = [row["prompt_id"] for row in PROMPTS]
+    for shuffle in (True, False):
+        source = rollouts(tiny_policy(), Plain(prompts_per_round=2, rounds=rounds, shuffle=shuffle))
+        taken = [row["prompt_id"] for index in range(5) for row in source.collect.round_prompts(index)]
+        assert (taken[: len(given)] == given) is not shuffle
+    if rounds:
+        assert taken == given * 2, "around and around"
+
+
 def peeked(policy, optimizer, precision="32-true", checkpointing=False, value_model=None):
     """Whether the first step of each round saw a ratio of exactly 1."""
     seen = []

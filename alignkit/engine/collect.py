@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from alignkit.budget import NAMES, ROUND
@@ -100,7 +101,8 @@ class Collect:
         return not reached and not (draws and spending.stopped)
 
     def round_prompts(self, lap: int) -> Groups:
-        """The prompts of one sampling, in order and around; each lap over all of them has an order of its own.
+        """The prompts of one sampling, in order and around; each lap over all of them has an order of its own, unless
+        the method wants them as they were given.
 
         Where the method asks for one pass (`rounds=0`), that is each of them once: rounds of nearly equal size.
         """
@@ -109,12 +111,16 @@ class Collect:
             return self.prompts
         if not self.method.rounds:
             passes, place = divmod(lap, parts := math.ceil(rows / size))
-            order = permutation(rows, *self.setting.seed, "prompts", passes)
+            order = self._order(rows, passes)
             return self.prompts.select(order[rows * place // parts : rows * (place + 1) // parts])
         places = range(lap * size, (lap + 1) * size)
         laps = range(places[0] // rows, places[-1] // rows + 1)
-        orders = {each: permutation(rows, *self.setting.seed, "prompts", each) for each in laps}
+        orders = {each: self._order(rows, each) for each in laps}
         return self.prompts.select(orders[place // rows][place % rows] for place in places)
+
+    def _order(self, rows: int, lap: int) -> Sequence[int]:
+        """In which order the prompts come, the time around that is numbered so."""
+        return permutation(rows, *self.setting.seed, "prompts", lap) if self.method.shuffle else range(rows)
 
     def _drawn(self, prompts: Groups, index: int, attempt: int) -> Groups:
         seed, spending, n = self.setting.seed, self.setting.spending, self.method.samples_per_prompt

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from alignkit_ppo import PPO
 from alignkit_recipes import caution, llama2
+from alignkit_recipes.settings import configured
 from alignkit_rejection_sampling import RejectionSampling
 from alignkit_tasks import embedded as task
 
 from alignkit import ConfigError, Groups, Run
+from alignkit.plugin import parse
 
 PROMPTS = Groups.from_prompts(task.prompts("train", 12))
 
@@ -82,16 +84,16 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     every = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
     assert by_tag == {"borderline": every, "safety": every * 2}
-    # Of the others each answer at one temperature stands against one at the other.
-    ordinary = [row["responses"] for row in pairs if not row["tags"]]
-    assert ordinary == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 9
+    # Of the others each answer at one temperature stands against each at the other.
+    crossed = [[f"plain {cool}", f"plain {warm}"] for cool in (0, 1) for warm in (2, 3)]
+    assert [row["responses"] for row in pairs if not row["tags"]] == crossed * 9
     of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS, 12)[0]["prompt_id"]]
     assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 6
     # Those that come after the first few are there to be imitated alone.
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
     without = caution.Compared(None, 12)(plain, None)
-    assert [row["responses"] for row in without] == [["plain 0", "plain 2"], ["plain 1", "plain 3"]] * 12
+    assert [row["responses"] for row in without] == crossed * 12
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 10 * 2 + 2 * 6
+    assert len(pool) == 10 * 4 + 2 * 6
 
 
 def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
@@ -184,10 +186,10 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
-        {"": 24, "borderline": 36, "safety": 12},
+        {"": 36, "borderline": 24, "safety": 12},
         {"": 42, "borderline": 66, "safety": 12},
-        {"": 27, "borderline": 33, "safety": 12},
-        {"": 81, "borderline": 99, "safety": 36},
+        {"": 28, "borderline": 30, "safety": 14},
+        {"": 84, "borderline": 90, "safety": 42},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -199,9 +201,27 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
             (task.sounds_unsafe, (imitated.every,)),
         )
     )
+    for first in range(0, 216, 72):  # PPO takes them in this order
+        tags = Counter("".join(tags) for tags in explored.every.column("tags")[first : first + 72])
+        assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (26, 66)
+
+
+def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:
+    with Run(tmp_path, quiet=True) as run:
+        for kind, asked in (("small", {"shuffle": False}), ("tiny", {"missing_eos_penalty": 1.0})):
+            step = configured(run, llama2._of_this_loop(run, parse("alignkit-ppo/ppo"), kind), kind, 0.8)
+            assert step.params.items() >= asked.items()
+            assert 0.7 < step.params["warmup_ratio"] * step.params["rounds"] <= 1
+            given = llama2._of_this_loop(run, parse("ppo(warmup_ratio=0.5)"), kind)
+            assert given.params["warmup_ratio"] == 0.5
+            of_the_user = llama2._of_this_loop(run, parse("ppo"), kind, mixed=False)
+            assert set(of_the_user.params) == {"warmup_ratio", *asked} - {"shuffle"}
+        assert llama2._of_this_loop(run, parse("rejection_sampling(samples_per_prompt=3)"), "small").params == {
+            "samples_per_prompt": 3
+        }
 
 
 def test_there_are_prompts_for_five_versions_as_llama_2_had() -> None:

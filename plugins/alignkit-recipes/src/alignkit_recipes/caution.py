@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -92,7 +93,8 @@ class Compared:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
     with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
     model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
-    there declined. So answers under the preprompt are compared with one another, too.
+    there declined. So answers under the preprompt are compared with one another, too. Of other prompts each answer at
+    one temperature is compared with each at the other.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
@@ -109,7 +111,7 @@ class Compared:
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
-                rows += [_pair(a, b) for a, b in zip(*_halves(plain), strict=False)]
+                rows += [_pair(a, b) for a, b in product(*_halves(plain))]
                 continue
             told = [(other, k) for k in range(len(other["responses"]))]
             rows += [_pair(a, b) for a, b in zip(plain, told, strict=False)]

@@ -96,9 +96,9 @@ GATT: dict[str, dict[str, Any]] = {
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 MIX = {
     "small": {
-        "imitates": "osstosossots",
-        "more": "sossosso",
-        "explores": "ossotosstosoossostsosots",
+        "imitates": "ootsosotosos",
+        "more": "ssssssso",
+        "explores": "ostosososttosotsosossotosostsosotsos",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -106,15 +106,25 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, and three times where declining moves with the rewards, so that it is learned by what is asked and not by how
-(Bianchi et al. 2023, arXiv 2309.07875); each act is asked for once as long as there are others. With eight to decline
-in the place of twelve both were declined alike, with 21 both more; PPO moves declining up or down by a few of its
-prompts (benchmarks/results/speed.md). Of the 306 held-out ones 102 are tagged, and 51 sound unsafe."""
+imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and twice where
+declining moves with the rewards: PPO goes where the two are in balance, and with three times as many it unlearns
+declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Half of the prompts whose answers are
+compared first are ordinary ones, for the helpfulness model. Each act is asked for once as long as there are others. Of
+the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
 """Kind of model -> optimizers that choose among the answers that were sampled for comparison, `ANSWERS` at each
 temperature, and sample none of their own; with their settings here."""
+HERE: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {"ppo": {"warmup_ratio": 0.33, "shuffle": False}},
+    "tiny": {"ppo": {"warmup_ratio": 0.25, "missing_eos_penalty": 1.0}},
+}
+"""Kind of model -> optimizer -> its settings in this loop, where they are not those of `configured`. PPO warms up over
+its first round: Adam's first steps are as long as the rate, whatever the gradient is worth, and from the full rate that
+round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its prompts come as `MIX` has them: of 72
+drawn by chance 6 to 26 were tagged, and a round of few unlearned what a round of many had taught
+(benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
 REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
 """Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
 
@@ -173,7 +183,10 @@ def main(
     kind = kind_of(policy)
     sizes, temperature = SIZES[kind], temperature or MODELS[kind].temperature
     temperatures = temperatures or (max(temperature - COOLER, temperature / 2), temperature)
-    steps = [configured(run, _choosing(run, step, kind), kind, temperature) for step in parse_list(algorithms)]
+    steps = [
+        configured(run, _of_this_loop(run, step, kind, not prompts), kind, temperature)
+        for step in parse_list(algorithms)
+    ]
     built = [run.host.build("optimizer", step) for step in steps]  # a misspelled one is refused before any work
     ghost = parse(gatt) if gatt else None
     if ghost is not None:
@@ -305,10 +318,13 @@ class Asked:
         return self.every.select(range(self.compared))
 
 
-def _choosing(run: Run, step: Component, kind: str) -> Component:
-    """An algorithm with its settings of `CHOOSES`, unless the user says how many samples it is to draw."""
-    ours = CHOOSES.get(kind, {}).get(run.host.resolve("optimizer", step).name, {})
-    return step if "samples_per_prompt" in step.params else Component(step.name, {**ours, **step.params})
+def _of_this_loop(run: Run, step: Component, kind: str, mixed: bool = True) -> Component:
+    """An algorithm with its settings of `HERE`, and those of `CHOOSES` unless the user says how many samples it is to
+    draw. Prompts that are not `mixed`, which are the user's, come in any order."""
+    name = run.host.resolve("optimizer", step).name
+    ours = {n: value for n, value in HERE.get(kind, {}).get(name, {}).items() if mixed or n != "shuffle"}
+    chooses = {} if "samples_per_prompt" in step.params else CHOOSES.get(kind, {}).get(name, {})
+    return Component(step.name, {**ours, **chooses, **step.params})
 
 
 def _chooses(optimizer: PolicyOptimizer) -> bool:
