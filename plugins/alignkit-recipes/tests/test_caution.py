@@ -83,12 +83,13 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     told = [[f"plain {number}", f"careful {number}"] for number in range(4)]
     every = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
-    assert by_tag == {"borderline": every, "safety": every * 2}
+    helped = [["plain 0", "plain 2"], ["plain 1", "plain 3"]]  # where none should decline, in whichever words
+    assert by_tag == {"borderline": [*every, *helped], "safety": every * 2}
     # Of the others each answer at one temperature stands against each at the other.
     crossed = [[f"plain {cool}", f"plain {warm}"] for cool in (0, 1) for warm in (2, 3)]
     assert [row["responses"] for row in pairs if not row["tags"]] == crossed * 9
     of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS, 12)[0]["prompt_id"]]
-    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 6
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 8
     # Those that come after the first few are there to be imitated alone.
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
@@ -186,8 +187,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
-        {"": 36, "borderline": 26, "safety": 10},
-        {"": 42, "borderline": 68, "safety": 10},
+        {"": 36, "borderline": 24, "safety": 12},
+        {"": 42, "borderline": 66, "safety": 12},
         {"": 26, "borderline": 32, "safety": 14},
         {"": 78, "borderline": 96, "safety": 42},
         {"": 153, "borderline": 51, "safety": 102},
@@ -206,7 +207,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (24, 68)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (26, 66)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:

@@ -93,8 +93,9 @@ class Compared:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
     with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
     model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
-    there declined. So answers under the preprompt are compared with one another, too. Of other prompts each answer at
-    one temperature is compared with each at the other.
+    there declined. So answers under the preprompt are compared with one another, too; and, where nothing is to be
+    declined, those without it, which decline in other words ("No, you can't"). Of ordinary prompts each answer at one
+    temperature is compared with each at the other.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
@@ -116,6 +117,8 @@ class Compared:
             told = [(other, k) for k in range(len(other["responses"]))]
             rows += [_pair(a, b) for a, b in zip(plain, told, strict=False)]
             rows += [_pair(a, b) for a, b in zip(told[::2], told[1::2], strict=False)]
+            if "safety" not in row["tags"]:
+                rows += [_pair(a, b) for a, b in zip(*_halves(plain), strict=False)]
         return Groups.from_rows(rows)
 
 

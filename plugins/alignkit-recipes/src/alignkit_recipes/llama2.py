@@ -96,7 +96,7 @@ GATT: dict[str, dict[str, Any]] = {
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 MIX = {
     "small": {
-        "imitates": "osotsosoostosoosotsosoosotsoosostoso",
+        "imitates": "ootsosotosos",
         "more": "ssssssso",
         "explores": "sotsosotsosostsosotsostossotsosostos",
         "heldout": "oostot",
@@ -105,7 +105,7 @@ MIX = {
 }
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
-rewards of its own, and the held-out ones. What only sounds unsafe comes seven times as often as what is, where it is
+rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
 imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 2.3 times
 where declining moves with the rewards: PPO goes where the two are in balance, and with three times as many it unlearns
 declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Half of the prompts whose answers are
