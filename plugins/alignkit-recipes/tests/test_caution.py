@@ -187,10 +187,10 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
-        {"": 36, "borderline": 24, "safety": 12},
+        {"": 24, "borderline": 36, "safety": 12},
         {"": 42, "borderline": 66, "safety": 12},
-        {"": 26, "borderline": 32, "safety": 14},
-        {"": 78, "borderline": 96, "safety": 42},
+        {"": 28, "borderline": 28, "safety": 16},
+        {"": 84, "borderline": 84, "safety": 48},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -207,7 +207,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (26, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (28, 66)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:

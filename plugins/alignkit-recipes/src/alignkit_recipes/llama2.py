@@ -96,9 +96,9 @@ GATT: dict[str, dict[str, Any]] = {
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 MIX = {
     "small": {
-        "imitates": "ootsosotosos",
-        "more": "ssssssso",
-        "explores": "sotsosotsosostsosotsostossotsosostos",
+        "imitates": "osstosossots",
+        "more": "sossosso",
+        "explores": "osotsostosotsosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -106,11 +106,10 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 2.3 times
+imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75 times
 where declining moves with the rewards: PPO goes where the two are in balance, and with three times as many it unlearns
-declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Half of the prompts whose answers are
-compared first are ordinary ones, for the helpfulness model. Each act is asked for once as long as there are others. Of
-the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
+declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Each act is asked for once as long as
+there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 12, "learning_rate": 1e-3}}
 }
