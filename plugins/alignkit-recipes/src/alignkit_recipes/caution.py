@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, starmap
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -107,18 +107,18 @@ class Compared:
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
         careful = {row["prompt_id"]: row for row in self.careful.groups} if self.careful is not None else {}
-        rows = []
+        rows = list[dict[str, Any]]()
         for row in groups.select(range(min(self.first, len(groups)))):
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
-                rows += [_pair(a, b) for a, b in product(*_halves(plain))]
-                continue
-            told = [(other, k) for k in range(len(other["responses"]))]
-            rows += [_pair(a, b) for a, b in zip(plain, told, strict=False)]
-            rows += [_pair(a, b) for a, b in zip(told[::2], told[1::2], strict=False)]
-            if "safety" not in row["tags"]:
-                rows += [_pair(a, b) for a, b in zip(*_halves(plain), strict=False)]
+                pairs = [*product(*_halves(plain))]
+            else:
+                told = [(other, k) for k in range(len(other["responses"]))]
+                pairs = [*zip(plain, told, strict=False), *zip(told[::2], told[1::2], strict=False)]
+                if "safety" not in row["tags"]:
+                    pairs += zip(*_halves(plain), strict=False)
+            rows += starmap(_pair, pairs)
         return Groups.from_rows(rows)
 
 

@@ -121,9 +121,9 @@ HERE: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Kind of model -> optimizer -> its settings in this loop, where they are not those of `configured`. PPO warms up over
 its first round: Adam's first steps are as long as the rate, whatever the gradient is worth, and from the full rate that
-round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its prompts come as `MIX` has them: of 72
-drawn by chance 6 to 26 were tagged, and a round of few unlearned what a round of many had taught
-(benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
+round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its prompts come as `MIX` has them: drawn
+by chance, 6 to 16 of a round were tagged where 12 were meant, which moved declining up or down (see
+benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
 REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
 """Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
 
