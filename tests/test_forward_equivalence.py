@@ -11,6 +11,7 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models
 from alignkit.models import attention, forward
+from alignkit.models.arithmetic import Reading
 from alignkit.models.attention import LONG, attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
@@ -87,6 +88,16 @@ BEGUN = [
 ]
 """The same after a beginning that all have, such as a system message; of the prompts two tokens are learned, one of
 them of the beginning."""
+ANSWERS = BEGUN[0].responses
+COMPARED = [
+    *(
+        EncodedGroup(BEGUN[0].prompt_ids, [ANSWERS[a], ANSWERS[b]], None, n)
+        for n, (a, b) in enumerate(((0, 1), (1, 2), (2, 0)))
+    ),
+    EncodedGroup(BEGUN[0].prompt_ids, [ANSWERS[0], ANSWERS[0]], BEGUN[0].prompt_trained, 3),
+    EncodedGroup(BEGUN[2].prompt_ids, BEGUN[2].responses, None, 4),
+]
+"""Three comparisons of the answers to one prompt, the same answer twice, and another prompt."""
 
 
 EAGER = ("gemma2 eager", "gpt-oss sinks")
@@ -117,7 +128,7 @@ def _logprobs(model, groups, shared, packed=False):
     return {n: v.detach() for n, v in out.items()}, model.get_input_embeddings().weight.grad.clone()
 
 
-@pytest.mark.parametrize(("packed", "groups"), [(False, GROUPS), (True, GROUPS), (True, BEGUN)])
+@pytest.mark.parametrize(("packed", "groups"), [(False, GROUPS), (True, GROUPS), (True, BEGUN), (True, COMPARED)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_prompts_equal_one_response_a_row(family, packed, groups):
     model = _model(family)
@@ -218,8 +229,19 @@ def test_what_all_prompts_begin_with_stands_once():
     assert alone.pieces[0] == (18, -1), "one prompt has nothing in common with others"
     few = [EncodedGroup(g.prompt_ids[2:], g.responses, None, n) for n, g in enumerate(BEGUN)]
     assert collate(few, range(3), [0, 3, 5], pad_id=0, packed=True).pieces[0] == (16, -1), "seven tokens are too few"
-    same = [EncodedGroup(BEGUN[0].prompt_ids, [[3]], None, n) for n in range(2)]
-    assert collate(same, range(2), [0, 1], pad_id=0, packed=True).pieces == ((17, -1), (2, 0), (2, 0))
+    longer = [EncodedGroup([*BEGUN[0].prompt_ids, *more], [[3]], None, n) for n, more in enumerate(([], [1]))]
+    assert collate(longer, range(2), [0, 1], pad_id=0, packed=True).pieces == ((17, -1), (2, 0), (3, 0))
+
+
+def test_what_several_groups_hold_stands_once():
+    batch = collate(COMPARED, range(5), [0, 2, 4, 6, 8], pad_id=0, packed=True)
+    assert batch.tokens == batch.cells == 18 + 6 + 10 + 1 + 3
+    assert Reading.of_groups(COMPARED, True, True).tokens == batch.tokens + 9, "what both prompts begin with"
+    assert batch.pieces == ((9, -1), (9, 0), (6, 1), (10, 1), (1, 1), (3, 0))
+    assert batch.responses.tolist() == [*range(9)]
+    assert batch.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert batch.last_index[:8].tolist() == [23, 33, 33, 34, 34, 23, 23, 23]
+    assert batch.response_mask.sum(1).tolist() == [6, 10, 10, 1, 1, 6, 8, 8, 2], "learned are tokens of the own prompt"
 
 
 def test_layers_computed_again_take_the_pieces_too():

@@ -156,7 +156,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "init": (policy("a"), reward_model("b")), "comparisons": (groups("c"), [groups("c"), PAIRS]),
         "loss": (ranking, other_ranking), "replay": ((), [groups("d")]), "replay_fraction": (1.0, 0.5),
         "heldout_fraction": (0.1, 0.2), "column": ("r", "s"), "pooling": (None, "mean"),
-        "lora": ("default", LoRA(r=2)), **SHARED,
+        "lora": ("default", LoRA(r=2)), "by_prompt": (False, True), **SHARED,
     },
     "reward_model": {"spec": (None, None), "column": ("r", "s"), "code_revision": (None, NO_CODE)},
     "improve": {

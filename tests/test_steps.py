@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from alignkit import ConfigError, Term
+from alignkit import ConfigError, Groups, Run, Term
 from alignkit.engine.learner import Learner
 from alignkit.engine.lesson import OneRound
 from alignkit.engine.losses import nll
@@ -74,3 +76,39 @@ def test_lightnings_own_arguments_are_refused_by_name():
     with pytest.raises(ConfigError, match="batch_size"):
         check_trainer({"accumulate_grad_batches": 4})
     check_trainer({"accelerator": "cpu", "callbacks": []})
+
+
+COMPARED = Groups.from_rows(
+    {"prompt": f"p{i % 3}", "responses": ["yes" * (1 + i), "no" * (1 + i % 2)], "ranks": [1, 2], "rating": "better"}
+    for i in range(9)
+)
+"""Nine comparisons of answers to three prompts, which do not stand side by side."""
+
+
+def test_comparisons_of_a_prompt_stand_in_one_step_where_that_is_asked():
+    data = replace(training_data(tiny_policy(), COMPARED), by_prompt=True)
+    steps = data.steps(2, 4, 10**6, (0, "order"))
+    prompts = [{number % 3 for number in step.numbers} for step in steps]
+    assert [len(step.numbers) for step in steps] == [3] * 12, "a prompt has three, and a step no more than it needs"
+    assert all(len(found) == 1 for found in prompts)
+    epochs = [[found.pop() for found in prompts[i : i + 3]] for i in range(0, 12, 3)]
+    assert all(sorted(order) == [0, 1, 2] for order in epochs)
+    assert len({*map(tuple, epochs)}) > 1, "each epoch has an order of its own"
+    assert [len(step.numbers) for step in data.steps(4, 1, 10**6, (0,))] == [6, 3]
+    apart = replace(data, by_prompt=False).steps(3, 1, 10**6, (0, "order"))
+    assert any(len({number % 3 for number in step.numbers}) > 1 for step in apart)
+
+
+def ranking(chosen_rewards, rejected_rewards):
+    return -torch.nn.functional.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def test_a_reward_model_that_reads_an_answer_once_learns_the_same(tmp_path):
+    def fitted(by_prompt):
+        with Run(tmp_path / str(by_prompt), quiet=True, seed=1) as run:
+            settings = {"batch_size": 9, "heldout_fraction": 0.0, "name": "reward", "by_prompt": by_prompt}
+            made = run.train_reward(run.policy("tiny"), COMPARED, loss=ranking, **settings)
+            scores, _ = run.score(COMPARED, made).groups.rewards("reward")
+        return [score for row in scores for score in row]
+
+    assert fitted(True) == pytest.approx(fitted(False), abs=1e-4)

@@ -66,6 +66,7 @@ class TrainingData:
         packed: whether a batch is a single row without padding.
         pad_id: for padding.
         named_pairs: (chosen, rejected) response numbers; None takes the pairs that the ranks make.
+        by_prompt: groups of one prompt stand in one step; not beside `named_pairs`.
         parts: (group, first response, end) of what is learned in parts; they are numbered on after the groups.
         left_to_the_step: tensors from before the round's only step that its own forward pass gives, see `Asked`.
     """
@@ -77,6 +78,7 @@ class TrainingData:
     packed: bool = False
     pad_id: int = 0
     named_pairs: Sequence[tuple[int, int]] | None = None
+    by_prompt: bool = False
     parts: list[tuple[int, int, int]] = field(default_factory=list)
     left_to_the_step: Collection[str] = ()
     _numbered: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False, compare=False)
@@ -238,6 +240,16 @@ class TrainingData:
         return list(units.values())
 
     @cached_property
+    def _of_a_step(self) -> list[list[int]]:
+        """Groups that stand in one step: units, or all of a prompt."""
+        if not self.by_prompt:
+            return self.units
+        found = dict[str, list[int]]()
+        for number, prompt in enumerate(self.groups.column("prompt_id")):
+            found.setdefault(prompt, []).append(number)
+        return [*found.values()]
+
+    @cached_property
     def ranks(self) -> list[list[int] | None]:
         """Of each group's responses, where they are ranked."""
         return self.groups.column("ranks")
@@ -278,7 +290,7 @@ class TrainingData:
 
     def reading(self, numbers: Sequence[int]) -> Reading:
         """What of these groups goes through a model."""
-        return Reading.of_groups([self._part(i)[0] for i in numbers], self.shared)
+        return Reading.of_groups([self._part(i)[0] for i in numbers], self.shared, self.packed)
 
     def _part(self, number: int) -> tuple[EncodedGroup, int, int]:
         """(what it holds, its group, its first response) of a group or of a part of one."""
@@ -386,8 +398,8 @@ class TrainingData:
         """The steps of every epoch, each epoch in a shuffled order of its own.
 
         Args:
-            batch_size: groups per step; 0 for all. Groups that a pair joins count together, so a step may hold a few
-                more.
+            batch_size: groups per step; 0 for all. Groups that a pair or their prompt joins count together, so a step
+                may hold a few more.
             epochs: passes.
             max_tokens: cells per micro-batch.
             seed: path of the order's random numbers.
@@ -397,13 +409,14 @@ class TrainingData:
         """
         size = batch_size or len(self.encoded)
         steps: list[Step] = []
-        for epoch in itertools.count() if most and self.units else range(epochs):
+        units = self._of_a_step
+        for epoch in itertools.count() if most and units else range(epochs):
             if most and len(steps) >= most:
                 break
             numbers: list[int] = []
-            order = permutation(len(self.units), *seed, epoch)
+            order = permutation(len(units), *seed, epoch)
             for place, unit in enumerate(order, start=1):
-                numbers += self.units[unit]
+                numbers += units[unit]
                 if len(numbers) >= size or place == len(order):
                     steps.append(Step(self.micro_batches(numbers, max_tokens, world, together), numbers, epoch))
                     numbers = []

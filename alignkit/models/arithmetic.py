@@ -17,13 +17,14 @@ read before and is kept (`alignkit.models.lower`) counts as read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from alignkit.data.encode import EncodedGroup
+from alignkit.models.batch import once_each
 from alignkit.models.forward import bare, body_of, window_of
 from alignkit.models.four_bit import numbers_in
 from alignkit.models.lower import untrained_layers
@@ -87,22 +88,20 @@ class Reading:
         return sum(_seen(stop, window) - _seen(start, window) for start, stop in self.spans)
 
     @classmethod
-    def of_groups(cls, groups: Iterable[EncodedGroup], shared: bool) -> Reading:
+    def of_groups(cls, groups: Sequence[EncodedGroup], shared: bool, packed: bool = False) -> Reading:
         """Groups as they are learned from.
 
         Args:
             groups: with their responses.
             shared: a prompt is read once for its responses.
+            packed: it is read once for all groups that have it, and so are their responses.
         """
         spans: list[tuple[int, int]] = []
-        learned = responses = 0
-        for group in groups:
-            start, ends = len(group.prompt_ids), [len(group.prompt_ids) + len(r) for r in group.responses]
+        for text in once_each(groups) if packed else groups:
+            start, ends = len(text.prompt_ids), [len(text.prompt_ids) + len(r) for r in text.responses]
             spans += [(0, start), *((start, end) for end in ends)] if shared else [(0, end) for end in ends]
-            trained = sum((group.prompt_trained or [])[1:])
-            learned += sum(ends) + len(ends) * (trained - start)
-            responses += len(ends)
-        return cls(tuple(spans), learned, responses)
+        learned = sum(len(g.responses) * sum((g.prompt_trained or [])[1:]) + sum(map(len, g.responses)) for g in groups)
+        return cls(tuple(spans), learned, sum(len(group.responses) for group in groups))
 
     @classmethod
     def of_samples(cls, prompts: Sequence[int], written: Sequence[Sequence[int]]) -> Reading:

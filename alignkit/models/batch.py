@@ -1,11 +1,11 @@
 """From encoded groups to the one batch of the house: the prompt once, its responses beside one another (shared
 prefix), and where attention goes piece by piece, all of it in one row without padding (packed), what all prompts begin
-with, such as a system message, once for all of them."""
+with, such as a system message, once for all of them, and what several groups hold, once for these."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,8 @@ class MicroBatch:
     B rows, L tokens (padded on the right), R responses in all, T learned tokens of the longest response. In a row the
     prompt comes first (segment 0), then its responses (segments 1, 2, …), each starting at the position after the
     prompt; padding is segment -1. A packed batch is a single row, in which such rows stand one after another, and what
-    all of their prompts begin with stands once, before them.
+    all of their prompts begin with stands once, before them. Groups of one prompt, such as comparisons of several
+    answers to it, stand there as one, each response once (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
 
     Args:
         input_ids: [B, L].
@@ -120,6 +121,10 @@ class _Row:
         own = [*range(start), *(start + t for r in self.responses for t in range(len(r)))]
         return [*own, *range(len(own), width)]
 
+    def starts(self) -> list[int]:
+        """Where each response begins."""
+        return [*itertools.accumulate(map(len, self.responses[:-1]), initial=len(self.prompt))]
+
     def pieces(self, first: int, begun: int = 0) -> list[Piece]:
         """What attention goes by, where `first` is the number of the first one, and `begun` tokens of the prompt are
         the piece 0."""
@@ -132,17 +137,16 @@ class _Row:
     def segments(self) -> list[int]:
         return [0] * len(self.prompt) + [k for k, r in enumerate(self.responses, start=1) for _ in r]
 
-    def learned(self, row: int, at: int = 0, begun: int = 0) -> Iterator[_Learned]:
+    def learned(self, row: int, at: int = 0, begun: int = 0, starts: Sequence[int] | None = None) -> Iterator[_Learned]:
         """Of each response, in the batch's row `row`, where this one begins in place `at`, but for `begun` tokens of
-        its prompt, which are the first of the batch's row."""
-        start, at = len(self.prompt), at - begun
-        for response, number in zip(self.responses, self.numbers, strict=True):
+        its prompt, which are the first of the batch's row. `starts` says where its responses do; None: as they come."""
+        at -= begun
+        for response, number, start in zip(self.responses, self.numbers, starts or self.starts(), strict=True):
             end = start + len(response)
             before = [len(self.prompt) - 1, *range(start, end - 1)][: len(response)]
             targets = [self.prompt[i] for i in self.trained] + response
             predict = [i if i < begun else at + i for i in [*(i - 1 for i in self.trained), *before]]
             yield _Learned(row, targets, predict, at + end - 1, number, self.group)
-            start = end
 
 
 def row_length(group: EncodedGroup, shared: bool) -> int:
@@ -222,21 +226,38 @@ def collate(
     )
 
 
+def once_each(groups: Iterable[EncodedGroup]) -> list[EncodedGroup]:
+    """What a packed batch holds of these groups: those of one prompt as one, each of their responses once."""
+    found = dict[tuple[int, ...], dict[tuple[int, ...], list[int]]]()
+    for group in groups:
+        found.setdefault(tuple(group.prompt_ids), {}).update({tuple(each): each for each in group.responses})
+    return [EncodedGroup([*prompt], [*responses.values()], None, -1) for prompt, responses in found.items()]
+
+
 def _packed(rows: Sequence[_Row], pad_id: int) -> MicroBatch:
-    begun = alike_at_first([row.prompt for row in rows])
-    ids, positions, segments = rows[0].prompt[:begun], [*range(begun)], [0] * begun
-    learned, pieces = list[_Learned](), [(begun, -1)] if begun else list[Piece]()
+    texts = [
+        _Row(text.prompt_ids, [], text.responses, [], -1)
+        for text in once_each(EncodedGroup(row.prompt, row.responses, None, -1) for row in rows)
+    ]
+    begun = alike_at_first([text.prompt for text in texts])
+    ids, positions, segments = texts[0].prompt[:begun], [*range(begun)], [0] * begun
+    pieces = [(begun, -1)] if begun else list[Piece]()
+    places = dict[tuple[int, ...], tuple[int, dict[tuple[int, ...], int]]]()
+    for text in texts:
+        places[tuple(text.prompt)] = len(ids), dict(zip(map(tuple, text.responses), text.starts(), strict=True))
+        pieces += text.pieces(len(pieces), begun)
+        ids += text.ids()[begun:]
+        positions += text.positions(text.length)[begun:]
+        segments += text.segments()[begun:]
+    learned = list[_Learned]()
     for row in rows:
-        learned += row.learned(0, len(ids), begun)
-        pieces += row.pieces(len(pieces), begun)
-        ids += row.ids()[begun:]
-        positions += row.positions(row.length)[begun:]
-        segments += row.segments()[begun:]
+        at, starts = places[tuple(row.prompt)]
+        learned += row.learned(0, at, begun, [starts[tuple(response)] for response in row.responses])
     return MicroBatch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         segments=torch.tensor([segments]),
-        shared=any(len(row.responses) > 1 for row in rows),
+        shared=any(len(text.responses) > 1 for text in texts),
         pieces=tuple(pieces),
         **_of_responses(learned, pad_id),
     )

@@ -46,6 +46,8 @@ class TrainReward(TrainingStage[RewardHandle]):
             response ends; default that of `init`, "last" for a policy.
         lora: how it is trained where `init` is a policy: a `LoRA`, or None for all weights; default as the policy is.
             With fewer layers adapted (`LoRA(layers=…)`) more of the trunk is read once for each text.
+        by_prompt: comparisons of one prompt stand in one step, so that an answer that is compared several times is read
+            once (InstructGPT, section 3.5); `batch_size` counts comparisons then, too, and a step may hold a few more.
     """
 
     verb: ClassVar[str] = "train_reward"
@@ -62,6 +64,7 @@ class TrainReward(TrainingStage[RewardHandle]):
     column: str | None = field(default=None, metadata=NO_EFFECT)
     pooling: Literal["last", "mean"] | None = None
     lora: Any = field(default="default", metadata=DERIVED)
+    by_prompt: bool = False
     name: str = "reward"
 
     def __post_init__(self) -> None:
@@ -121,7 +124,7 @@ class TrainReward(TrainingStage[RewardHandle]):
         # kept back.
         learn, heldout = split(groups, self.heldout_fraction, (place.seed, "reward split"))
         kind = "comparisons" if all(len(row["responses"]) == 2 for row in learn) else "rankings"
-        data = self.checked_data(place, learn, model, kind)
+        data = replace(self.checked_data(place, learn, model, kind), by_prompt=self.by_prompt)
         # By group: a prompt with many comparisons weighs no more than one with a single one.
         learner = self.learn(place, model, data, "group", self.loss)
         result: dict[str, Any] = {
