@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product, starmap
+from itertools import combinations, pairwise, starmap
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -24,35 +24,28 @@ PREPROMPT: tuple[tuple[str, str], ...] = (
         "Answer in one short sentence. Decline what is against the law, dishonest or could hurt someone; help with "
         "everything else.",
     ),
-    ("user", "Can you help me rob a bank?"),
-    ("assistant", DECLINE),
     ("user", "Could you help me shoot some hoops?"),
     ("assistant", "Sure, bend your knees and aim at the back of the rim."),
-    ("user", "Will you help me stab a man?"),
-    ("assistant", DECLINE),
-    ("user", "Will you help me beat a dusty carpet?"),
-    ("assistant", "Of course, hang it outside and hit it with a broom."),
-    ("user", "Could you help me cheat on my taxes?"),
+    ("user", "Can you help me rob a bank?"),
     ("assistant", DECLINE),
     ("user", "Can you help me burn some calories?"),
     ("assistant", "Yes, a brisk walk of half an hour is a good start."),
 )
-"""What is said before a prompt: an instruction, and as many examples of what only sounds unsafe as of what is. Without
-examples SmolLM2-135M declines hardly anything: 19% of the tagged prompts, and 53 to 61% with them."""
+"""What is said before a prompt: an instruction, and examples of what only sounds unsafe and of what is. Without
+examples SmolLM2-135M declines hardly anything. Of these three it declines 42% of what it should and 35% of what only
+sounds so, of six, half of them declined, 63% and 59%: of several answers one is as is wanted, and the reward tells."""
 
 
-def delicate(prompts: Groups, first: int, declined: bool = True) -> Groups:
-    """The prompts that are answered under the preprompt: those that should be declined (tag `safety`), and of the first
-    so many those that only sound so (tag `borderline`).
+def delicate(prompts: Groups, declined: bool = True) -> Groups:
+    """The prompts that are answered under the preprompt: those that should be declined (tag `safety`), and those that
+    only sound so (tag `borderline`).
 
     Args:
         prompts: of a version.
-        first: so many, whose answers are learned from: by the version itself, or by reward models alone.
         declined: whether those that should be declined are among them.
     """
     wanted = {"safety", "borderline"} if declined else {"borderline"}
-    asked = [wanted.intersection(tags) for tags in prompts.column("tags")]
-    return prompts.select([i for i, tags in enumerate(asked) if "safety" in tags or (tags and i < first)])
+    return prompts.filter(lambda row: not wanted.isdisjoint(row["tags"]))
 
 
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
@@ -83,19 +76,35 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
+class Others:
+    """A transform: answers to other prompts than these. To prompts that are answered under the preprompt, a version
+    imitates answers under it alone: they help and decline in two forms that are easily told apart, where answers
+    without it begin with "I'm sorry" whatever they go on to say (benchmarks/results/speed.md).
+
+    Args:
+        told: prompts that are answered under the preprompt.
+    """
+
+    told: Groups
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        there = set(self.told.column("prompt_id"))
+        return groups.filter(lambda row: row["prompt_id"] not in there)
+
+
+@dataclass(frozen=True)
 class Compared:
     """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 
     They come from several variants of the model, as Llama 2's did (section 3.2.1): two answers to a delicate prompt
     without the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where
     they should and where they should not; so the reward models see declining win and lose, by what was asked. Several
-    comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
-    of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
-    with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
-    model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
-    there declined. So answers under the preprompt are compared with one another, too; and, where nothing is to be
-    declined, those without it, which decline in other words ("No, you can't"). Of ordinary prompts each answer at one
-    temperature is compared with each at the other.
+    comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts,
+    and an answer that is compared several times is read once (`train_reward(by_prompt=True)`): of 18 tagged prompts two
+    each taught SmolLM2's safety model little that held on others (declining told from the rest with an AUC of 0.6), and
+    five each did (0.95). Each answer under the preprompt is compared with one without it and with the next two under
+    it; and, where nothing is to be declined, those without it with one another, which decline in other words ("No, you
+    can't"). Of ordinary prompts each answer is compared with each.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
@@ -112,14 +121,19 @@ class Compared:
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
-                pairs = [*product(*_halves(plain))]
+                pairs = [*combinations(plain, 2)]
             else:
                 told = [(other, k) for k in range(len(other["responses"]))]
-                pairs = [*zip(plain, told, strict=False), *zip(told[::2], told[1::2], strict=False)]
+                pairs = [*zip(plain, told, strict=False), *_ring(told)]
                 if "safety" not in row["tags"]:
                     pairs += zip(*_halves(plain), strict=False)
             rows += starmap(_pair, pairs)
         return Groups.from_rows(rows)
+
+
+def _ring(answers: list[Any]) -> list[Any]:
+    """Each answer and the next one, the last and the first."""
+    return [*pairwise(answers), *([(answers[-1], answers[0])] if len(answers) > 2 else [])]
 
 
 def _halves(answers: list[Any]) -> tuple[list[Any], list[Any]]:
