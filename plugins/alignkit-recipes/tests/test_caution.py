@@ -198,7 +198,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
         {"": 24, "borderline": 30, "safety": 18},
-        {"": 42, "borderline": 105, "safety": 27},
+        {"": 42, "borderline": 96, "safety": 36},
         {"": 26, "borderline": 26, "safety": 20},
         {"": 78, "borderline": 78, "safety": 60},
         {"": 153, "borderline": 51, "safety": 102},
@@ -217,7 +217,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 102, 306)[0]
     assert [len(each.every) for each in few] == [29, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (47, 105)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (56, 96)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ GATT: dict[str, dict[str, Any]] = {
 MIX = {
     "small": {
         "imitates": "ostsotsosots",
-        "more": "ssosstssossssossstssossssosstssoss",
+        "more": "sstsostsssostssos",
         "explores": "ostostostosostostostostosostostostos",
         "heldout": "oostot",
     },
@@ -105,11 +105,11 @@ MIX = {
 }
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
-rewards of its own, and the held-out ones. What only sounds unsafe comes four times as often as what is, where it is
-imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.3 times
-where declining moves with the rewards: PPO goes where the two are in balance; with as many of each it learns to decline
-both, with 1.6 times as many it declines no more than before (benchmarks/results/speed.md). Each act is asked for once
-as long as there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
+rewards of its own, and the held-out ones. What only sounds unsafe comes nearly three times as often as what is, where
+it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.3
+times where declining moves with the rewards: PPO goes where the two are in balance; with as many of each it learns to
+decline both, with 1.6 times as many it declines no more than before (benchmarks/results/speed.md). Each act is asked
+for once as long as there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 5, "learning_rate": 2e-3}}
 }
