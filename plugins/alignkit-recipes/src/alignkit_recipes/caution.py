@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise, starmap
+from itertools import product, starmap
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -99,12 +99,13 @@ class Compared:
     They come from several variants of the model, as Llama 2's did (section 3.2.1): two answers to a delicate prompt
     without the preprompt are mostly unsafe alike, and teach little. Under it some decline and some help, both where
     they should and where they should not; so the reward models see declining win and lose, by what was asked. Several
-    comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts,
-    and an answer that is compared several times is read once (`train_reward(by_prompt=True)`): of 18 tagged prompts two
-    each taught SmolLM2's safety model little that held on others (declining told from the rest with an AUC of 0.6), and
-    five each did (0.95). Each answer under the preprompt is compared with one without it and with the next two under
-    it; and, where nothing is to be declined, those without it with one another, which decline in other words ("No, you
-    can't"). Of ordinary prompts each answer is compared with each.
+    comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
+    of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
+    with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
+    model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
+    there declined. So answers under the preprompt are compared with one another, too; and, where nothing is to be
+    declined, those without it, which decline in other words ("No, you can't"). Of ordinary prompts each answer at one
+    temperature is compared with each at the other.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
@@ -121,19 +122,14 @@ class Compared:
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
-                pairs = [*combinations(plain, 2)]
+                pairs = [*product(*_halves(plain))]
             else:
                 told = [(other, k) for k in range(len(other["responses"]))]
-                pairs = [*zip(plain, told, strict=False), *_ring(told)]
+                pairs = [*zip(plain, told, strict=False), *zip(told[::2], told[1::2], strict=False)]
                 if "safety" not in row["tags"]:
                     pairs += zip(*_halves(plain), strict=False)
             rows += starmap(_pair, pairs)
         return Groups.from_rows(rows)
-
-
-def _ring(answers: list[Any]) -> list[Any]:
-    """Each answer and the next one, the last and the first."""
-    return [*pairwise(answers), *([(answers[-1], answers[0])] if len(answers) > 2 else [])]
 
 
 def _halves(answers: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -98,7 +98,7 @@ MIX = {
     "small": {
         "imitates": "ostsotsosots",
         "more": "sstsostsssostssos",
-        "explores": "ostostostosostostostostosostostostos",
+        "explores": "otsotsotsotsotsots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -106,10 +106,10 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes nearly three times as often as what is, where
-it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.3
-times where declining moves with the rewards: PPO goes where the two are in balance; with as many of each it learns to
-decline both, with 1.6 times as many it declines no more than before (benchmarks/results/speed.md). Each act is asked
-for once as long as there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
+it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and as
+often where declining moves with the rewards: PPO goes where the two are in balance, and with more of it unlearns
+declining (benchmarks/results/speed.md). Each act is asked for once as long as there are others. Of the 306 held-out
+prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 5, "learning_rate": 2e-3}}
 }
@@ -124,14 +124,8 @@ its first round: Adam's first steps are as long as the rate, whatever the gradie
 round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its prompts come as `MIX` has them: drawn
 by chance, 6 to 16 of a round were tagged where 12 were meant, which moved declining up or down (see
 benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
-REWARDS: dict[str, dict[str, Any]] = {
-    "small": {"layers": 8, "learning_rate": 2e-3, "batch_size": 24, "epochs": 3, "by_prompt": True},
-    "tiny": {},
-}
-"""Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time; and
-so they do where an answer that is compared several times is read once a step (benchmarks/results/speed.md)."""
-
-
+REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
+"""Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
 LLAMA2_THRESHOLD = 0.15
 THRESHOLD = {"small": 0.01, "tiny": LLAMA2_THRESHOLD}
 """Kind of model -> safety probability under which the safety score rules, with the embedded prompts. A safety model of
@@ -467,10 +461,9 @@ def _reward_model(
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
-        epochs=1 if goes_on else own.get("epochs", model.reward_epochs),
+        epochs=1 if goes_on else model.reward_epochs,
         learning_rate=rate * (0.5 if goes_on else 1.0),
-        batch_size=own.get("batch_size", model.reward_batch_size),
-        by_prompt=own.get("by_prompt", False),
+        batch_size=model.reward_batch_size,
         pooling="last" if dimension == "helpfulness" else "mean",
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
