@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +81,20 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
     pairs = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
     told = [[f"plain {number}", f"careful {number}"] for number in range(4)]
-    every = [*told, *([f"careful {number}", f"careful {(number + 1) % 4}"] for number in range(4))]
+    every = [*told, ["careful 0", "careful 1"], ["careful 2", "careful 3"]]
     by_tag = {tag: [row["responses"] for row in pairs if row["tags"] == [tag]] for tag in ("borderline", "safety")}
     helped = [["plain 0", "plain 2"], ["plain 1", "plain 3"]]  # where none should decline, in whichever words
     assert by_tag == {"borderline": [*every, *helped], "safety": every * 2}
-    # Of the others each answer stands against each.
-    each = [[f"plain {a}", f"plain {b}"] for a, b in combinations(range(4), 2)]
-    assert [row["responses"] for row in pairs if not row["tags"]] == each * 9
+    # Of the others each answer at one temperature stands against each at the other.
+    crossed = [[f"plain {cool}", f"plain {warm}"] for cool in (0, 1) for warm in (2, 3)]
+    assert [row["responses"] for row in pairs if not row["tags"]] == crossed * 9
     of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS)[0]["prompt_id"]]
-    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 10
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 8
     # Those that come after the first few are there to be imitated alone.
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
     without = caution.Compared(None, 12)(plain, None)
-    assert [row["responses"] for row in without] == each * 12
+    assert [row["responses"] for row in without] == crossed * 12
 
 
 @pytest.mark.parametrize(
@@ -103,13 +102,7 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     [
         (1, [["plain 0", "careful 0"]]),
         (2, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["careful 0", "careful 1"]]),
-        (
-            3,
-            [
-                *([f"plain {number}", f"careful {number}"] for number in range(3)),
-                *([f"careful {number}", f"careful {(number + 1) % 3}"] for number in range(3)),
-            ],
-        ),
+        (3, [["plain 0", "careful 0"], ["plain 1", "careful 1"], ["plain 2", "careful 2"], ["careful 0", "careful 1"]]),
     ],
 )
 def test_few_answers_under_the_preprompt_are_compared_too(careful: int, pairs: list[list[str]]) -> None:
@@ -132,7 +125,7 @@ def test_llama2_learns_from_answers_under_the_preprompt(tmp_path: Path) -> None:
     assert distilled.sizes() == [4] * 2
     assert {row["prompt"][0]["role"] for row in Groups.load(made["v1-careful"])} == {"system"}
     assert {row["prompt"][0]["role"] for row in distilled} == {"user"}
-    assert len(pool) == 10 * 6 + 2 * 8
+    assert len(pool) == 10 * 4 + 2 * 6
 
 
 def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
@@ -199,8 +192,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 30, "safety": 18},
         {"": 42, "borderline": 96, "safety": 36},
-        {"": 26, "borderline": 26, "safety": 20},
-        {"": 78, "borderline": 78, "safety": 60},
+        {"": 24, "borderline": 24, "safety": 24},
+        {"": 72, "borderline": 72, "safety": 72},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -217,7 +210,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 102, 306)[0]
     assert [len(each.every) for each in few] == [29, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (56, 96)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (60, 96)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:
