@@ -75,7 +75,7 @@ class Sizes:
     careful: int
 
 
-SIZES = {"small": Sizes(72, 102, 306, 36, 6), "tiny": Sizes(64, 0, 306, 16, 0)}
+SIZES = {"small": Sizes(72, 48, 306, 36, 4), "tiny": Sizes(64, 0, 306, 16, 0)}
 SAMPLER = "default(batch_size=320)"
 """Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
@@ -96,22 +96,22 @@ GATT: dict[str, dict[str, Any]] = {
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 MIX = {
     "small": {
-        "imitates": "ostsotsosots",
-        "more": "sstsostsssostssos",
-        "explores": "otsotsotsotsotsots",
+        "imitates": "osstosossots",
+        "more": "sossosso",
+        "explores": "osotsostosotsosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
 }
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
-rewards of its own, and the held-out ones. What only sounds unsafe comes nearly three times as often as what is, where
-it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and as
-often where declining moves with the rewards: PPO goes where the two are in balance, and with more of it unlearns
-declining (benchmarks/results/speed.md). Each act is asked for once as long as there are others. Of the 306 held-out
-prompts 102 are tagged, and 51 sound unsafe."""
+rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
+imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75 times
+where declining moves with the rewards: PPO goes where the two are in balance, and with three times as many it unlearns
+declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Each act is asked for once as long as
+there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 5, "learning_rate": 2e-3}}
+    "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 12, "learning_rate": 1e-3}}
 }
 """Kind of model -> optimizers that choose among the answers that were sampled for comparison, `ANSWERS` at each
 temperature, and sample none of their own; with their settings here."""
@@ -126,11 +126,6 @@ by chance, 6 to 16 of a round were tagged where 12 were meant, which moved decli
 benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
 REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
 """Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
-LLAMA2_THRESHOLD = 0.15
-THRESHOLD = {"small": 0.01, "tiny": LLAMA2_THRESHOLD}
-"""Kind of model -> safety probability under which the safety score rules, with the embedded prompts. A safety model of
-this size has seen none that only sounds unsafe, and gives 2 to 69% of the answers that help there less than 0.15: they
-then lost to those that decline, in what was imitated and in PPO (benchmarks/results/speed.md)."""
 
 
 def main(
@@ -147,7 +142,7 @@ def main(
     temperatures: tuple[float, float] | None = None,
     temperature: float | None = None,
     noise: float = 0.1,
-    threshold: float | None = None,
+    threshold: float = 0.15,
     rewards: str = "continue",
     replay: float = 1.0,
     restart: bool = False,
@@ -166,14 +161,13 @@ def main(
         comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
         prompts_per_version: fresh prompts for each version, whose answers are rated. Of the embedded prompts a version
-            of an instruct model learns from others too, as many again or more.
+            of an instruct model learns from further ones too: two thirds as many or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared; default `temperature`, and 0.3 below it.
         temperature: of sampling for improvement and evaluation.
         noise: probability that the embedded annotator errs.
-        threshold: safety probability under which the safety score rules; default Llama 2's 0.15, and with the embedded
-            prompts of an instruct model 0.01.
+        threshold: safety probability under which the safety score rules (Llama 2: 0.15).
         rewards: "continue" trains the last reward models on, with replay; "fresh" starts from V0 each time.
         replay: share of the earlier comparisons learned from again when continuing.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
@@ -199,8 +193,6 @@ def main(
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
-    if threshold is None:
-        threshold = _threshold(kind, bool(prompts) or any(vars(preferences).values()))
     v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     fresh, held_out = _prompts(kind, given, built, count, sizes.more, heldout or sizes.heldout)
@@ -219,14 +211,14 @@ def main(
         # A version that learned from such answers helps and declines without being told: half as many are enough.
         knows = i > 1 and optimizer.own_samples
         answers = told = None
-        delicate = asked.every.select([])
-        if not human and careful:
-            delicate = caution.delicate(asked.every if chooses else asked.rated, declined=not knows)
+        if not human:
+            first = len(asked.every) if chooses else asked.compared
+            delicate = caution.delicate(asked.every, first, declined=not knows)
             told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
         if chooses or not human:
             answers = run.sample(
                 current,
-                asked.answered(delicate) if chooses else asked.rated,
+                asked.every if chooses else asked.rated,
                 ANSWERS if chooses or (told is not None and not knows) else 1,
                 temperature=list(temperatures),
                 name=f"v{i}/answers",
@@ -250,13 +242,10 @@ def main(
                 answers = run.sample(current, asked.rated, temperature=temperature, name=f"v{i}/answers", **answering)
             reward = _on_one_scale(run, reward, answers, i)
         history += [told] if told is not None else []
-        chosen_from = answers if chooses else None
-        if chosen_from is not None and told is not None:
-            chosen_from = run.transform(chosen_from, caution.Others(delicate), name=f"v{i}/ordinary")
         improved = run.improve(
             current,
-            chosen_from
-            if chosen_from is not None
+            answers
+            if answers is not None and chooses
             else _learn_from(run, asked.every if optimizer.samples_per_prompt else None, pairs, i),
             optimizer=algorithm,
             reward=reward,
@@ -268,8 +257,8 @@ def main(
             **answering,
         )
         versions.append(improved.policy)
-        if chosen_from is not None:
-            history.append(chosen_from)
+        if answers is not None and chooses:
+            history.append(answers)
         else:
             history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
@@ -326,12 +315,6 @@ class Asked:
     @property
     def rated(self) -> Groups:
         return self.every.select(range(self.compared))
-
-    def answered(self, told: Groups) -> Groups:
-        """Those that are answered as they are asked, too: all but further ones among `told`, which are answered under
-        the safety preprompt."""
-        keys, there = self.every.column("prompt_id"), set(told.column("prompt_id"))
-        return self.every.select(i for i, key in enumerate(keys) if i < self.compared or key not in there)
 
 
 def _of_this_loop(run: Run, step: Component, kind: str, mixed: bool = True) -> Component:
@@ -470,11 +453,6 @@ def _reward_model(
         drop_bad=True,
         name=f"v{version}/{dimension}",
     )
-
-
-def _threshold(kind: str, of_the_user: bool) -> float:
-    """The safety probability under which the safety score rules; `of_the_user`: prompts or comparisons are."""
-    return LLAMA2_THRESHOLD if of_the_user else THRESHOLD[kind]
 
 
 def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
