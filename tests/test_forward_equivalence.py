@@ -11,7 +11,6 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models
 from alignkit.models import attention, forward
-from alignkit.models.arithmetic import Reading
 from alignkit.models.attention import LONG, attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
@@ -236,7 +235,6 @@ def test_what_all_prompts_begin_with_stands_once():
 def test_what_several_groups_hold_stands_once():
     batch = collate(COMPARED, range(5), [0, 2, 4, 6, 8], pad_id=0, packed=True)
     assert batch.tokens == batch.cells == 18 + 6 + 10 + 1 + 3
-    assert Reading.of_groups(COMPARED, True, True).tokens == batch.tokens + 9, "what both prompts begin with"
     assert batch.pieces == ((9, -1), (9, 0), (6, 1), (10, 1), (1, 1), (3, 0))
     assert batch.responses.tolist() == [*range(9)]
     assert batch.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]

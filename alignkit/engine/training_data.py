@@ -290,7 +290,7 @@ class TrainingData:
 
     def reading(self, numbers: Sequence[int]) -> Reading:
         """What of these groups goes through a model."""
-        return Reading.of_groups([self._part(i)[0] for i in numbers], self.shared, self.packed)
+        return Reading.of_groups([self._part(i)[0] for i in numbers], self.shared)
 
     def _part(self, number: int) -> tuple[EncodedGroup, int, int]:
         """(what it holds, its group, its first response) of a group or of a part of one."""

@@ -11,7 +11,7 @@ further back than a sliding window reaches).
 
 These are the model's operations, not the machine's: padding, what gradient checkpointing computes again, norms,
 activation functions and look-ups of embeddings are left out. So is folding an adapter into the weights; and what was
-read before and is kept (`alignkit.models.lower`) counts as read.
+read before and is kept (`alignkit.models.lower`), or stands once in a packed batch for several groups, counts as read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from alignkit.data.encode import EncodedGroup
-from alignkit.models.batch import once_each
 from alignkit.models.forward import bare, body_of, window_of
 from alignkit.models.four_bit import numbers_in
 from alignkit.models.lower import untrained_layers
@@ -88,16 +87,15 @@ class Reading:
         return sum(_seen(stop, window) - _seen(start, window) for start, stop in self.spans)
 
     @classmethod
-    def of_groups(cls, groups: Sequence[EncodedGroup], shared: bool, packed: bool = False) -> Reading:
+    def of_groups(cls, groups: Sequence[EncodedGroup], shared: bool) -> Reading:
         """Groups as they are learned from.
 
         Args:
             groups: with their responses.
             shared: a prompt is read once for its responses.
-            packed: it is read once for all groups that have it, and so are their responses.
         """
         spans: list[tuple[int, int]] = []
-        for text in once_each(groups) if packed else groups:
+        for text in groups:
             start, ends = len(text.prompt_ids), [len(text.prompt_ids) + len(r) for r in text.responses]
             spans += [(0, start), *((start, end) for end in ends)] if shared else [(0, end) for end in ends]
         learned = sum(len(g.responses) * sum((g.prompt_trained or [])[1:]) + sum(map(len, g.responses)) for g in groups)
