@@ -17,7 +17,7 @@ read before and is kept (`alignkit.models.lower`), or stands once in a packed ba
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ class Reading:
         return sum(_seen(stop, window) - _seen(start, window) for start, stop in self.spans)
 
     @classmethod
-    def of_groups(cls, groups: Sequence[EncodedGroup], shared: bool) -> Reading:
+    def of_groups(cls, groups: Iterable[EncodedGroup], shared: bool) -> Reading:
         """Groups as they are learned from.
 
         Args:
@@ -95,11 +95,14 @@ class Reading:
             shared: a prompt is read once for its responses.
         """
         spans: list[tuple[int, int]] = []
-        for text in groups:
-            start, ends = len(text.prompt_ids), [len(text.prompt_ids) + len(r) for r in text.responses]
+        learned = responses = 0
+        for group in groups:
+            start, ends = len(group.prompt_ids), [len(group.prompt_ids) + len(r) for r in group.responses]
             spans += [(0, start), *((start, end) for end in ends)] if shared else [(0, end) for end in ends]
-        learned = sum(len(g.responses) * sum((g.prompt_trained or [])[1:]) + sum(map(len, g.responses)) for g in groups)
-        return cls(tuple(spans), learned, sum(len(group.responses) for group in groups))
+            trained = sum((group.prompt_trained or [])[1:])
+            learned += sum(ends) + len(ends) * (trained - start)
+            responses += len(ends)
+        return cls(tuple(spans), learned, responses)
 
     @classmethod
     def of_samples(cls, prompts: Sequence[int], written: Sequence[Sequence[int]]) -> Reading:

@@ -5,7 +5,7 @@ with, such as a system message, once for all of them, and what several groups ho
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -226,19 +226,16 @@ def collate(
     )
 
 
-def once_each(groups: Iterable[EncodedGroup]) -> list[EncodedGroup]:
-    """What a packed batch holds of these groups: those of one prompt as one, each of their responses once."""
+def _texts(rows: Sequence[_Row]) -> list[_Row]:
+    """What a packed batch holds of these rows: those of one prompt as one, each of their responses once."""
     found = dict[tuple[int, ...], dict[tuple[int, ...], list[int]]]()
-    for group in groups:
-        found.setdefault(tuple(group.prompt_ids), {}).update({tuple(each): each for each in group.responses})
-    return [EncodedGroup([*prompt], [*responses.values()], None, -1) for prompt, responses in found.items()]
+    for row in rows:
+        found.setdefault(tuple(row.prompt), {}).update({tuple(each): each for each in row.responses})
+    return [_Row([*prompt], [], [*responses.values()], [], -1) for prompt, responses in found.items()]
 
 
 def _packed(rows: Sequence[_Row], pad_id: int) -> MicroBatch:
-    texts = [
-        _Row(text.prompt_ids, [], text.responses, [], -1)
-        for text in once_each(EncodedGroup(row.prompt, row.responses, None, -1) for row in rows)
-    ]
+    texts = _texts(rows)
     begun = alike_at_first([text.prompt for text in texts])
     ids, positions, segments = texts[0].prompt[:begun], [*range(begun)], [0] * begun
     pieces = [(begun, -1)] if begun else list[Piece]()
