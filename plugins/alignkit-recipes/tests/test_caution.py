@@ -19,6 +19,8 @@ from alignkit import ConfigError, Groups, Run
 from alignkit.plugin import parse
 
 PROMPTS = Groups.from_prompts(task.prompts("train", 12))
+COMPARED = 6
+"""Of so many of them, the first, answers are compared; the third only sounds unsafe, the sixth should be declined."""
 
 
 def answered(prompts: Groups, *texts: str) -> Groups:
@@ -38,11 +40,9 @@ def answered(prompts: Groups, *texts: str) -> Groups:
 
 
 def test_only_delicate_prompts_are_warned_and_their_system_message_gives_way() -> None:
-    asked = caution.delicate(PROMPTS, 12)
+    asked = caution.delicate(PROMPTS)
     assert [row["tags"] for row in asked] == [["borderline"], ["safety"], ["safety"]]
-    # Of those that come after the first few, and only sound unsafe, nothing is learned.
-    assert caution.delicate(PROMPTS, 2).column("tags") == [["safety"]] * 2
-    assert caution.delicate(PROMPTS, 12, declined=False).column("tags") == [["borderline"]]
+    assert caution.delicate(PROMPTS, declined=False).column("tags") == [["borderline"]]
     told = caution.warned(asked, [("system", "Be careful."), ("user", "Steal?"), ("assistant", "No.")])
     for before, after in zip(asked, told, strict=True):
         said = [(turn["role"], turn["content"]) for turn in after["prompt"]]
@@ -52,17 +52,18 @@ def test_only_delicate_prompts_are_warned_and_their_system_message_gives_way() -
         assert after["meta"] == before["meta"]
 
 
-def test_the_examples_of_the_preprompt_are_none_of_the_prompts_and_as_many_decline_as_help() -> None:
+def test_the_examples_of_the_preprompt_are_none_of_the_prompts_and_help_and_decline_in_one_form_each() -> None:
     asked = [text for role, text in caution.PREPROMPT if role == "user"]
     answers = [text for role, text in caution.PREPROMPT if role == "assistant"]
     assert [task.declines(text) for text in answers] == [True, False] * 3
+    assert Counter(text.split()[0] for text in answers) == {"I'm": 3, "Sure,": 3}
     for split in ("train", "heldout"):
         known = task.tagged_prompts(split, task.TAGGED_PROMPTS[split]) + task.borderline_prompts(split)
         assert not {row["meta"]["ask"] for row in known} & set(asked)
 
 
 def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_it() -> None:
-    asked = caution.delicate(PROMPTS, 12)
+    asked = caution.delicate(PROMPTS)
     found = caution.WithoutPreprompt(asked)(answered(caution.warned(asked), "No.", "I can't."), None)
     assert found.column("prompt_id") == asked.column("prompt_id")
     assert found.column("prompt") == asked.column("prompt")
@@ -76,7 +77,7 @@ def test_what_was_answered_under_the_preprompt_stands_under_the_prompt_without_i
 
 def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_themselves() -> None:
     class Handle:
-        groups = answered(caution.delicate(PROMPTS, 12), *(f"careful {number}" for number in range(4)))
+        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(4)))
 
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
     pairs = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
@@ -88,8 +89,8 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     # Of the others each answer at one temperature stands against each at the other.
     crossed = [[f"plain {cool}", f"plain {warm}"] for cool in (0, 1) for warm in (2, 3)]
     assert [row["responses"] for row in pairs if not row["tags"]] == crossed * 9
-    of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS, 12)[0]["prompt_id"]]
-    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS, 12)[0]["prompt"]] * 8
+    of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS)[0]["prompt_id"]]
+    assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 8
     # Those that come after the first few are there to be imitated alone.
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
@@ -107,7 +108,7 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
 )
 def test_few_answers_under_the_preprompt_are_compared_too(careful: int, pairs: list[list[str]]) -> None:
     class Handle:
-        groups = answered(caution.delicate(PROMPTS, 12), *(f"careful {number}" for number in range(careful)))
+        groups = answered(caution.delicate(PROMPTS), *(f"careful {number}" for number in range(careful)))
 
     plain = answered(PROMPTS, *(f"plain {number}" for number in range(4)))
     found = caution.Compared(Handle(), 12)(plain, None)  # type: ignore[arg-type]
@@ -139,20 +140,23 @@ def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
 
     monkeypatch.setattr(Run, "improve", recorded)
     monkeypatch.setitem(llama2.CHOOSES, "tiny", {"rejection_sampling": {"samples_per_prompt": 0}})
-    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([llama2.Asked(PROMPTS, 2)], PROMPTS))
+    monkeypatch.setattr(llama2, "_prompts", lambda *_: ([llama2.Asked(PROMPTS, COMPARED)], PROMPTS))
     sizes: dict[str, Any] = {"prompts_per_version": 12, "heldout": 6, "max_new_tokens": 6}
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, quiet=True) as run:
         llama2.main(run, policy="tiny", algorithms="rejection_sampling", careful=4, **sizes)
     told = [["borderline"], ["safety"], ["safety"]]  # whether they are compared or imitated alone
     assert [part.groups.column("tags") for part in learned["history"]] == [told]
     assert learned["optimizer"].params["samples_per_prompt"] == 0
+    # What is answered under the preprompt is imitated as it was answered so, and of further prompts there is no more.
+    made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
+    asked = [row["prompt_id"] for i, row in enumerate(PROMPTS) if i < COMPARED or not row["tags"]]
+    assert Groups.load(made["v1-answers"]).column("prompt_id") == asked
     chosen_from = learned["prompts"].groups
-    assert chosen_from.column("prompt_id") == PROMPTS.column("prompt_id")
-    assert chosen_from.sizes() == [2 * llama2.ANSWERS] * 12
+    assert chosen_from.column("prompt_id") == [row["prompt_id"] for row in PROMPTS if not row["tags"]]
+    assert chosen_from.sizes() == [2 * llama2.ANSWERS] * 9
     # The warmer ones as the version is used, since it is to imitate them.
     assert [how["temperature"] for how in chosen_from[0]["sampled_by"]] == [0.7, 0.7, 1.0, 1.0]
-    made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
-    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:2])
+    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:COMPARED])
 
 
 def test_a_version_that_chooses_is_chosen_from_by_the_next_ones(tmp_path: Path) -> None:
@@ -187,8 +191,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     parts = (imitated.rated, imitated.every, explored.rated, explored.every, heldout)
     counts = [Counter("".join(tags) for tags in groups.column("tags")) for groups in parts]
     assert counts == [
-        {"": 24, "borderline": 36, "safety": 12},
-        {"": 42, "borderline": 66, "safety": 12},
+        {"": 24, "borderline": 30, "safety": 18},
+        {"": 36, "borderline": 60, "safety": 24},
         {"": 28, "borderline": 28, "safety": 16},
         {"": 84, "borderline": 84, "safety": 48},
         {"": 153, "borderline": 51, "safety": 102},
@@ -207,7 +211,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (28, 66)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (40, 60)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:
@@ -223,6 +227,12 @@ def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_pa
         assert llama2._of_this_loop(run, parse("rejection_sampling(samples_per_prompt=3)"), "small").params == {
             "samples_per_prompt": 3
         }
+
+
+def test_the_safety_score_rules_under_llama_2s_threshold_but_for_the_embedded_prompts_of_an_instruct_model() -> None:
+    found = {(kind, users): llama2._threshold(kind, users) for kind in ("small", "tiny") for users in (False, True)}
+    assert found.pop(("small", False)) == 0.01, "helping with what only sounds unsafe would lose to declining"
+    assert set(found.values()) == {0.15}
 
 
 def test_there_are_prompts_for_five_versions_as_llama_2_had() -> None:

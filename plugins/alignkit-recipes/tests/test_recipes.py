@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from alignkit_recipes import instructgpt, llama2, method
-from alignkit_recipes.settings import OPTIMIZERS, configured
+from alignkit_recipes.settings import MODELS, OPTIMIZERS, configured
 from alignkit_recipes.texts import plain_texts
 
 from alignkit import ConfigError, DataError, FunctionReward, Groups, PluginError, Reward, Run
@@ -160,6 +160,44 @@ def test_comparisons_of_two_dimensions_become_one_for_each_prompt() -> None:
 
 
 @needs("hir")
+@pytest.mark.parametrize(
+    ("kind", "last", "expected"),
+    [
+        ("small", False, {"by_prompt": True, "batch_size": 24, "epochs": 2, "learning_rate": 2e-3}),
+        ("small", True, {"by_prompt": True, "batch_size": 24, "epochs": 1, "learning_rate": 1e-3}),
+        ("tiny", False, {"by_prompt": False, "batch_size": 16, "epochs": 6, "learning_rate": 2e-3}),
+        ("tiny", True, {"by_prompt": False, "batch_size": 16, "epochs": 1, "learning_rate": 1e-3}),
+    ],
+)
+def test_a_reward_model_goes_on_for_one_epoch_at_half_the_rate(kind: str, last: bool, expected: dict[str, Any]) -> None:
+    asked = dict[str, Any]()
+    recorded: Any = SimpleNamespace(train_reward=lambda init, new, **given: asked.update(given, init=init, new=new))
+    models: Any = ("v0", "last" if last else None)
+    new = Groups.from_rows([{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}])
+    for rewards, goes_on in (("continue", last), ("fresh", False)):
+        llama2._reward_model(recorded, *models, new, [new], "safety", 2, kind, rewards, 0.5)
+        if rewards == "continue":
+            assert {name: asked[name] for name in expected} == expected
+        assert (asked["init"], asked["replay_fraction"]) == (("last", 0.5) if goes_on else ("v0", 1.0))
+        assert (asked["new"], asked["replay"]) == (new, [new])
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.3, 0.3)])
+def test_versions_are_evaluated_at_a_temperature_of_their_own(
+    asked: float | None, expected: float, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"prompts_per_version": 8, "heldout": 4, "temperature": 0.7}
+    run_recipe(tmp_path, llama2.main, algorithms="dpo", evaluation_temperature=asked, **sizes)
+    (answered,) = (tmp_path / "stages").glob("*-v1-answers-*/groups")
+    assert Groups.load(answered)[0]["sampled_by"][-1]["temperature"] == 0.7
+    (evaluated,) = (tmp_path / "stages").glob("*-v1-heldout-*/stage.json")
+    assert json.loads(evaluated.read_text())["config"]["sampler"]["temperature"] == expected
+
+
+def test_a_small_instruct_model_is_evaluated_as_its_card_uses_it() -> None:
+    assert (MODELS["small"].used_at, MODELS["small"].temperature) == (0.2, 0.8)
+
+
 def test_llama2_says_why_hindsight_has_nothing_to_say_here(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a program can check"):
         run_recipe(tmp_path, llama2.main, algorithms="hir", prompts_per_version=4, heldout=4)

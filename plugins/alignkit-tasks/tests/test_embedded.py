@@ -67,12 +67,12 @@ def test_prompts_to_decline_and_prompts_that_sound_so_are_distinct_and_hold_thos
 
 
 def test_each_act_is_asked_about_once_before_any_is_again():
-    for rows, acts in ((task.tagged_prompts("train", 120), 40), (task.borderline_prompts("train"), 83)):
+    for rows, acts in ((task.tagged_prompts("train", 270), 90), (task.borderline_prompts("train"), 178)):
         topics = [row["meta"]["topic"] for row in rows]
         for start in range(0, len(rows), acts):
             assert len(set(topics[start : start + acts])) == acts
         assert len(rows) == 3 * acts
-    assert task.tagged_prompts("train", 30) == task.tagged_prompts("train", 120)[:30]
+    assert task.tagged_prompts("train", 30) == task.tagged_prompts("train", 270)[:30]
 
 
 def test_acts_that_only_sound_unsafe_are_in_one_split_alone():
@@ -85,7 +85,7 @@ def test_acts_to_decline_are_in_one_split_alone():
     train, heldout = (
         {row["meta"]["topic"] for row in task.tagged_prompts(s, n)} for s, n in task.TAGGED_PROMPTS.items()
     )
-    assert len(train) == 40
+    assert len(train) == 90
     assert len(heldout) == 36
     assert not train & heldout
 

@@ -10,7 +10,7 @@ declined, or only sound so, are also answered under a safety preprompt (see caut
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ GATT: dict[str, dict[str, Any]] = {
 """Settings of the transform `gatt` by kind of model: every turn is learned from, one constraint at a time."""
 MIX = {
     "small": {
-        "imitates": "osstosossots",
-        "more": "sossosso",
+        "imitates": "ostsotsosots",
+        "more": "sostsoss",
         "explores": "osotsostosotsosots",
         "heldout": "oostot",
     },
@@ -105,13 +105,13 @@ MIX = {
 }
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
-rewards of its own, and the held-out ones. What only sounds unsafe comes five times as often as what is, where it is
-imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75 times
-where declining moves with the rewards: PPO goes where the two are in balance, and with three times as many it unlearns
-declining, with 1.2 times as many it declines both (benchmarks/results/speed.md). Each act is asked for once as long as
+rewards of its own, and the held-out ones. What only sounds unsafe comes two and a half times as often as what is, where
+it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75
+times as often where declining moves with the rewards: PPO moves it for both kinds together, and with as many of each it
+declines what only sounds unsafe more often than V0 (benchmarks/results/speed.md). Each act is asked for once as long as
 there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 12, "learning_rate": 1e-3}}
+    "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
 """Kind of model -> optimizers that choose among the answers that were sampled for comparison, `ANSWERS` at each
 temperature, and sample none of their own; with their settings here."""
@@ -124,8 +124,17 @@ its first round: Adam's first steps are as long as the rate, whatever the gradie
 round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its prompts come as `MIX` has them: drawn
 by chance, 6 to 16 of a round were tagged where 12 were meant, which moved declining up or down (see
 benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
-REWARDS: dict[str, dict[str, Any]] = {"small": {"layers": 8, "learning_rate": 1e-3}, "tiny": {}}
-"""Reward models where they differ from `MODELS`: on fewer layers they tell answers apart as well, in half the time."""
+REWARDS: dict[str, dict[str, Any]] = {
+    "small": {"by_prompt": True, "batch_size": 24, "learning_rate": 2e-3, "replay": 0.5},
+    "tiny": {},
+}
+"""Reward models where they differ from `MODELS`: an answer that is compared several times is read once a step, so steps
+are of more comparisons, and longer."""
+LLAMA2_THRESHOLD = 0.15
+THRESHOLD = {"small": 0.01, "tiny": LLAMA2_THRESHOLD}
+"""Kind of model -> safety probability under which the safety score rules, with the embedded prompts. A safety model of
+this size has seen none that only sounds unsafe, and gives 2 to 69% of the answers that help there less than 0.15: they
+then lost to those that decline, in what was imitated and in PPO (benchmarks/results/speed.md)."""
 
 
 def main(
@@ -141,10 +150,11 @@ def main(
     max_new_tokens: int | None = None,
     temperatures: tuple[float, float] | None = None,
     temperature: float | None = None,
+    evaluation_temperature: float | None = None,
     noise: float = 0.1,
-    threshold: float = 0.15,
+    threshold: float | None = None,
     rewards: str = "continue",
-    replay: float = 1.0,
+    replay: float | None = None,
     restart: bool = False,
     careful: int | None = None,
     gatt: str | None = None,
@@ -161,15 +171,19 @@ def main(
         comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
         prompts_per_version: fresh prompts for each version, whose answers are rated. Of the embedded prompts a version
-            of an instruct model learns from further ones too: two thirds as many or more.
+            of an instruct model learns from others too, as many again or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared; default `temperature`, and 0.3 below it.
-        temperature: of sampling for improvement and evaluation.
+        temperature: of sampling for improvement.
+        evaluation_temperature: of the answers to held-out prompts; default 0.2, at which SmolLM2's card samples, and 1
+            for the tiny model.
         noise: probability that the embedded annotator errs.
-        threshold: safety probability under which the safety score rules (Llama 2: 0.15).
+        threshold: safety probability under which the safety score rules; default Llama 2's 0.15, and with the embedded
+            prompts of an instruct model 0.01.
         rewards: "continue" trains the last reward models on, with replay; "fresh" starts from V0 each time.
-        replay: share of the earlier comparisons learned from again when continuing.
+        replay: share of the earlier comparisons learned from again when continuing; default all, and half of those of
+            an instruct model.
         restart: train every version from V0's weights rather than from the last version's, where the method imitates
             samples (a method that learns from its own samples goes on from the last version).
         careful: answers under a safety preprompt to each prompt tagged `safety` or `borderline` (it only sounds
@@ -193,6 +207,9 @@ def main(
     count = prompts_per_version or sizes.prompts
     tokens = max_new_tokens or sizes.max_new_tokens
     careful = sizes.careful if careful is None else careful
+    replay = REWARDS[kind].get("replay", 1.0) if replay is None else replay
+    if threshold is None:
+        threshold = _threshold(kind, bool(prompts) or any(vars(preferences).values()))
     v0 = open_policy(run, policy, kind, layers=MODELS[kind].layers)
     given = _fitting(run, v0, read_groups(Path(prompts))) if prompts else None
     fresh, held_out = _prompts(kind, given, built, count, sizes.more, heldout or sizes.heldout)
@@ -211,14 +228,14 @@ def main(
         # A version that learned from such answers helps and declines without being told: half as many are enough.
         knows = i > 1 and optimizer.own_samples
         answers = told = None
-        if not human:
-            first = len(asked.every) if chooses else asked.compared
-            delicate = caution.delicate(asked.every, first, declined=not knows)
+        delicate = asked.every.select([])
+        if not human and careful:
+            delicate = caution.delicate(asked.every if chooses else asked.rated, declined=not knows)
             told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
         if chooses or not human:
             answers = run.sample(
                 current,
-                asked.every if chooses else asked.rated,
+                asked.answered(delicate) if chooses else asked.rated,
                 ANSWERS if chooses or (told is not None and not knows) else 1,
                 temperature=list(temperatures),
                 name=f"v{i}/answers",
@@ -242,10 +259,13 @@ def main(
                 answers = run.sample(current, asked.rated, temperature=temperature, name=f"v{i}/answers", **answering)
             reward = _on_one_scale(run, reward, answers, i)
         history += [told] if told is not None else []
+        chosen_from = answers if chooses else None
+        if chosen_from is not None and told is not None:
+            chosen_from = run.transform(chosen_from, caution.Others(delicate), name=f"v{i}/ordinary")
         improved = run.improve(
             current,
-            answers
-            if answers is not None and chooses
+            chosen_from
+            if chosen_from is not None
             else _learn_from(run, asked.every if optimizer.samples_per_prompt else None, pairs, i),
             optimizer=algorithm,
             reward=reward,
@@ -257,8 +277,8 @@ def main(
             **answering,
         )
         versions.append(improved.policy)
-        if answers is not None and chooses:
-            history.append(answers)
+        if chosen_from is not None:
+            history.append(chosen_from)
         else:
             history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
@@ -279,7 +299,8 @@ def main(
         reference=v0,
         kl_prompts=KL_PROMPTS,
         sampler=SAMPLER,
-        **sampling,
+        temperature=evaluation_temperature or MODELS[kind].used_at,
+        max_new_tokens=tokens,
     )
     run.report()
     if export:
@@ -315,6 +336,12 @@ class Asked:
     @property
     def rated(self) -> Groups:
         return self.every.select(range(self.compared))
+
+    def answered(self, told: Groups) -> Groups:
+        """Those that are answered as they are asked, too: all but further ones among `told`, which are answered under
+        the safety preprompt."""
+        keys, there = self.every.column("prompt_id"), set(told.column("prompt_id"))
+        return self.every.select(i for i, key in enumerate(keys) if i < self.compared or key not in there)
 
 
 def _of_this_loop(run: Run, step: Component, kind: str, mixed: bool = True) -> Component:
@@ -436,23 +463,27 @@ def _reward_model(
     init: Any = last if goes_on else v0
     model, own = MODELS[kind], REWARDS[kind]
     rate = own.get("learning_rate", model.reward_learning_rate)
-    adapted = "layers" in own and not goes_on and v0.lora is not None
     return run.train_reward(
         init,
         new,
-        lora=replace(v0.lora, layers=own["layers"]) if adapted else "default",
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
         learning_rate=rate * (0.5 if goes_on else 1.0),
-        batch_size=model.reward_batch_size,
+        batch_size=own.get("batch_size", model.reward_batch_size),
+        by_prompt=own.get("by_prompt", False),
         pooling="last" if dimension == "helpfulness" else "mean",
         heldout_fraction=0.2 if isinstance(new, Groups) else 0.1,
         column=dimension,
         drop_bad=True,
         name=f"v{version}/{dimension}",
     )
+
+
+def _threshold(kind: str, of_the_user: bool) -> float:
+    """The safety probability under which the safety score rules; `of_the_user`: prompts or comparisons are."""
+    return LLAMA2_THRESHOLD if of_the_user else THRESHOLD[kind]
 
 
 def _reward(models: dict[str, RewardHandle], threshold: float) -> Any:
