@@ -171,7 +171,7 @@ def main(
         comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
         prompts_per_version: fresh prompts for each version, whose answers are rated. Of the embedded prompts a version
-            of an instruct model learns from others too, as many again or more.
+            of an instruct model learns from further ones too: two thirds as many or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared; default `temperature`, and 0.3 below it.
