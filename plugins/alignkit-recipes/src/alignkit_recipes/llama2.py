@@ -283,8 +283,8 @@ def main(
             history.append(run.transform(improved.rollouts, BestSamples(POOL), name=f"v{i}/pool"))
 
     labels = [f"V{i}" for i in range(len(versions))]
-    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
     if ghost is not None:
+        sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens}
         versions.append(_gatt(run, ghost, versions[-1], dialogues, kind, sampling))
         labels.append(f"{labels[-1]}+GAtt")
     truth: dict[str, Any] = {"gold": gold, "helpfulness": gold_helpfulness, "safety": gold_safety}

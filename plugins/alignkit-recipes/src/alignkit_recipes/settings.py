@@ -29,7 +29,7 @@ class Model:
         sft_epochs: of supervised fine-tuning.
         layers: how many of the last layers a loop of several models adapts; None: all. What lies below is then read
             once for a text, by policy and reward models together.
-        used_at: the temperature at which such a model is used, and its versions are evaluated.
+        used_at: the temperature at which such a model is used, and at which `llama2` evaluates its versions.
     """
 
     lora: int
@@ -47,7 +47,7 @@ MODELS = {
     "small": Model(16, 0.8, 5e-4, 2, 8, 5e-4, 2, layers=8, used_at=0.2),
     "tiny": Model(0, 1.0, 2e-3, 6, 16, 5e-3, 3, layers=None, used_at=1.0),
 }
-"""SmolLM2's card samples at 0.2. At 0.8 and above it learns, since there its answers differ."""
+"""SmolLM2's card samples at 0.2; it learns from samples at 0.8, where its answers to a prompt differ."""
 
 _PAIRS_SMALL = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-4, "weight_decay": 0.0}
 _PAIRS_TINY = {"batch_size": 16, "epochs": 4, "learning_rate": 4e-3, "weight_decay": 0.0}
