@@ -257,7 +257,7 @@ def test_what_was_interrupted_leaves_nothing_behind(monkeypatch):
 
 
 def test_what_is_trained_to_the_first_layer_is_read_whole(monkeypatch):
-    monkeypatch.setattr(lower, "_part", lambda *_: pytest.fail("parted"))
+    monkeypatch.setattr(lower, "part", lambda *_: pytest.fail("parted"))
     for model in (of_family("llama", layers=4), of_family("llama", layers=0), of_family("gpt2")):
         with torch.no_grad():
             batch = collate(GROUPS, range(3), [0, 3, 5], pad_id=0, packed=True)

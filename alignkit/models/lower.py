@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,44 @@ def forget() -> None:
     """Give back all that is kept; also for who changes weights in a way that torch does not count (`weight.data`)."""
     _KEPT.clear()
     _prints.clear()
+    _READ.clear()
+
+
+class Prompts(NamedTuple):
+    """Prompts as the layers below read them in one row: keys and values [1, heads, tokens, H] of each layer, and the
+    states [1, tokens, H] after the last."""
+
+    rows: list[tuple[Tensor, Tensor]]
+    states: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return sum(each.nbytes for row in self.rows for each in row) + self.states.nbytes
+
+
+_READ: OrderedDict[Any, Prompts] = OrderedDict()
+
+
+def prompts_read(key: Any, prompts: Any) -> Prompts | None:
+    """Prompts that were read before to be answered, such as by the version before.
+
+    Args:
+        key: see `key_of`.
+        prompts: what they are known by.
+    """
+    if (found := _READ.get((key, prompts))) is not None:
+        _READ.move_to_end((key, prompts))
+    return found
+
+
+def keep_prompts(key: Any, prompts: Any, read: Prompts) -> None:
+    """Keep prompts as they were read, in place of those that were not asked for longest where there is no room."""
+    if read.bytes > ROOM:
+        return
+    _READ[key, prompts] = read
+    while sum(each.bytes for each in _READ.values()) > ROOM:
+        _READ.popitem(last=False)
 
 
 class _Print(NamedTuple):
@@ -157,6 +196,32 @@ def untrained_layers(body: Any) -> list[nn.Module]:
     return [] if trained or adapted(body.get_input_embeddings()) else below
 
 
+def layers_below(body: Any, upper: int | None) -> list[nn.Module]:
+    """`untrained_layers`; of a trunk without adapters those below its last `upper` layers, which others on the same
+    base adapt (None: nobody does)."""
+    if not parts(body.config):
+        return []
+    below = untrained_layers(body)
+    if not below and upper is not None and (stack := stack_of(body)) is not None:
+        adapted = any("lora_" in name for name, _ in body.named_parameters())
+        below = [] if adapted or upper >= len(stack[1]) else list(stack[1])[:-upper]
+    weights = _weights(body, below)
+    free = all(weight.is_floating_point() and not weight.requires_grad for weight in weights)
+    return below if free else []
+
+
+def key_of(body: Any, below: Sequence[nn.Module]) -> Any:
+    """By which states after these layers are known: that of all trunks on the same base, computing in the same type."""
+    known = _print_of(body, below)
+    return (len(below), _mixed(body), known.shape, known.digests[-1])
+
+
+def _mixed(body: Any) -> torch.dtype | None:
+    """The type of autocast, where it is on."""
+    kind = body.get_input_embeddings().weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def _weights(body: Any, below: Sequence[nn.Module]) -> list[Tensor]:
     """Those that the states after these layers hang on."""
     return [weight for part in (body.get_input_embeddings(), *below) for weight in part.parameters()]
@@ -188,7 +253,7 @@ def _shape_of(config: Any) -> str:
     return json.dumps([config.model_type, told], sort_keys=True, default=str)
 
 
-def _parts(config: Any) -> bool:
+def parts(config: Any) -> bool:
     """Whether a trunk of this configuration can go on from states in its midst."""
     rotary = getattr(config, "rope_parameters", None) or {}
     alike = len(set(getattr(config, "layer_types", None) or ())) <= 1
@@ -235,18 +300,16 @@ def states(body: Any, row: Row, masks: MasksOf) -> Tensor | None:
     Returns:
         None where the trunk cannot be parted, or is trained down to its first layer.
     """
-    below = untrained_layers(body) if _parts(body.config) else []
+    below = untrained_layers(body) if parts(body.config) else []
     if not below or not all(weight.is_floating_point() for weight in _weights(body, below)):
         return None
-    kind = body.get_input_embeddings().weight.device.type
-    mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    known = _print_of(body, below)
+    known, mixed = _print_of(body, below), _mixed(body)
     keys = [(depth, mixed, known.shape, digest) for depth, digest in enumerate(known.digests)]
     # Where others on the same base end before: what they read is gone on from, and what is read here is kept for them.
     depths = [depth for depth in range(1, len(below)) if keys[depth] in _KEPT] + [len(below)]
-    parts = [(first, stop, keys[stop]) for first, stop in itertools.pairwise([0, *depths])]
-    low = _low(body, row, masks, parts)
-    found: Tensor = _part(body, body.layers[len(below) :], body.norm)(**_inputs(row, masks, low)).last_hidden_state
+    steps = [(first, stop, keys[stop]) for first, stop in itertools.pairwise([0, *depths])]
+    low = _low(body, row, masks, steps)
+    found: Tensor = part(body, body.layers[len(below) :], body.norm)(**_inputs(row, masks, low)).last_hidden_state
     return found
 
 
@@ -259,10 +322,10 @@ def _low(body: Any, row: Row, masks: MasksOf, parts: Sequence[tuple[int, int, An
     for asked in (row.of(missing), row) if missing else ():
         given = _low(body, asked, masks, before) if before else None
         with torch.no_grad():
-            low: Tensor = _part(body, body.layers[first:stop], nn.Identity())(
+            low: Tensor = part(body, body.layers[first:stop], nn.Identity())(
                 **_inputs(asked, masks, given)
             ).last_hidden_state
-        _keep(key, asked, low)
+        keep(key, asked.ids[0].tolist(), asked.pieces, low)
         if asked is row:
             return low
         if key in _KEPT and not _KEPT[key].missing(ids, row.pieces):
@@ -278,20 +341,35 @@ def _inputs(row: Row, masks: MasksOf, states: Tensor | None) -> dict[str, Any]:
     return {**given, "position_ids": row.positions, "attention_mask": masks(row.pieces), "use_cache": False}
 
 
-def _keep(key: Any, row: Row, low: Tensor) -> None:
-    """Keep what was read, in place of all else where there is no room."""
+def keep(key: Any, ids: Sequence[int], pieces: Sequence[Piece], low: Tensor) -> None:
+    """Keep the states [1, tokens, H] of a packed row, in place of all else where there is no room."""
     new = low.shape[1] * cost_of(low)
     if sum(each.bytes for each in _KEPT.values()) + new > ROOM:
         _KEPT.clear()
     if new <= ROOM:
-        _KEPT.setdefault(key, Kept()).keep(row.ids[0].tolist(), row.pieces, low)
+        _KEPT.setdefault(key, Kept()).keep(ids, pieces, low)
 
 
-def _part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
+def part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
     """The trunk with these layers alone, and this norm after them; all of it is the trunk's own."""
     part = copy.copy(body)
     part._modules = {**body._modules, "layers": layers, "norm": norm}
     return part
 
 
-__all__ = ["Kept", "Row", "forget", "stack_of", "states", "untrained_layers"]
+__all__ = [
+    "Kept",
+    "Prompts",
+    "Row",
+    "forget",
+    "keep",
+    "keep_prompts",
+    "key_of",
+    "layers_below",
+    "part",
+    "parts",
+    "prompts_read",
+    "stack_of",
+    "states",
+    "untrained_layers",
+]

@@ -92,6 +92,8 @@ class Policy(nn.Module):
 
     Attributes:
         own_tokenizer: whether the tokenizer is the adapter's own, and not that of its base.
+        upper: how many of its last layers are adapted by it or by others on the same base, where that is known before
+            it has an adapter: what is sampled from it is then read once below them.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, base: str = "", base_digest: str = "") -> None:
@@ -103,6 +105,7 @@ class Policy(nn.Module):
         self.own_tokenizer = False
         self.value_head: ValueHead | None = None
         self.lora: LoRA | None = None
+        self.upper: int | None = None
         self.ways = Ways()
         self.adapted = False
         self._states: dict[str, str | None] = {}
@@ -311,11 +314,12 @@ class Policy(nn.Module):
         with torch.no_grad():
             with self.generating() as model:
                 fast = self.ways.reader is Cached and not is_quantized(self.model)
-                slots = slots_of(model, self.chat.pad_id) if fast else None
+                slots = slots_of(model, self.chat.pad_id, self.upper) if fast else None
                 if slots is None:
                     yield self.ways.reader(model, self.chat.pad_id)
                     return
             yield slots
+            slots.hand_on()
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 

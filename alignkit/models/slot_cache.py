@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from alignkit.models.together import Together
+
 STEP = 16
 """Widths are rounded up to this: kernels are prepared for each shape anew."""
 
@@ -31,6 +33,8 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
         self.first = self.n = self.width = self.shared = self.apart = 0
         self.expected = (0, 0)
+        self.together: Together | None = None
+        self.row: tuple[Tensor, Tensor] | None = None
         self.beginning: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.at: Tensor | None = None
@@ -40,19 +44,22 @@ class SlotLayer(CacheLayerMixin):
         their slots hold, and before it what `kept_apart` gives."""
         value_states = value_states.to(key_states.dtype)
         if self.rows is not None:
-            size, width = len(self.rows), self.width - self.apart
-            keys, values = self._room(size, width, key_states, value_states)
+            stop, width = self.first + len(self.rows), self.width - self.apart
+            keys, values = self._room(stop, width, key_states, value_states)
             assert self.at is not None
             at = self.at - self.apart
             keys[self.rows, :, :, at] = key_states[:, :, 0]
             values[self.rows, :, at] = value_states[:, :, 0]
-            seen = keys[:size, :, :, :width]
+            seen = keys[self.first : stop, :, :, :width]
             # Beside the keys, which families hand on to their attention unread: they have no argument for it.
             seen.kept_apart = self.beginning if self.apart else None  # type: ignore[attr-defined]
-            return seen, values[:size, :, :width]
+            return seen, values[self.first : stop, :, :width]
         if not self.n:
             self.beginning = key_states, value_states
             return key_states, value_states
+        self.row = key_states, value_states
+        if self.together is not None:
+            key_states, value_states = self.together.spread(key_states), self.together.spread(value_states)
         whole = own = key_states, value_states
         if self.shared:
             assert self.beginning is not None
@@ -64,6 +71,7 @@ class SlotLayer(CacheLayerMixin):
         keys, values = self._room(*self.expected, *own)
         keys[self.first : end, :, :, :tokens] = own[0].mT.repeat_interleave(self.n, 0)
         values[self.first : end, :, :tokens] = own[1].repeat_interleave(self.n, 0)
+        whole[0].together = self.together  # type: ignore[attr-defined]
         return whole
 
     def _room(self, slots: int, width: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +130,7 @@ class SlotCache(Cache):
     def place_beginning(self, width: int) -> None:
         """What prompts begin with is read next: one row, which has no slot."""
         for layer in self.slots:
-            layer.n, layer.shared, layer.width, layer.rows = 0, 0, width, None
+            layer.n, layer.shared, layer.width, layer.rows, layer.together = 0, 0, width, None, None
 
     @property
     def apart(self) -> int:
@@ -149,7 +157,7 @@ class SlotCache(Cache):
         for layer in self.slots:
             layer.expected = slots, width
 
-    def place_prompts(self, first: int, n: int, shared: int, width: int) -> None:
+    def place_prompts(self, first: int, n: int, shared: int, width: int, together: Together | None = None) -> None:
         """Prompts are read next, each for n sequences, the first of which has the slot `first`.
 
         Args:
@@ -157,17 +165,26 @@ class SlotCache(Cache):
             n: sequences of each.
             shared: tokens of the beginning that was read, which come before them; 0: they have none in common.
             width: of the rows.
+            together: they are read as this row.
         """
         for layer in self.slots:
             layer.first, layer.n, layer.shared, layer.width, layer.rows = first, n, shared, shared + width, None
+            layer.together = together
 
-    def place_tokens(self, at: Tensor) -> int:
-        """A token of each sequence is read next, at these places [live]; the width that is looked at."""
-        rows = torch.arange(len(at), device=at.device)
+    def place_tokens(self, at: Tensor, first: int = 0) -> int:
+        """A token of each sequence is read next, at these places [live], the slot `first` being that of the first; the
+        width that is looked at."""
+        rows = torch.arange(first, first + len(at), device=at.device)
         width = self.apart + rounded(int(at.max()) + 1 - self.apart)
         for layer in self.slots:
-            layer.rows, layer.at, layer.width = rows, at, width
+            layer.rows, layer.at, layer.width, layer.first = rows, at, width, first
         return width
+
+    def rows_read(self, layers: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [1, heads, tokens, H] of the prompts that were read last, of so many layers from below."""
+        found = [layer.row for layer in self.slots[:layers]]
+        assert None not in found
+        return [row for row in found if row is not None]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Put the sequences of some slots into others."""

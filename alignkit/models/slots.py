@@ -14,13 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from alignkit.models import forward
+from alignkit.models import forward, lower
 from alignkit.models.attention import by_hand, refuse_unknown
 from alignkit.models.batch import alike_at_first
+from alignkit.models.handed_on import WAITING, Notes
 from alignkit.models.packed import decoding_copy, detached
+from alignkit.models.together import Together, in_parts
 
 ATTENTION = "alignkit_slots"
 """Name of the attention in the library's registry."""
+
+TOGETHER = 4096
+"""Tokens of prompts that are read in one row: what lies between the products stays near the processor."""
 
 PADDING = 32
 """Tokens of padding among prompts that are read together on a processor: about what a pass of its own costs there, in
@@ -35,11 +40,13 @@ class Slots:
             are in its type, and what lies between them in that of the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
         packed: False leaves the linear layers as they are.
+        upper: how many of the last layers are adapted, by this model or by others on the same base; what is read below
+            them is kept for the next who reads it. None: it is seen from the model, if it has adapters.
     """
 
     joins: ClassVar[bool] = True
 
-    def __init__(self, model: Any, pad_id: int, packed: bool = True) -> None:
+    def __init__(self, model: Any, pad_id: int, packed: bool = True, upper: int | None = None) -> None:
         from transformers import AttentionInterface
 
         self.pad_id, self.device = pad_id, next(model.parameters()).device
@@ -48,7 +55,18 @@ class Slots:
         self.model = decoding_copy(model, mixed) if packed else detached(model)
         AttentionInterface.register(ATTENTION, attend)
         self.model.set_attn_implementation(ATTENTION)
+        self.body = forward.body_of(self.model)
+        self.together = lower.parts(self.body.config)
+        self.below = len(below := lower.layers_below(forward.body_of(model), upper)) if kind == "cpu" and packed else 0
+        self.key = lower.key_of(forward.body_of(model), below) if self.below else None
+        self.low: Tensor | None = None
+        if self.below:
+            self.body.layers[self.below - 1].register_forward_hook(self._note)
         self.empty()
+
+    def _note(self, _layer: Any, _given: Any, states: Tensor) -> None:
+        """States [rows, tokens, H] after the layers below."""
+        self.low = states
 
     def empty(self) -> None:
         """Forget all sequences, and what they began with."""
@@ -57,27 +75,90 @@ class Slots:
         self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []
+        nobody = self.lengths
+        self.notes = Notes(self.key) if self.below else None
+        self.who, self.over = nobody, (nobody, nobody, nobody)
 
     def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
         self.cache.reserve(sequences, max(map(len, prompts)))
         self._begin(prompts)
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
+        self.read_over()
         shared = self._begin(prompts)
         if not len(self.lengths):
             self.cache.keep_apart(shared)
         rest = [prompt[shared:] for prompt in prompts]
         self.cache.expect(len(self.lengths) + len(rest) * n, shared + max(2, *map(len, rest)))
-        found = []
+        read = self._read_together if self.together else self._read_padded
+        found = read(rest, shared, n)
+        sizes = torch.tensor([*map(len, rest)], device=self.device)
+        self.lengths = torch.cat([self.lengths, (shared + sizes).repeat_interleave(n)])
+        return found.repeat_interleave(n, 0)
+
+    def _read_padded(self, rest: Sequence[Sequence[int]], shared: int, n: int) -> Tensor:
+        """Logits [prompts, V] after prompts, of which the first `shared` tokens were read, those of like length at a
+        time."""
+        found, first = [], len(self.lengths)
         for few in _of_like_length(rest, PADDING) if self.device.type == "cpu" else [rest]:
             sizes = [len(each) for each in few]
             width = max(2, *sizes)  # one of a single token would be taken for a step
             ids = torch.tensor([[*each, *[self.pad_id] * (width - len(each))] for each in few])
-            self.cache.place_prompts(len(self.lengths), n, shared, width)
+            self.cache.place_prompts(first, n, shared, width)
             last = torch.tensor(sizes, device=self.device) - 1
             found.append(self._read_prompts(ids.to(self.device), shared, last))
-            self.lengths = torch.cat([self.lengths, (shared + last + 1).repeat_interleave(n)])
-        return torch.cat(found).repeat_interleave(n, 0)
+            first += len(few) * n
+        return torch.cat(found)
+
+    def _read_together(self, rest: Sequence[Sequence[int]], shared: int, n: int) -> Tensor:
+        """The same, in rows without padding, in which what several prompts begin with is read once."""
+        found, first = [], len(self.lengths)
+        for start, stop in in_parts([*map(len, rest)], TOGETHER):
+            few = rest[start:stop]
+            row = Together.of(few, self.device)
+            self.cache.place_prompts(first, n, shared, row.index.shape[1], row)
+            low = None
+            if self.notes is not None:
+                low = self._read_below(row, shared, (tuple(self.beginning[:shared]), tuple(map(tuple, few))))
+                each = low[0][row.index]
+                states = [each[number, : len(prompt)] for number, prompt in enumerate(few)]
+                self.who = torch.cat([self.who, self.notes.admit(self.beginning[:shared], few, states, n)])
+            last = self._part(row, shared, low)[:, row.last]
+            found.append(self.model.get_output_embeddings()(last)[0])
+            first += len(few) * n
+        return torch.cat(found)
+
+    def _read_below(self, row: Together, shared: int, known_by: Any) -> Tensor:
+        """States [1, tokens, H] after the layers below, which are read where no other reader has."""
+        known = lower.prompts_read(self.key, known_by)
+        if known is None:
+            low = self._part(row, shared, None, self.below)
+            known = lower.Prompts(self.cache.rows_read(self.below), low)
+            lower.keep_prompts(self.key, known_by, known)
+        else:
+            for layer, (keys, values) in enumerate(known.rows):
+                self.cache.update(keys, values, layer)
+        return known.states
+
+    def _part(self, row: Together, shared: int, low: Tensor | None, below: int | None = None) -> Tensor:
+        """States [1, tokens, H] after the first `below` layers (None: all and the norm) of prompts in a row, from those
+        after the layers below on, where these are given."""
+        layers = slice(self.below if low is not None else 0, below)
+        given = {"input_ids": row.ids} if low is None else {"inputs_embeds": low}
+        return self._through(layers, given, shared + row.depths, self._seen(shared, row.index.shape[1]))
+
+    def _through(self, layers: slice, given: dict[str, Tensor], positions: Tensor, mask: forward.MaskOf) -> Tensor:
+        """States after these layers alone, and the norm after the last one of all."""
+        norm = self.body.norm if layers.stop is None else nn.Identity()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            states: Tensor = lower.part(self.body, self.body.layers[layers], norm)(
+                **given,
+                position_ids=positions,
+                attention_mask=forward.masks_of(self.model, mask),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        return states
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens all of these prompts begin with, such as a system message: those are read once."""
@@ -92,34 +173,80 @@ class Slots:
         self.beginning = list(prompts[0][:shared])
         self.cache.place_beginning(shared)
         self._read_prompts(torch.tensor([self.beginning], device=self.device), 0, torch.tensor([shared - 1]))
+        if self.notes is not None and self.low is not None:
+            self.notes.begin(self.low)
         return shared
 
-    def _read_prompts(self, ids: Tensor, before: int, last: Tensor) -> Tensor:
-        """Logits [rows, V] after the place `last` of each row of tokens, with so many before them."""
-        places = torch.arange(before, before + ids.shape[1], device=self.device)
-        back = places[:, None] - torch.arange(before + ids.shape[1], device=self.device)
+    def _seen(self, before: int, width: int) -> forward.MaskOf:
+        """Which tokens prompts of so many tokens see, with so many before them: [1, 1, width, before + width]."""
+        places = torch.arange(before, before + width, device=self.device)
+        back = places[:, None] - torch.arange(before + width, device=self.device)
 
         def seen(window: int | None) -> Tensor:
             return ((back >= 0) if window is None else (back >= 0) & (back < window))[None, None]
 
+        return seen
+
+    def _read_prompts(self, ids: Tensor, before: int, last: Tensor) -> Tensor:
+        """Logits [rows, V] after the place `last` of each row of tokens, with so many before them."""
+        places = torch.arange(before, before + ids.shape[1], device=self.device)
+        seen = self._seen(before, ids.shape[1])
         return self._forward(ids, places.expand(len(ids), -1), seen, last.to(self.device))
 
-    def keep(self, index: Tensor) -> None:
-        target = torch.nonzero(index != torch.arange(len(index), device=index.device)).flatten()
+    def keep(self, index: Tensor, last: Tensor | None = None) -> None:
+        live = torch.arange(len(self.lengths), device=index.device)
+        if self.notes is None or last is None:
+            target = torch.nonzero(index != live[: len(index)]).flatten()
+            if len(target):
+                self.cache.move(index[target], target)
+            self.lengths = self.lengths[index]
+            if self.notes is not None:
+                self.who = self.who[index]
+            return
+        gone = live[~torch.isin(live, index)]
+        order = torch.cat([index, gone])  # those that are over stand after the others
+        target = torch.nonzero(order != live).flatten()
         if len(target):
-            self.cache.move(index[target], target)
-        self.lengths = self.lengths[index]
+            self.cache.move(order[target], target)
+        over = self.lengths[gone], self.who[gone], last[gone]
+        self.over = tuple(torch.cat(both) for both in zip(over, self.over, strict=True))  # type: ignore[assignment]
+        self.lengths, self.who = self.lengths[index], self.who[index]
+        if len(self.over[0]) >= WAITING:
+            self.read_over()
 
-    def read(self, tokens: Tensor) -> Tensor:
-        at = self.lengths
-        width = self.cache.place_tokens(at)
+    def read_over(self) -> None:
+        """Read the last token of sequences that are over, by the layers below alone: no more is kept of it."""
+        at, who, tokens = self.over
+        if self.notes is None or not len(at):
+            return
+        width = self.cache.place_tokens(at, len(self.lengths))
+        given = {"input_ids": tokens[:, None]}
+        low = self._through(slice(self.below), given, at[:, None], self._added(at, width))
+        self.notes.read(who, tokens, low[:, 0])
+        self.over = at[:0], who[:0], tokens[:0]
+
+    def hand_on(self) -> None:
+        """Keep what was read for the next who reads it."""
+        if self.notes is not None:
+            self.read_over()
+            self.notes.hand_on()
+
+    def _added(self, at: Tensor, width: int) -> forward.MaskOf:
+        """What is added to the scores of tokens in these places [live], of so many keys: [live, 1, 1, width]."""
         back = at[:, None] - torch.arange(width, device=self.device)
 
         def added(window: int | None) -> Tensor:
             hidden = back < 0 if window is None else (back < 0) | (back >= window)
             return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)[:, None, None]
 
-        logits = self._forward(tokens[:, None], at[:, None], added, None)
+        return added
+
+    def read(self, tokens: Tensor) -> Tensor:
+        at = self.lengths
+        width = self.cache.place_tokens(at)
+        logits = self._forward(tokens[:, None], at[:, None], self._added(at, width), None)
+        if self.notes is not None and self.low is not None:
+            self.notes.read(self.who, tokens, self.low[:, 0])
         self.lengths = at + 1
         return logits
 
@@ -176,7 +303,7 @@ def attend(
 
     Args:
         module: the family's attention.
-        query: [rows, heads, tokens, H].
+        query: [rows, heads, tokens, H]; [1, heads, tokens, H] of prompts that are read `Together`.
         key: [rows, key heads, H, width], see `SlotLayer.update`; of prompts [rows, key heads, width, H], with their
             beginning before them.
         value: [rows, key heads, width, H].
@@ -193,16 +320,20 @@ def attend(
         NotImplementedError: the family's attention knows more than this.
     """
     refuse_unknown(other)
+    together = getattr(key, "together", None)
+    if together is not None:
+        query = together.spread(query)
     rows, heads, tokens, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
     query = query.to(key.dtype)
-    if tokens > 1:
+    if together is not None or tokens > 1:
         key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         if softcap is None and s_aux is None:
             found = nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=attention_mask, scale=scaling
             )
-            return found.transpose(1, 2), None
+            found = found.transpose(1, 2)
+            return found if together is None else together.gather(found), None
         key = key.mT
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)

@@ -26,8 +26,9 @@ class Reader(Protocol):
         """Read each prompt once, and go on with n sequences of it, after those that are there; their first logits
         [prompts x n, V]."""
 
-    def keep(self, index: Tensor) -> None:
-        """Go on with these alone, in this order."""
+    def keep(self, index: Tensor, last: Tensor | None = None) -> None:
+        """Go on with these alone, in this order; of all, `last` [live] is the token that was chosen and not read yet,
+        where the others are over and not given up."""
 
     def read(self, tokens: Tensor) -> Tensor:
         """Read one token [live] of each; the logits [live, V] of the next."""
@@ -74,7 +75,7 @@ class Cached:
         self.position = positions[:, -1].repeat_interleave(n, 0)
         return logits.repeat_interleave(n, 0)
 
-    def keep(self, index: Tensor) -> None:
+    def keep(self, index: Tensor, last: Tensor | None = None) -> None:
         self.cache.batch_select_indices(index)
         self.mask, self.position = self.mask[index], self.position[index]
 
@@ -119,7 +120,7 @@ class Anew:
         self.rows += [list(prompt) for prompt in prompts for _ in range(n)]
         return logits.repeat_interleave(n, 0)
 
-    def keep(self, index: Tensor) -> None:
+    def keep(self, index: Tensor, last: Tensor | None = None) -> None:
         self.rows = [self.rows[place] for place in index.tolist()]
 
     def read(self, tokens: Tensor) -> Tensor:

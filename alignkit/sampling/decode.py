@@ -316,7 +316,7 @@ class _Batch:
         index[over[: len(left)]] = left[left >= len(left)]
         self.rows = self.rows[index]
         kept = torch.from_numpy(index).to(self.last.device)
-        self.reader.keep(kept)
+        self.reader.keep(kept, self.last)
         self.last = self.last[kept]
         return found
 

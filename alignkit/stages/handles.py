@@ -63,7 +63,9 @@ class PolicyHandle(Handle):
         """The live `Policy` (see `Policy.load`)."""
         from alignkit.models import Policy
 
-        return Policy.load(self.model_folder, **kwargs)
+        policy = Policy.load(self.model_folder, **kwargs)
+        policy.upper = None if self.lora is None else self.lora.layers
+        return policy
 
     @property
     def model_folder(self) -> Path:
