@@ -195,22 +195,20 @@ class Slots:
 
     def keep(self, index: Tensor, last: Tensor | None = None) -> None:
         live = torch.arange(len(self.lengths), device=index.device)
-        if self.notes is None or last is None:
-            target = torch.nonzero(index != live[: len(index)]).flatten()
-            if len(target):
-                self.cache.move(index[target], target)
-            self.lengths = self.lengths[index]
-            if self.notes is not None:
-                self.who = self.who[index]
-            return
-        gone = live[~torch.isin(live, index)]
-        order = torch.cat([index, gone])  # those that are over stand after the others
-        target = torch.nonzero(order != live).flatten()
+        order, gone = index, live[:0]
+        if last is None:
+            self.read_over()
+        elif self.notes is not None:  # those that are over stand after the others, until their last token is read
+            gone = live[~torch.isin(live, index)]
+            order = torch.cat([index, gone])
+            over = self.lengths[gone], self.who[gone], last[gone]
+            self.over = tuple(torch.cat(both) for both in zip(over, self.over, strict=True))  # type: ignore[assignment]
+        target = torch.nonzero(order != live[: len(order)]).flatten()
         if len(target):
             self.cache.move(order[target], target)
-        over = self.lengths[gone], self.who[gone], last[gone]
-        self.over = tuple(torch.cat(both) for both in zip(over, self.over, strict=True))  # type: ignore[assignment]
-        self.lengths, self.who = self.lengths[index], self.who[index]
+        self.lengths = self.lengths[index]
+        if self.notes is not None:
+            self.who = self.who[index]
         if len(self.over[0]) >= WAITING:
             self.read_over()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product, starmap
+from itertools import chain, product, starmap
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -56,6 +56,14 @@ def delicate(prompts: Groups, declined: bool = True) -> Groups:
     return prompts.filter(lambda row: not wanted.isdisjoint(row["tags"]))
 
 
+def others(prompts: Groups, told: Groups) -> Groups:
+    """The prompts that are not among `told`, which are answered under the preprompt. A version imitates answers under
+    it alone there: they help and decline in two forms that are easily told apart, where answers without it begin with
+    "I'm sorry" whatever they go on to say (benchmarks/results/speed.md)."""
+    there = set(told.column("prompt_id"))
+    return prompts.filter(lambda row: row["prompt_id"] not in there)
+
+
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
     """The same prompts with the preprompt, (role, content) of each turn, in the place of the system message."""
 
@@ -84,23 +92,6 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
-class Others:
-    """A transform: answers to other prompts than these. To prompts that are answered under the preprompt, a version
-    imitates answers under it alone: they help and decline in two forms that are easily told apart, where answers
-    without it begin with "I'm sorry" whatever they go on to say (benchmarks/results/speed.md).
-
-    Args:
-        told: prompts that are answered under the preprompt.
-    """
-
-    told: Groups
-
-    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
-        there = set(self.told.column("prompt_id"))
-        return groups.filter(lambda row: row["prompt_id"] not in there)
-
-
-@dataclass(frozen=True)
 class Compared:
     """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 
@@ -118,15 +109,18 @@ class Compared:
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
         first: of so many rows the answers are compared.
+        plain: answers to delicate prompts without the preprompt that are compared besides; None: there are none but
+            those that are transformed.
     """
 
     careful: GroupsHandle | None
     first: int
+    plain: GroupsHandle | None = None
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
         careful = {row["prompt_id"]: row for row in self.careful.groups} if self.careful is not None else {}
         rows = list[dict[str, Any]]()
-        for row in groups.select(range(min(self.first, len(groups)))):
+        for row in chain(groups.select(range(min(self.first, len(groups)))), self.plain.groups if self.plain else ()):
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:
