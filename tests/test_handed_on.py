@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 
 from alignkit import Groups, LoRA, Policy
-from alignkit.data.encode import encode_groups
+from alignkit.data.encode import EncodedGroup, encode_groups
 from alignkit.models import RewardModel, forward, handed_on, lower, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.slots import Slots
 from alignkit.models.together import Together, in_parts
 from alignkit.sampling import Sampler
+from alignkit.sampling.decode import Rule, decode
+from alignkit.sampling.voice import Voice
 
 ASKED = ["a", "say bob", "say bob twice", "a prompt that is longer than the others are", "hide it", "say", "a b c"]
 PROMPTS = Groups.from_prompts(ASKED)
+
+
+def told(system: str) -> Groups:
+    """The same after a system message."""
+    turns = [[{"role": "system", "content": system}, {"role": "user", "content": text}] for text in ASKED]
+    return Groups.from_prompts(turns)
+
+
+TOLD = told("be brief, be kind")
 
 
 class EndsEarly(Sampler):
@@ -55,6 +68,10 @@ def laid_out(policy, groups):
     """All responses in one packed row, as they are scored and learned from."""
     encoded, problems = encode_groups(groups, policy.chat, max_prompt_tokens=500, max_response_tokens=100)
     assert not problems
+    return row_of(policy, encoded)
+
+
+def row_of(policy, encoded):
     firsts = [sum(len(each.responses) for each in encoded[:i]) for i in range(len(encoded))]
     return collate(encoded, range(len(encoded)), firsts, pad_id=policy.chat.pad_id, packed=True)
 
@@ -82,12 +99,13 @@ class Passes:
         return {number: sum(tokens) for number, tokens in sorted(found.items())}
 
 
-@pytest.mark.parametrize("waiting", [1, 4, 1000])
+@pytest.mark.parametrize(("waiting", "together", "prompts"), [(1, 4096, PROMPTS), (4, 20, TOLD), (1000, 4096, TOLD)])
 @pytest.mark.parametrize("n", [1, 3])
-def test_what_was_written_is_read_no_more_below_the_adapter(waiting, n, monkeypatch):
+def test_what_was_written_is_read_no_more_below_the_adapter(waiting, together, prompts, n, monkeypatch):
     monkeypatch.setattr(slots, "WAITING", waiting)
+    monkeypatch.setattr(slots, "TOGETHER", together)
     policy = adapted()
-    groups = SAMPLER.sample(policy, PROMPTS, n, seed=(0,))
+    groups = SAMPLER.sample(policy, prompts, n, seed=(0,))
     assert {len(ids) for row in groups.column("response_ids") for ids in row} - {9}, "some end by themselves"
     batch, ((_, kept),) = laid_out(policy, groups), lower._KEPT.items()
     assert kept.missing(batch.input_ids[0].tolist(), batch.pieces) == []
@@ -119,14 +137,54 @@ def test_a_reward_model_on_the_same_base_goes_on_from_it(tmp_path):
         torch.testing.assert_close(found, reward.scores(batch), rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_may_begin_otherwise_the_next_time():
+    """One reader, two samplings: those that are over go on from the beginning that was theirs."""
+    policy, rule = adapted(), Rule([*range(0, 262, 12)], 9, vocabulary=260)
+    every = [SAMPLER.encoded(policy, prompts) for prompts in (TOLD, told("another beginning, as long"))]
+    written = []
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots)
+        for ids in every:
+            for place, (answer,) in decode(reader, ids, [[each] for each in range(len(ids))], rule, 6):
+                written.append(EncodedGroup(ids[place], [answer.ids], None, len(written)))
+    batch, ((_, kept),) = row_of(policy, written), lower._KEPT.items()
+    assert kept.missing(batch.input_ids[0].tolist(), batch.pieces) == []
+    with torch.no_grad():
+        found = forward.hidden_states(policy.model, batch)
+        lower.forget()
+        torch.testing.assert_close(found, forward.hidden_states(policy.model, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_reader_is_gone_with_its_last_use():
+    policy = adapted()
+    gc.collect()
+    gc.disable()
+    try:
+        with policy.reading() as reader:
+            reader.admit([[5, 6, 7]], 1)
+            known = weakref.ref(reader.model)
+        del reader
+        assert known() is None, "its copy of the weights with it"
+    finally:
+        gc.enable()
+
+
+def test_a_conversation_is_handed_on_to_nobody():
+    policy = adapted()
+    with Voice(policy, Sampler(max_new_tokens=4)) as voice:
+        "".join(voice.answer([{"role": "user", "content": "a"}]))
+    assert not lower._KEPT
+    assert not lower._READ
+
+
 def test_nothing_is_noted_where_nobody_stands_on_the_layers_below():
     for policy in (Policy.load("tiny"), adapted(layers=None), Policy.load("tiny", trainable=True)):
         with policy.reading() as reader:
             assert isinstance(reader, Slots)
             assert reader.notes is None
-    trained = Policy.load("tiny", trainable=True)
-    trained.upper = 1
-    SAMPLER.sample(trained, PROMPTS, 1, seed=(0,))
+    for policy in (Policy.load("tiny", trainable=True), adapted(layers=None)):
+        policy.upper = 1
+        SAMPLER.sample(policy, PROMPTS, 1, seed=(0,))
     assert not lower._KEPT
     assert not lower._READ
 
@@ -178,6 +236,18 @@ def test_where_there_is_no_room_nothing_is_noted_and_the_same_is_written(room, m
     assert found.column("response_ids") == wanted.column("response_ids")
     assert sum(each.bytes for each in lower._READ.values()) <= room
     assert not lower._KEPT
+
+
+def test_what_there_is_no_room_for_is_given_back_at_once():
+    notes = handed_on.Notes("key", room=10 * lower.cost_of(torch.zeros(1, 4)))
+    notes.begin(torch.zeros(1, 2, 4))
+    assert notes.admit([1, 2], [[3, 4]], torch.zeros(1, 2, 4), 2).tolist() == [0, 1]
+    notes.read(torch.arange(2), torch.tensor([5, 6]), torch.zeros(2, 4))
+    assert notes.open
+    assert len(notes.states) == 1
+    assert notes.admit([], [[7] * 9], torch.zeros(1, 9, 4), 1).tolist() == [2]
+    assert not notes.open
+    assert [notes.beginning, notes.admitted, notes.states] == [None, [], []]
 
 
 def test_prompts_in_a_row_are_a_tree():

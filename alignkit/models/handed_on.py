@@ -26,12 +26,12 @@ WAITING = 64
 @dataclass(frozen=True)
 class _Admitted:
     """Prompts that were read together: what all begin with and its states [1, tokens, H], the ids after it and the
-    states of each [tokens, H]; the number of the first of their sequences, and how many each has."""
+    states [prompts, longest, H]; the number of the first of their sequences, and how many each has."""
 
     beginning: list[int]
     begun: Tensor | None
     prompts: list[list[int]]
-    states: list[Tensor]
+    states: Tensor
     first: int
     n: int
 
@@ -53,15 +53,20 @@ class Notes:
     sequences: int = 0
     room: int = field(default_factory=lambda: lower.ROOM // 2)
 
+    @property
+    def open(self) -> bool:
+        """Whether there was room for all that was read; where there was not, nothing is noted any more."""
+        return self.room >= 0
+
     def begin(self, states: Tensor) -> None:
         """States [1, tokens, H] of what the prompts begin with that are read next."""
         self.beginning = states
 
-    def admit(self, beginning: Sequence[int], prompts: Sequence[Sequence[int]], states: list[Tensor], n: int) -> Tensor:
+    def admit(self, beginning: Sequence[int], prompts: Sequence[Sequence[int]], states: Tensor, n: int) -> Tensor:
         """Note prompts that were read, after this beginning; the numbers [prompts x n] of their sequences."""
         first = self.sequences
         self.sequences += len(prompts) * n
-        if self._fits(sum(map(len, prompts)), states[0]):
+        if self._fits(states.shape[0] * states.shape[1], states):
             begun = self.beginning if len(beginning) else None
             self.admitted.append(_Admitted([*beginning], begun, [[*each] for each in prompts], states, first, n))
         return torch.arange(first, self.sequences)
@@ -74,14 +79,18 @@ class Notes:
             self.states.append(states)
 
     def _fits(self, tokens: int, states: Tensor) -> bool:
-        """Whether there is room for so many more; where there was not, nothing is noted any more."""
+        """Whether there is room for so many more; where there is not, what was noted is given back."""
         self.room -= tokens * lower.cost_of(states)
-        return self.room >= 0
+        if not self.open:
+            self._clear()
+        return self.open
+
+    def _clear(self) -> None:
+        self.beginning = None
+        self.admitted, self.who, self.tokens, self.states = [], [], [], []
 
     def hand_on(self) -> None:
         """Keep what was noted. Where there was no room for all of it, nothing is."""
-        if self.room < 0 or not self.admitted:
-            return
         written = self._written()
         for each in self.admitted:
             ids, pieces, states = list[int](), list[Piece](), list[Tensor]()
@@ -92,7 +101,7 @@ class Notes:
                 place = len(pieces)
                 ids += prompt
                 pieces.append((len(prompt), before))
-                states.append(low)
+                states.append(low[: len(prompt)])
                 for sequence in range(each.first + number * each.n, each.first + (number + 1) * each.n):
                     tokens, read = written.get(sequence, ([], None))
                     if read is not None:
@@ -100,7 +109,7 @@ class Notes:
                         pieces.append((len(tokens), place))
                         states.append(read)
             lower.keep(self.key, ids, pieces, torch.cat(states).unsqueeze(0))
-        self.admitted, self.who, self.tokens, self.states = [], [], [], []
+        self._clear()
 
     def _written(self) -> dict[int, tuple[list[int], Tensor]]:
         """Of each sequence its tokens, in the order in which they were read, and their states [tokens, H]."""

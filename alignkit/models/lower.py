@@ -32,7 +32,8 @@ STEADY = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary positions by which a token's states hang on nothing that stands after it."""
 
 ROOM = 2**28
-"""Bytes that are kept in all; half as much again while it grows."""
+"""Bytes of states that are kept in all, half as much again while it grows; and of prompts' keys and values. While
+responses are written, half of it is noted besides."""
 
 ENTRY = 168
 """Bytes of a token's place in the tree, beside its states."""
@@ -56,6 +57,10 @@ class Kept:
         if new or self.rows is None:
             return None
         return self.rows[torch.tensor(places)].unsqueeze(0)
+
+    def added(self, ids: Sequence[int], pieces: Sequence[Piece]) -> int:
+        """How many of the tokens of a packed row were not read."""
+        return len(self._walk(ids, pieces)[1])
 
     def missing(self, ids: Sequence[int], pieces: Sequence[Piece]) -> list[int]:
         """The numbers of the pieces of a packed row in which some token was not read."""
@@ -224,7 +229,7 @@ def _mixed(body: Any) -> torch.dtype | None:
 
 def _weights(body: Any, below: Sequence[nn.Module]) -> list[Tensor]:
     """Those that the states after these layers hang on."""
-    return [weight for part in (body.get_input_embeddings(), *below) for weight in part.parameters()]
+    return [weight for each in (body.get_input_embeddings(), *below) for weight in each.parameters()]
 
 
 def _print_of(body: Any, below: Sequence[nn.Module]) -> _Print:
@@ -235,8 +240,8 @@ def _print_of(body: Any, below: Sequence[nn.Module]) -> _Print:
     known = _prints.get(body)
     if known is None or known.weights != now:
         digest, digests = hashlib.sha256(), list[str]()
-        for part in ([*body.buffers(), *body.get_input_embeddings().parameters()], *(p.parameters() for p in below)):
-            for each in part:
+        for several in ([*body.buffers(), *body.get_input_embeddings().parameters()], *(p.parameters() for p in below)):
+            for each in several:
                 digest.update(f"{each.dtype} {each.device} {tuple(each.shape)}".encode())
                 digest.update(each.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             digests.append(digest.hexdigest())
@@ -313,10 +318,10 @@ def states(body: Any, row: Row, masks: MasksOf) -> Tensor | None:
     return found
 
 
-def _low(body: Any, row: Row, masks: MasksOf, parts: Sequence[tuple[int, int, Any]]) -> Tensor:
+def _low(body: Any, row: Row, masks: MasksOf, steps: Sequence[tuple[int, int, Any]]) -> Tensor:
     """States [1, tokens, H] after the last of these parts of the trunk, each (first layer, one past its last, key):
     only those pieces are read that are not kept."""
-    *before, (first, stop, key) = parts
+    *before, (first, stop, key) = steps
     ids = row.ids[0].tolist()
     missing = _KEPT[key].missing(ids, row.pieces) if key in _KEPT else [*range(len(row.pieces))]
     for asked in (row.of(missing), row) if missing else ():
@@ -343,7 +348,8 @@ def _inputs(row: Row, masks: MasksOf, states: Tensor | None) -> dict[str, Any]:
 
 def keep(key: Any, ids: Sequence[int], pieces: Sequence[Piece], low: Tensor) -> None:
     """Keep the states [1, tokens, H] of a packed row, in place of all else where there is no room."""
-    new = low.shape[1] * cost_of(low)
+    known = _KEPT.get(key)
+    new = (low.shape[1] if known is None else known.added(ids, pieces)) * cost_of(low)
     if sum(each.bytes for each in _KEPT.values()) + new > ROOM:
         _KEPT.clear()
     if new <= ROOM:
@@ -352,9 +358,9 @@ def keep(key: Any, ids: Sequence[int], pieces: Sequence[Piece], low: Tensor) -> 
 
 def part(body: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
     """The trunk with these layers alone, and this norm after them; all of it is the trunk's own."""
-    part = copy.copy(body)
-    part._modules = {**body._modules, "layers": layers, "norm": norm}
-    return part
+    found = copy.copy(body)
+    found._modules = {**body._modules, "layers": layers, "norm": norm}
+    return found
 
 
 __all__ = [

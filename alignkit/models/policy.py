@@ -308,13 +308,18 @@ class Policy(nn.Module):
             yield forward.bare(self.model)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Reader]:
+    def reading(self, hand_on: bool = True) -> Iterator[Reader]:
         """What reads sequences while they are written by the weights as they are now, without gradients: in slots of a
-        copy whose products are packed, where that gives the model's own logits; else as it was found at load."""
+        copy whose products are packed, where that gives the model's own logits; else as it was found at load.
+
+        Args:
+            hand_on: whether what is read below the adapter is kept, for versions that read the same prompts and for who
+                reads the responses.
+        """
         with torch.no_grad():
             with self.generating() as model:
                 fast = self.ways.reader is Cached and not is_quantized(self.model)
-                slots = slots_of(model, self.chat.pad_id, self.upper) if fast else None
+                slots = slots_of(model, self.chat.pad_id, self.upper, hand_on) if fast else None
                 if slots is None:
                     yield self.ways.reader(model, self.chat.pad_id)
                     return

@@ -34,6 +34,7 @@ class SlotLayer(CacheLayerMixin):
         self.first = self.n = self.width = self.shared = self.apart = 0
         self.expected = (0, 0)
         self.together: Together | None = None
+        self.keeps_row = False
         self.row: tuple[Tensor, Tensor] | None = None
         self.beginning: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
@@ -57,7 +58,8 @@ class SlotLayer(CacheLayerMixin):
         if not self.n:
             self.beginning = key_states, value_states
             return key_states, value_states
-        self.row = key_states, value_states
+        if self.keeps_row:
+            self.row, self.keeps_row = (key_states, value_states), False
         if self.together is not None:
             key_states, value_states = self.together.spread(key_states), self.together.spread(value_states)
         whole = own = key_states, value_states
@@ -180,11 +182,17 @@ class SlotCache(Cache):
             layer.rows, layer.at, layer.width, layer.first = rows, at, width, first
         return width
 
-    def rows_read(self, layers: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [1, heads, tokens, H] of the prompts that were read last, of so many layers from below."""
-        found = [layer.row for layer in self.slots[:layers]]
-        assert None not in found
-        return [row for row in found if row is not None]
+    def keep_rows(self, layers: int) -> None:
+        """Keep the keys and values of the prompts that are read next, in so many layers from below."""
+        for layer in self.slots[:layers]:
+            layer.keeps_row = True
+
+    def rows_kept(self) -> list[tuple[Tensor, Tensor]]:
+        """Give out what was kept, [1, heads, tokens, H] each."""
+        found = [layer.row for layer in self.slots if layer.row is not None]
+        for layer in self.slots:
+            layer.row = None
+        return found
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Put the sequences of some slots into others."""

@@ -8,6 +8,7 @@ one, and others may join at any time. `alignkit.models.ways` compares what comes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -40,13 +41,15 @@ class Slots:
             are in its type, and what lies between them in that of the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
         packed: False leaves the linear layers as they are.
-        upper: how many of the last layers are adapted, by this model or by others on the same base; what is read below
-            them is kept for the next who reads it. None: it is seen from the model, if it has adapters.
+        upper: of a model without adapters, how many of the last layers others on the same base adapt; None: none.
+        hand_on: whether what is read below the first adapted layer, on a processor, is kept for the next who reads it.
     """
 
     joins: ClassVar[bool] = True
 
-    def __init__(self, model: Any, pad_id: int, packed: bool = True, upper: int | None = None) -> None:
+    def __init__(
+        self, model: Any, pad_id: int, packed: bool = True, upper: int | None = None, hand_on: bool = True
+    ) -> None:
         from transformers import AttentionInterface
 
         self.pad_id, self.device = pad_id, next(model.parameters()).device
@@ -57,16 +60,12 @@ class Slots:
         self.model.set_attn_implementation(ATTENTION)
         self.body = forward.body_of(self.model)
         self.together = lower.parts(self.body.config)
-        self.below = len(below := lower.layers_below(forward.body_of(model), upper)) if kind == "cpu" and packed else 0
-        self.key = lower.key_of(forward.body_of(model), below) if self.below else None
-        self.low: Tensor | None = None
-        if self.below:
-            self.body.layers[self.below - 1].register_forward_hook(self._note)
+        below = lower.layers_below(forward.body_of(model), upper) if hand_on and packed and kind == "cpu" else []
+        self.below, self.low = len(below), list[Tensor]()
+        self.key = lower.key_of(forward.body_of(model), below) if below else None
+        if below:  # by a list, and not by this reader: a circle would keep the copy after its use
+            self.body.layers[self.below - 1].register_forward_hook(functools.partial(_put, self.low))
         self.empty()
-
-    def _note(self, _layer: Any, _given: Any, states: Tensor) -> None:
-        """States [rows, tokens, H] after the layers below."""
-        self.low = states
 
     def empty(self) -> None:
         """Forget all sequences, and what they began with."""
@@ -76,7 +75,8 @@ class Slots:
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []
         nobody = self.lengths
-        self.notes = Notes(self.key) if self.below else None
+        self.notes = Notes(self.key) if self.below and self.together else None
+        self.low.clear()
         self.who, self.over = nobody, (nobody, nobody, nobody)
 
     def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
@@ -120,11 +120,10 @@ class Slots:
             low = None
             if self.notes is not None:
                 low = self._read_below(row, shared, (tuple(self.beginning[:shared]), tuple(map(tuple, few))))
-                each = low[0][row.index]
-                states = [each[number, : len(prompt)] for number, prompt in enumerate(few)]
-                self.who = torch.cat([self.who, self.notes.admit(self.beginning[:shared], few, states, n)])
+                self.who = torch.cat([self.who, self.notes.admit(self.beginning[:shared], few, low[0][row.index], n)])
             last = self._part(row, shared, low)[:, row.last]
-            found.append(self.model.get_output_embeddings()(last)[0])
+            with torch.autocast(self.device.type, enabled=False):
+                found.append(self.model.get_output_embeddings()(last)[0])
             first += len(few) * n
         return torch.cat(found)
 
@@ -132,8 +131,9 @@ class Slots:
         """States [1, tokens, H] after the layers below, which are read where no other reader has."""
         known = lower.prompts_read(self.key, known_by)
         if known is None:
+            self.cache.keep_rows(self.below)
             low = self._part(row, shared, None, self.below)
-            known = lower.Prompts(self.cache.rows_read(self.below), low)
+            known = lower.Prompts(self.cache.rows_kept(), low)
             lower.keep_prompts(self.key, known_by, known)
         else:
             for layer, (keys, values) in enumerate(known.rows):
@@ -170,11 +170,12 @@ class Slots:
         shared = alike_at_first(prompts)
         if not shared:
             return 0
+        self.read_over()  # it goes on from the beginning that was
         self.beginning = list(prompts[0][:shared])
         self.cache.place_beginning(shared)
         self._read_prompts(torch.tensor([self.beginning], device=self.device), 0, torch.tensor([shared - 1]))
-        if self.notes is not None and self.low is not None:
-            self.notes.begin(self.low)
+        if self.notes is not None:
+            self.notes.begin(self.low[0])
         return shared
 
     def _seen(self, before: int, width: int) -> forward.MaskOf:
@@ -198,7 +199,9 @@ class Slots:
         order, gone = index, live[:0]
         if last is None:
             self.read_over()
-        elif self.notes is not None:  # those that are over stand after the others, until their last token is read
+        elif (
+            self.notes is not None and self.notes.open
+        ):  # those that are over stand after the others, until their last token is read
             gone = live[~torch.isin(live, index)]
             order = torch.cat([index, gone])
             over = self.lengths[gone], self.who[gone], last[gone]
@@ -215,13 +218,13 @@ class Slots:
     def read_over(self) -> None:
         """Read the last token of sequences that are over, by the layers below alone: no more is kept of it."""
         at, who, tokens = self.over
-        if self.notes is None or not len(at):
+        self.over = at[:0], who[:0], tokens[:0]
+        if self.notes is None or not self.notes.open or not len(at):
             return
         width = self.cache.place_tokens(at, len(self.lengths))
         given = {"input_ids": tokens[:, None]}
         low = self._through(slice(self.below), given, at[:, None], self._added(at, width))
         self.notes.read(who, tokens, low[:, 0])
-        self.over = at[:0], who[:0], tokens[:0]
 
     def hand_on(self) -> None:
         """Keep what was read for the next who reads it."""
@@ -243,8 +246,8 @@ class Slots:
         at = self.lengths
         width = self.cache.place_tokens(at)
         logits = self._forward(tokens[:, None], at[:, None], self._added(at, width), None)
-        if self.notes is not None and self.low is not None:
-            self.notes.read(self.who, tokens, self.low[:, 0])
+        if self.notes is not None:
+            self.notes.read(self.who, tokens, self.low[0][:, 0])
         self.lengths = at + 1
         return logits
 
@@ -270,6 +273,11 @@ class Slots:
             hook.remove()
         logits: Tensor = out.logits[:, 0]
         return logits
+
+
+def _put(place: list[Tensor], _layer: Any, _given: Any, states: Tensor) -> None:
+    """Keep the states [rows, tokens, H] that a layer gave last."""
+    place[:] = [states]
 
 
 def _of_like_length(rows: Sequence[Sequence[int]], padding: int) -> list[list[Sequence[int]]]:
@@ -324,14 +332,13 @@ def attend(
     rows, heads, tokens, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
     query = query.to(key.dtype)
-    if together is not None or tokens > 1:
+    if tokens > 1 or together is not None:
         key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         if softcap is None and s_aux is None:
             found = nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=attention_mask, scale=scaling
             )
-            found = found.transpose(1, 2)
-            return found if together is None else together.gather(found), None
+            return _laid_out(found, together), None
         key = key.mT
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)
@@ -339,7 +346,13 @@ def attend(
     if s_aux is not None:
         nothing = s_aux.reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
     found = by_hand(grouped, key, value, attention_mask, softcap, nothing, getattr(key, "kept_apart", None))
-    return found.reshape(rows, heads, tokens, -1).transpose(1, 2), None
+    return _laid_out(found.reshape(rows, heads, tokens, -1), together), None
+
+
+def _laid_out(found: Tensor, together: Together | None) -> Tensor:
+    """[rows, heads, tokens, H] as a layer takes it: [rows, tokens, heads, H], or the row of prompts read together."""
+    found = found.transpose(1, 2)
+    return found if together is None else together.gather(found)
 
 
 __all__ = ["Slots", "attend"]

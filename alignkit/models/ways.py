@@ -70,13 +70,14 @@ def ways_of(model: Any, where: str) -> Ways:
     return _KNOWN[key]
 
 
-def slots_of(model: Any, pad_id: int, upper: int | None = None) -> Slots | None:
+def slots_of(model: Any, pad_id: int, upper: int | None = None, hand_on: bool = True) -> Slots | None:
     """The fast reader of sequences that are being written, where what it gives are the model's own logits.
 
     Args:
         model: a bare transformers model, adapters folded in, whose sequences may be read with a cache.
         pad_id: see `Slots`.
         upper: see `Slots`.
+        hand_on: see `Slots`.
     """
     kind = next(model.parameters()).device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -84,9 +85,9 @@ def slots_of(model: Any, pad_id: int, upper: int | None = None) -> Slots | None:
     if any(type(weight.data) is not Tensor for weight in model.parameters()) or not forward.masks_are_known(model):
         return None  # weights in parts, over several processes, cannot be packed
     if key in _SLOTS:
-        return Slots(model, pad_id, upper=upper) if _SLOTS[key] else None
+        return Slots(model, pad_id, upper=upper, hand_on=hand_on) if _SLOTS[key] else None
     try:
-        slots = Slots(model, pad_id, upper=upper)
+        slots = Slots(model, pad_id, upper=upper, hand_on=hand_on)
         _SLOTS[key] = _slots_agree(model, slots, rounds=mixed is not None or key[1] in SIXTEEN)
     except forward.UNFIT as error:
         log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))

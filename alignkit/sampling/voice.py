@@ -31,7 +31,7 @@ class Voice:
         self._reader: Any = None
 
     def __enter__(self) -> Self:
-        self._reader = self._open.enter_context(self.policy.reading())
+        self._reader = self._open.enter_context(self.policy.reading(hand_on=False))
         return self
 
     def __exit__(self, *why: object) -> None:

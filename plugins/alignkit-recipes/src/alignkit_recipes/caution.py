@@ -101,10 +101,11 @@ class Compared:
     comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
     with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
-    model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
-    there declined. So answers under the preprompt are compared with one another, too; and, where nothing is to be
-    declined, those without it, which decline in other words ("No, you can't"). Of ordinary prompts each answer at one
-    temperature is compared with each at the other.
+    model scored declining there like the rest, and PPO taught it. So answers under the preprompt are compared with one
+    another, too; and, where nothing is to be declined, those without it, which decline in other words ("No, you
+    can't"). With four answers under the preprompt and two without that makes four comparisons of a prompt, and five
+    where nothing is to be declined. Of ordinary prompts each answer at one temperature is compared with each at the
+    other.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.

@@ -10,7 +10,7 @@ declined, or only sound so, are also answered under a safety preprompt (see caut
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from alignkit import (
     ConfigError,
     Groups,
     GroupsHandle,
-    LoRA,
     Piecewise,
     PolicyHandle,
     RewardHandle,
@@ -256,7 +255,7 @@ def main(
         else:
             compared = answers
             if chooses or told is not None:
-                first = asked.compared - (len(plain) if plain is not None else 0)
+                first = len(caution.others(asked.rated, delicate) if apart else asked.rated)
                 compared = run.transform(answers, caution.Compared(told, first, plain), name=f"v{i}/pairs")
             pairs = run.annotate(compared, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
@@ -370,7 +369,7 @@ def _prompts(
         parts = [_parts(kind, method, count, more * count // SIZES[kind].prompts) for method in methods]
         rows = iter(_embedded(kind, "train", parts))
         taken = [Groups.from_prompts(list(islice(rows, len(part)))) for part in parts]
-        fewer = SIZES[kind].explored * count // SIZES[kind].prompts
+        fewer = max(1, SIZES[kind].explored * count // SIZES[kind].prompts)
         return [*map(Asked, taken, [fewer if method.own_samples else count for method in methods])], held
     unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
     heldout = min(heldout, len(unique) // 4)
@@ -467,14 +466,16 @@ def _reward_model(
     goes_on = last is not None and rewards == "continue"
     init: Any = last if goes_on else v0
     model, own = MODELS[kind], REWARDS[kind]
-    lora = LoRA(r=model.lora, layers=own["layers"]) if model.lora and "layers" in own else "default"
+    lora: Any = "default"
+    if not goes_on and v0.lora is not None and v0.lora.layers is not None and "layers" in own:
+        lora = replace(v0.lora, layers=min(own["layers"], v0.lora.layers))
     rate = own.get("learning_rate", model.reward_learning_rate)
     return run.train_reward(
         init,
         new,
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
-        lora="default" if goes_on else lora,
+        lora=lora,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
         learning_rate=rate * (0.5 if goes_on else 1.0),
