@@ -91,17 +91,7 @@ def test_answers_under_the_preprompt_are_compared_with_those_without_and_among_t
     assert [row["responses"] for row in pairs if not row["tags"]] == crossed * 9
     of_one = [row for row in pairs if row["prompt_id"] == caution.delicate(PROMPTS)[0]["prompt_id"]]
     assert [row["prompt"] for row in of_one] == [caution.delicate(PROMPTS)[0]["prompt"]] * 8
-
     # Those that come after the first few are there to be imitated alone.
-    class Besides:
-        groups = answered(caution.delicate(PROMPTS), "plain 0", "plain 1")
-
-    parted = caution.others(plain, caution.delicate(plain))
-    beside = caution.Compared(Handle(), len(parted), Besides())(parted, None)  # type: ignore[arg-type]
-    cut = [["plain 0", "careful 0"], ["plain 1", "careful 1"], *every[4:]]
-    assert [row["responses"] for row in beside if row["tags"] == ["safety"]] == cut * 2
-    assert [row["responses"] for row in beside if row["tags"] == ["borderline"]] == [*cut, ["plain 0", "plain 1"]]
-    assert [row["responses"] for row in beside if not row["tags"]] == crossed * 9
     few = caution.Compared(Handle(), 5)(plain, None)  # type: ignore[arg-type]
     assert set(few.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:5])
     without = caution.Compared(None, 12)(plain, None)
@@ -157,22 +147,16 @@ def test_llama2_imitates_what_is_said_under_the_preprompt_and_what_was_compared(
     told = [["borderline"], ["safety"], ["safety"]]  # whether they are compared or imitated alone
     assert [part.groups.column("tags") for part in learned["history"]] == [told]
     assert learned["optimizer"].params["samples_per_prompt"] == 0
-    # What is answered under the preprompt is imitated as it was answered so, and of further prompts there is no more;
-    # of those that are compared there is an answer at each temperature, for the comparisons.
+    # What is answered under the preprompt is imitated as it was answered so, and of further prompts there is no more.
     made = {p.parent.name.split("-", 1)[1].rsplit("-", 1)[0]: p for p in (tmp_path / "stages").glob("*/groups")}
-    plain, pairs = Groups.load(made["v1-plain"]), Groups.load(made["v1-pairs"])
-    assert plain.column("prompt_id") == [row["prompt_id"] for row in PROMPTS.select(range(COMPARED)) if row["tags"]]
-    assert [how["temperature"] for how in plain[0]["sampled_by"]] == [0.7, 1.0]
-    assert plain.sizes() == [2] * len(plain)
-    texts = {text for row in plain for text in row["responses"]}
-    of_plain = [not texts.isdisjoint(row["responses"]) for row in pairs if row["prompt_id"] == plain[0]["prompt_id"]]
-    assert 0 < sum(of_plain) < len(of_plain), "some without the preprompt, some under it alone"
+    asked = [row["prompt_id"] for i, row in enumerate(PROMPTS) if i < COMPARED or not row["tags"]]
+    assert Groups.load(made["v1-answers"]).column("prompt_id") == asked
     chosen_from = learned["prompts"].groups
     assert chosen_from.column("prompt_id") == [row["prompt_id"] for row in PROMPTS if not row["tags"]]
     assert chosen_from.sizes() == [2 * llama2.ANSWERS] * 9
     # The warmer ones as the version is used, since it is to imitate them.
     assert [how["temperature"] for how in chosen_from[0]["sampled_by"]] == [0.7, 0.7, 1.0, 1.0]
-    assert set(pairs.column("prompt_id")) == set(PROMPTS.column("prompt_id")[:COMPARED])
+    assert set(Groups.load(made["v1-pairs"]).column("prompt_id")) == set(PROMPTS.column("prompt_id")[:COMPARED])
 
 
 def test_a_version_that_chooses_is_chosen_from_by_the_next_ones(tmp_path: Path) -> None:
@@ -209,8 +193,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 30, "safety": 18},
         {"": 36, "borderline": 60, "safety": 24},
-        {"": 18, "borderline": 17, "safety": 13},
-        {"": 84, "borderline": 72, "safety": 60},
+        {"": 28, "borderline": 28, "safety": 16},
+        {"": 84, "borderline": 84, "safety": 48},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -224,10 +208,10 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     )
     for first in range(0, 216, 72):  # PPO takes them in this order
         tags = Counter("".join(tags) for tags in explored.every.column("tags")[first : first + 72])
-        assert tags == {"": 28, "borderline": 24, "safety": 20}, "each round has as many of each kind"
+        assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (37, 60)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (40, 60)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from alignkit_recipes import instructgpt, llama2, method
 from alignkit_recipes.settings import MODELS, OPTIMIZERS, configured
 from alignkit_recipes.texts import plain_texts
 
-from alignkit import ConfigError, DataError, FunctionReward, Groups, LoRA, PluginError, Reward, Run
+from alignkit import ConfigError, DataError, FunctionReward, Groups, PluginError, Reward, Run
 from alignkit.plugin import Component, Scores, parse
 from alignkit.testing import default_host
 
@@ -172,34 +172,14 @@ def test_comparisons_of_two_dimensions_become_one_for_each_prompt() -> None:
 def test_a_reward_model_goes_on_for_one_epoch_at_half_the_rate(kind: str, last: bool, expected: dict[str, Any]) -> None:
     asked = dict[str, Any]()
     recorded: Any = SimpleNamespace(train_reward=lambda init, new, **given: asked.update(given, init=init, new=new))
-    v0 = SimpleNamespace(lora=LoRA(r=4, layers=8))
-    models: Any = (v0, "last" if last else None)
+    models: Any = ("v0", "last" if last else None)
     new = Groups.from_rows([{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}])
     for rewards, goes_on in (("continue", last), ("fresh", False)):
         llama2._reward_model(recorded, *models, new, [new], "safety", 2, kind, rewards, 0.5)
         if rewards == "continue":
             assert {name: asked[name] for name in expected} == expected
-        assert (asked["init"], asked["replay_fraction"]) == (("last", 0.5) if goes_on else (v0, 1.0))
+        assert (asked["init"], asked["replay_fraction"]) == (("last", 0.5) if goes_on else ("v0", 1.0))
         assert (asked["new"], asked["replay"]) == (new, [new])
-        fewer = LoRA(r=4, layers=4) if kind == "small" and not goes_on else "default"
-        assert asked["lora"] == fewer, "its own adapter is the policy's on fewer layers"
-
-
-@pytest.mark.parametrize(
-    ("lora", "expected"),
-    [
-        (None, "default"),
-        (LoRA(), "default"),
-        (LoRA(layers=3, targets=("q_proj",)), LoRA(layers=3, targets=("q_proj",))),
-    ],
-)
-def test_a_reward_model_adapts_no_more_than_the_policy(lora: LoRA | None, expected: Any) -> None:
-    asked = dict[str, Any]()
-    recorded: Any = SimpleNamespace(train_reward=lambda init, new, **given: asked.update(given))
-    new = Groups.from_rows([{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}])
-    v0: Any = SimpleNamespace(lora=lora)
-    llama2._reward_model(recorded, v0, None, new, [], "safety", 1, "small", "continue", 0.5)
-    assert asked["lora"] == expected
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.3, 0.3)])

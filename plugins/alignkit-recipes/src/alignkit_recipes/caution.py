@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product, starmap
+from itertools import product, starmap
 from typing import Any
 
 from alignkit import ConfigError, Groups, GroupsHandle
@@ -56,14 +56,6 @@ def delicate(prompts: Groups, declined: bool = True) -> Groups:
     return prompts.filter(lambda row: not wanted.isdisjoint(row["tags"]))
 
 
-def others(prompts: Groups, told: Groups) -> Groups:
-    """The prompts that are not among `told`, which are answered under the preprompt. A version imitates answers under
-    it alone there: they help and decline in two forms that are easily told apart, where answers without it begin with
-    "I'm sorry" whatever they go on to say (benchmarks/results/speed.md)."""
-    there = set(told.column("prompt_id"))
-    return prompts.filter(lambda row: row["prompt_id"] not in there)
-
-
 def warned(prompts: Groups, preprompt: Sequence[tuple[str, str]] = PREPROMPT) -> Groups:
     """The same prompts with the preprompt, (role, content) of each turn, in the place of the system message."""
 
@@ -92,6 +84,23 @@ class WithoutPreprompt:
 
 
 @dataclass(frozen=True)
+class Others:
+    """A transform: answers to other prompts than these. To prompts that are answered under the preprompt, a version
+    imitates answers under it alone: they help and decline in two forms that are easily told apart, where answers
+    without it begin with "I'm sorry" whatever they go on to say (benchmarks/results/speed.md).
+
+    Args:
+        told: prompts that are answered under the preprompt.
+    """
+
+    told: Groups
+
+    def __call__(self, groups: Groups, _ctx: Any) -> Groups:
+        there = set(self.told.column("prompt_id"))
+        return groups.filter(lambda row: row["prompt_id"] not in there)
+
+
+@dataclass(frozen=True)
 class Compared:
     """A transform: the comparisons to be rated, of answers without the preprompt and answers under it.
 
@@ -101,27 +110,23 @@ class Compared:
     comparisons a prompt, as in InstructGPT (Ouyang et al. 2022, section 3.5), since answers are cheaper than prompts:
     of 18 tagged prompts two each taught SmolLM2's safety model little that held on others (declining told from the rest
     with an AUC of 0.6), and five each did (0.95). With two of each prompt that only sounds unsafe, the helpfulness
-    model scored declining there like the rest, and PPO taught it. So answers under the preprompt are compared with one
-    another, too; and, where nothing is to be declined, those without it, which decline in other words ("No, you
-    can't"). With four answers under the preprompt and two without that makes four comparisons of a prompt, and five
-    where nothing is to be declined. Of ordinary prompts each answer at one temperature is compared with each at the
-    other.
+    model scored declining there like the rest, and PPO taught it; with four 8 to 11 of the 72 answers that it chose
+    there declined. So answers under the preprompt are compared with one another, too; and, where nothing is to be
+    declined, those without it, which decline in other words ("No, you can't"). Of ordinary prompts each answer at one
+    temperature is compared with each at the other.
 
     Args:
         careful: answers under the preprompt, by prompt; None: there are none.
         first: of so many rows the answers are compared.
-        plain: answers to delicate prompts without the preprompt that are compared besides; None: there are none but
-            those that are transformed.
     """
 
     careful: GroupsHandle | None
     first: int
-    plain: GroupsHandle | None = None
 
     def __call__(self, groups: Groups, _ctx: Any) -> Groups:
         careful = {row["prompt_id"]: row for row in self.careful.groups} if self.careful is not None else {}
         rows = list[dict[str, Any]]()
-        for row in chain(groups.select(range(min(self.first, len(groups)))), self.plain.groups if self.plain else ()):
+        for row in groups.select(range(min(self.first, len(groups)))):
             plain = [(row, k) for k in range(len(row["responses"]))]
             other = careful.get(row["prompt_id"])
             if other is None:

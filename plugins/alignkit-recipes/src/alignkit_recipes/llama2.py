@@ -10,7 +10,7 @@ declined, or only sound so, are also answered under a safety preprompt (see caut
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,6 @@ class Sizes:
         heldout: held-out prompts.
         max_new_tokens: longest answer.
         careful: answers under the safety preprompt to each delicate prompt; 0 for a model that cannot follow it.
-        explored: of `prompts`, those whose answers are rated for a version that learns from its own samples: its reward
-            models go on from what they know.
     """
 
     prompts: int
@@ -75,10 +73,9 @@ class Sizes:
     heldout: int
     max_new_tokens: int
     careful: int
-    explored: int
 
 
-SIZES = {"small": Sizes(72, 48, 306, 36, 4, 48), "tiny": Sizes(64, 0, 306, 16, 0, 64)}
+SIZES = {"small": Sizes(72, 48, 306, 36, 4), "tiny": Sizes(64, 0, 306, 16, 0)}
 SAMPLER = "default(batch_size=320)"
 """Answers of models as small as these are written so many at a time: a step costs little more for each."""
 KL_PROMPTS = 40
@@ -101,7 +98,7 @@ MIX = {
     "small": {
         "imitates": "ostsotsosots",
         "more": "sostsoss",
-        "explores": "sotsostosotsosotto",
+        "explores": "osotsostosotsosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -109,10 +106,10 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes two and a half times as often as what is, where
-it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.2
-times as often where declining moves with the rewards: PPO moves it for both kinds together, and by that share one sets
-how much is declined (benchmarks/results/speed.md). Each act is asked for once as long as there are others. Of the 306
-held-out prompts 102 are tagged, and 51 sound unsafe."""
+it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75
+times as often where declining moves with the rewards: PPO moves it for both kinds together, and with as many of each it
+declines what only sounds unsafe more often than V0 (benchmarks/results/speed.md). Each act is asked for once as long as
+there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
@@ -128,11 +125,10 @@ round moved by 0.16 to 0.33 nats a token and the last one by 0.003 to 0.007. Its
 by chance, 6 to 16 of a round were tagged where 12 were meant, which moved declining up or down (see
 benchmarks/results/speed.md). What `tiny` ends itself is worth more, and few answers do."""
 REWARDS: dict[str, dict[str, Any]] = {
-    "small": {"layers": 4, "by_prompt": True, "batch_size": 24, "learning_rate": 2e-3, "replay": 0.5},
+    "small": {"by_prompt": True, "batch_size": 24, "learning_rate": 2e-3, "replay": 0.5},
     "tiny": {},
 }
-"""Reward models where they differ from `MODELS`: they adapt fewer layers than the policy does (`layers`), so that more
-is read once for each answer, by both of them; an answer that is compared several times is read once a step, so steps
+"""Reward models where they differ from `MODELS`: an answer that is compared several times is read once a step, so steps
 are of more comparisons, and longer."""
 LLAMA2_THRESHOLD = 0.15
 THRESHOLD = {"small": 0.01, "tiny": LLAMA2_THRESHOLD}
@@ -175,8 +171,7 @@ def main(
         comparisons_per_version: how many of the human comparisons of each file a version learns from; default all.
         demonstrations: file of demonstrations for supervised fine-tuning before V0.
         prompts_per_version: fresh prompts for each version, whose answers are rated. Of the embedded prompts a version
-            of an instruct model learns from further ones too, two thirds as many or more; of those of one that learns
-            from its own samples two thirds are rated.
+            of an instruct model learns from further ones too: two thirds as many or more.
         heldout: held-out prompts for the evaluation.
         max_new_tokens: longest answer, in tokens.
         temperatures: of the two answers that are compared; default `temperature`, and 0.3 below it.
@@ -232,31 +227,26 @@ def main(
         answering: dict[str, Any] = {"sampler": SAMPLER, "max_new_tokens": tokens}
         # A version that learned from such answers helps and declines without being told: half as many are enough.
         knows = i > 1 and optimizer.own_samples
-        answers = told = plain = None
+        answers = told = None
         delicate = asked.every.select([])
         if not human and careful:
             delicate = caution.delicate(asked.every if chooses else asked.rated, declined=not knows)
             told = _told(run, current, delicate, careful // 2 if knows else careful, temperature, answering, i)
-        # A version that chooses what it imitates takes of delicate prompts the answers under the preprompt alone.
-        apart = chooses and told is not None
         if chooses or not human:
             answers = run.sample(
                 current,
-                caution.others(asked.every, delicate) if apart else asked.every if chooses else asked.rated,
+                asked.answered(delicate) if chooses else asked.rated,
                 ANSWERS if chooses or (told is not None and not knows) else 1,
                 temperature=list(temperatures),
                 name=f"v{i}/answers",
                 **answering,
             )
-        if apart and len(rated := caution.delicate(asked.rated)):
-            plain = run.sample(current, rated, 1, temperature=list(temperatures), name=f"v{i}/plain", **answering)
         if human or answers is None:
             pairs: dict[str, Any] = {d: _slice(g, i - 1, len(steps), comparisons_per_version) for d, g in human.items()}
         else:
             compared = answers
             if chooses or told is not None:
-                first = len(caution.others(asked.rated, delicate) if apart else asked.rated)
-                compared = run.transform(answers, caution.Compared(told, first, plain), name=f"v{i}/pairs")
+                compared = run.transform(answers, caution.Compared(told, asked.compared), name=f"v{i}/pairs")
             pairs = run.annotate(compared, annotator, name=f"v{i}/ratings")
         for dimension, new in pairs.items():
             models[dimension] = _reward_model(
@@ -270,6 +260,8 @@ def main(
             reward = _on_one_scale(run, reward, answers, i)
         history += [told] if told is not None else []
         chosen_from = answers if chooses else None
+        if chosen_from is not None and told is not None:
+            chosen_from = run.transform(chosen_from, caution.Others(delicate), name=f"v{i}/ordinary")
         improved = run.improve(
             current,
             chosen_from
@@ -345,6 +337,12 @@ class Asked:
     def rated(self) -> Groups:
         return self.every.select(range(self.compared))
 
+    def answered(self, told: Groups) -> Groups:
+        """Those that are answered as they are asked, too: all but further ones among `told`, which are answered under
+        the safety preprompt."""
+        keys, there = self.every.column("prompt_id"), set(told.column("prompt_id"))
+        return self.every.select(i for i, key in enumerate(keys) if i < self.compared or key not in there)
+
 
 def _of_this_loop(run: Run, step: Component, kind: str, mixed: bool = True) -> Component:
     """An algorithm with its settings of `HERE`, and those of `CHOOSES` unless the user says how many samples it is to
@@ -368,9 +366,7 @@ def _prompts(
         held = Groups.from_prompts(_embedded(kind, "heldout", [_turns(kind, "heldout", heldout)]))
         parts = [_parts(kind, method, count, more * count // SIZES[kind].prompts) for method in methods]
         rows = iter(_embedded(kind, "train", parts))
-        taken = [Groups.from_prompts(list(islice(rows, len(part)))) for part in parts]
-        fewer = max(1, SIZES[kind].explored * count // SIZES[kind].prompts)
-        return [*map(Asked, taken, [fewer if method.own_samples else count for method in methods])], held
+        return [Asked(Groups.from_prompts(list(islice(rows, len(part)))), count) for part in parts], held
     unique = list({row["prompt_id"]: i for i, row in enumerate(given)}.values())
     heldout = min(heldout, len(unique) // 4)
     held, train = given.select(unique[:heldout]), given.select(unique[heldout:])
@@ -466,16 +462,12 @@ def _reward_model(
     goes_on = last is not None and rewards == "continue"
     init: Any = last if goes_on else v0
     model, own = MODELS[kind], REWARDS[kind]
-    lora: Any = "default"
-    if not goes_on and v0.lora is not None and v0.lora.layers is not None and "layers" in own:
-        lora = replace(v0.lora, layers=min(own["layers"], v0.lora.layers))
     rate = own.get("learning_rate", model.reward_learning_rate)
     return run.train_reward(
         init,
         new,
         replay=earlier,
         replay_fraction=replay if goes_on else 1.0,
-        lora=lora,
         loss="margin_ranking" if dimension == "helpfulness" else "margin_ranking_with_safety",
         epochs=1 if goes_on else model.reward_epochs,
         learning_rate=rate * (0.5 if goes_on else 1.0),
