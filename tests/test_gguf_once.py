@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 
 from alignkit.models.gguf_once import reading_once
@@ -25,6 +26,7 @@ def test_a_file_is_opened_once_and_a_table_of_names_made_once(file):
     with reading_once():
         first, again = gguf.GGUFReader(str(file)), gguf.GGUFReader(str(file))
         assert first is again
+        assert type(first.data) is not numpy.memmap, "parts of a plain array are cut several times as fast"
         assert int(first.fields["llama.block_count"].parts[-1][0]) == 2
         table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
         assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is table

@@ -190,15 +190,19 @@ def untrained_layers(body: Any) -> list[nn.Module]:
     stack = _stacks[body]
     if stack is None:
         return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    def adapted(part: nn.Module) -> bool:
-        return any(isinstance(module, BaseTunerLayer) for module in part.modules())
-
     first = next((place for place, layer in enumerate(stack[1]) if adapted(layer)), 0)
     below = list(stack[1][:first])
     trained = any(weight.requires_grad for weight in _weights(body, below))
     return [] if trained or adapted(body.get_input_embeddings()) else below
+
+
+def adapted(module: nn.Module) -> bool:
+    """Whether some layer of a module has an adapter."""
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(layer, BaseTunerLayer) for layer in module.modules())
 
 
 def layers_below(body: Any, upper: int | None) -> list[nn.Module]:
@@ -208,8 +212,7 @@ def layers_below(body: Any, upper: int | None) -> list[nn.Module]:
         return []
     below = untrained_layers(body)
     if not below and upper is not None and (stack := stack_of(body)) is not None:
-        adapted = any("lora_" in name for name, _ in body.named_parameters())
-        below = [] if adapted or upper >= len(stack[1]) else list(stack[1])[:-upper]
+        below = [] if adapted(body) else list(stack[1])[:-upper]
     weights = _weights(body, below)
     free = all(weight.is_floating_point() and not weight.requires_grad for weight in weights)
     return below if free else []
@@ -217,14 +220,15 @@ def layers_below(body: Any, upper: int | None) -> list[nn.Module]:
 
 def key_of(body: Any, below: Sequence[nn.Module]) -> Any:
     """By which states after these layers are known: that of all trunks on the same base, computing in the same type."""
-    known = _print_of(body, below)
-    return (len(below), _mixed(body), known.shape, known.digests[-1])
+    return _keys(body, below)[-1]
 
 
-def _mixed(body: Any) -> torch.dtype | None:
-    """The type of autocast, where it is on."""
+def _keys(body: Any, below: Sequence[nn.Module]) -> list[Any]:
+    """Those of the states after the embeddings and after each of these layers."""
     kind = body.get_input_embeddings().weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    known = _print_of(body, below)
+    return [(depth, mixed, known.shape, digest) for depth, digest in enumerate(known.digests)]
 
 
 def _weights(body: Any, below: Sequence[nn.Module]) -> list[Tensor]:
@@ -305,11 +309,10 @@ def states(body: Any, row: Row, masks: MasksOf) -> Tensor | None:
     Returns:
         None where the trunk cannot be parted, or is trained down to its first layer.
     """
-    below = untrained_layers(body) if parts(body.config) else []
-    if not below or not all(weight.is_floating_point() for weight in _weights(body, below)):
+    below = layers_below(body, None)
+    if not below:
         return None
-    known, mixed = _print_of(body, below), _mixed(body)
-    keys = [(depth, mixed, known.shape, digest) for depth, digest in enumerate(known.digests)]
+    keys = _keys(body, below)
     # Where others on the same base end before: what they read is gone on from, and what is read here is kept for them.
     depths = [depth for depth in range(1, len(below)) if keys[depth] in _KEPT] + [len(below)]
     steps = [(first, stop, keys[stop]) for first, stop in itertools.pairwise([0, *depths])]

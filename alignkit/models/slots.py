@@ -75,7 +75,7 @@ class Slots:
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []
         nobody = self.lengths
-        self.notes = Notes(self.key) if self.below and self.together else None
+        self.notes = Notes(self.key) if self.below else None
         self.low.clear()
         self.who, self.over = nobody, (nobody, nobody, nobody)
 
@@ -199,11 +199,9 @@ class Slots:
         order, gone = index, live[:0]
         if last is None:
             self.read_over()
-        elif (
-            self.notes is not None and self.notes.open
-        ):  # those that are over stand after the others, until their last token is read
+        elif self.notes is not None and self.notes.open:
             gone = live[~torch.isin(live, index)]
-            order = torch.cat([index, gone])
+            order = torch.cat([index, gone])  # those that are over stand last, until their last token is read
             over = self.lengths[gone], self.who[gone], last[gone]
             self.over = tuple(torch.cat(both) for both in zip(over, self.over, strict=True))  # type: ignore[assignment]
         target = torch.nonzero(order != live[: len(order)]).flatten()
