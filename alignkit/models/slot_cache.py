@@ -27,16 +27,21 @@ class SlotLayer(CacheLayerMixin):
     where some of them belong, after the first `shared` tokens of the `beginning`; `rows` and `at`, where the next token
     of each sequence does, and `width` how far is looked back. The first `apart` tokens are the beginning of every
     sequence, and stand in no slot.
+
+    Args:
+        kind: what they are kept in; None: as they come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: torch.dtype | None = None) -> None:
         super().__init__()
+        self.kind = kind
         self.first = self.n = self.width = self.shared = self.apart = 0
         self.expected = (0, 0)
         self.together: Together | None = None
         self.keeps_row = False
         self.row: tuple[Tensor, Tensor] | None = None
         self.beginning: tuple[Tensor, Tensor] | None = None
+        self.begun: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.at: Tensor | None = None
 
@@ -49,14 +54,16 @@ class SlotLayer(CacheLayerMixin):
             keys, values = self._room(stop, width, key_states, value_states)
             assert self.at is not None
             at = self.at - self.apart
-            keys[self.rows, :, :, at] = key_states[:, :, 0]
-            values[self.rows, :, at] = value_states[:, :, 0]
+            keys[self.rows, :, :, at] = key_states[:, :, 0].to(keys.dtype)
+            values[self.rows, :, at] = value_states[:, :, 0].to(values.dtype)
             seen = keys[self.first : stop, :, :, :width]
             # Beside the keys, which families hand on to their attention unread: they have no argument for it.
-            seen.kept_apart = self.beginning if self.apart else None  # type: ignore[attr-defined]
+            seen.kept_apart = self.begun if self.apart else None  # type: ignore[attr-defined]
             return seen, values[self.first : stop, :, :width]
         if not self.n:
             self.beginning = key_states, value_states
+            kind = self.kind or key_states.dtype
+            self.begun = key_states.to(kind), value_states.to(kind)
             return key_states, value_states
         if self.keeps_row:
             self.row, self.keeps_row = (key_states, value_states), False
@@ -71,8 +78,8 @@ class SlotLayer(CacheLayerMixin):
             own = whole
         end, tokens = self.first + len(key_states) * self.n, own[0].shape[2]
         keys, values = self._room(*self.expected, *own)
-        keys[self.first : end, :, :, :tokens] = own[0].mT.repeat_interleave(self.n, 0)
-        values[self.first : end, :, :tokens] = own[1].repeat_interleave(self.n, 0)
+        for place, each in ((keys[..., :tokens], own[0].mT), (values[:, :, :tokens], own[1])):
+            place[self.first : end].unflatten(0, (-1, self.n)).copy_(each.unsqueeze(1))
         whole[0].together = self.together  # type: ignore[attr-defined]
         return whole
 
@@ -82,8 +89,9 @@ class SlotLayer(CacheLayerMixin):
         had, wide = (0, 0) if keys is None else (keys.shape[0], keys.shape[3])
         if keys is None or values is None or slots > had or width > wide:
             more = wide if width <= wide else rounded(max(width + 4 * STEP, wide * 3 // 2))
-            self.keys = key.new_zeros(max(slots, had), key.shape[1], key.shape[3], more)
-            self.values = value.new_zeros(max(slots, had), value.shape[1], more, value.shape[3])
+            count, kind = max(slots, had), self.kind or key.dtype
+            self.keys = key.new_zeros(count, key.shape[1], key.shape[3], more, dtype=kind)
+            self.values = value.new_zeros(count, value.shape[1], more, value.shape[3], dtype=kind)
             if keys is not None and values is not None:
                 self.keys[:had, :, :, :wide], self.values[:had, :, :wide] = keys, values
         assert self.keys is not None
@@ -98,9 +106,9 @@ class SlotLayer(CacheLayerMixin):
     def spread(self) -> None:
         """Put what is kept apart into each slot."""
         if self.apart and self.keys is not None and self.values is not None:
-            assert self.beginning is not None
+            assert self.begun is not None
             slots = len(self.keys)
-            key, value = (each.expand(slots, -1, -1, -1) for each in self.beginning)
+            key, value = (each.expand(slots, -1, -1, -1) for each in self.begun)
             self.keys, self.values = torch.cat([key.mT, self.keys], 3), torch.cat([value, self.values], 2)
         self.apart = 0
 
@@ -122,10 +130,11 @@ class SlotCache(Cache):
 
     Args:
         layers: how many there are.
+        kind: what keys and values are kept in; None: as they come.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.slots = [SlotLayer() for _ in range(layers)]
+    def __init__(self, layers: int, kind: torch.dtype | None = None) -> None:
+        self.slots = [SlotLayer(kind) for _ in range(layers)]
         self.reserved = (0, 0)
         super().__init__(layers=list(self.slots))
 

@@ -38,7 +38,7 @@ class Slots:
 
     Args:
         model: the bare transformers model, adapters folded in. It may change afterwards. Under autocast, the products
-            are in its type, and what lies between them in that of the weights.
+            are in its type, and so are the keys and values that tokens attend to; what lies between is as the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
         packed: False leaves the linear layers as they are.
         upper: of a model without adapters, how many of the last layers others on the same base adapt; None: none.
@@ -55,6 +55,7 @@ class Slots:
         self.pad_id, self.device = pad_id, next(model.parameters()).device
         kind = self.device.type
         mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        self.kind = mixed if packed else None
         self.model = decoding_copy(model, mixed) if packed else detached(model)
         AttentionInterface.register(ATTENTION, attend)
         self.model.set_attn_implementation(ATTENTION)
@@ -71,7 +72,7 @@ class Slots:
         """Forget all sequences, and what they began with."""
         from alignkit.models.slot_cache import SlotCache
 
-        self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)
+        self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers, self.kind)
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.beginning: list[int] = []
         nobody = self.lengths
@@ -331,12 +332,15 @@ def attend(
     scaling = size**-0.5 if scaling is None else scaling
     query = query.to(key.dtype)
     if tokens > 1 or together is not None:
-        key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         if softcap is None and s_aux is None:
+            # The queries of a key head stand beside one another, the head before each of them without a copy.
+            grouped = query.reshape(rows * key.shape[1], -1, tokens, size)
+            seen = (each.flatten(0, 1).unsqueeze(1).expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
             found = nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=attention_mask, scale=scaling
-            )
+                grouped, *seen, attn_mask=attention_mask, scale=scaling
+            ).view(rows, heads, tokens, -1)
             return _laid_out(found, together), None
+        key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         key = key.mT
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)
