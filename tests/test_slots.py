@@ -62,7 +62,7 @@ def test_a_wrong_attention_is_found_out(monkeypatch):
     assert gap(policy, Sampler(max_new_tokens=12)) < 1e-5
 
 
-def test_under_autocast_products_are_bfloat16_and_the_rest_is_not():
+def test_under_autocast_products_keys_and_values_are_bfloat16_and_the_rest_is_not():
     policy = Policy.load("tiny")
     with torch.autocast("cpu", torch.bfloat16):
         with policy.reading() as reader:
@@ -73,7 +73,7 @@ def test_under_autocast_products_are_bfloat16_and_the_rest_is_not():
         assert gap(policy, Sampler(max_new_tokens=12)) < 0.1
     assert logits.dtype == torch.bfloat16
     assert kept is not None
-    assert kept.dtype == torch.float32
+    assert kept.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), own.float(), rtol=0, atol=0.05)
 
 

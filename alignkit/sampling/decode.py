@@ -70,8 +70,8 @@ def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
     wanted = torch.from_numpy(draws).to(probs.device).unsqueeze(-1) * ends[:, -1:]
     block = torch.searchsorted(ends, wanted, right=True).clamp_(max=ends.shape[-1] - 1)
     within = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
-    wanted = wanted - (ends.gather(-1, block) - within[:, -1:])
-    # By rounding, the rest may be below what the first token has, or above what all have: the last with a share then.
+    wanted = (wanted - (ends.gather(-1, block) - within[:, -1:])).clamp_(min=0.0)
+    # By rounding, the rest may be below nothing, or above what all have: the last with a share then.
     last = torch.searchsorted(within, within[:, -1:].contiguous(), right=False)
     index = torch.minimum(torch.searchsorted(within, wanted, right=True), last)
     return (block * BLOCK + index).squeeze(-1)
