@@ -11,11 +11,12 @@ import torch
 from alignkit.data.encode import encode_groups
 from alignkit.errors import ConfigError, DataError
 from alignkit.groups import Groups
+from alignkit.meter import Meter
 from alignkit.models import Policy
 from alignkit.models.batch import collate
 from alignkit.randomness import permutation, stream_key, uniforms
 from alignkit.sampling import Sampler, sample_side_by_side
-from alignkit.sampling.decode import choose, pick_tokens
+from alignkit.sampling.decode import Sampled, choose, pick_tokens
 from alignkit.sampling.drawing import _shown
 
 PROMPTS = Groups.from_prompts(["say bob", "hide a", "a rather longer prompt than the others", "say bob"])
@@ -56,6 +57,21 @@ def test_choose_draws_from_the_distribution():
     )  # 3 standard errors: 0.011
 
 
+def test_what_was_drawn_and_its_log_prob_are_those_of_the_softmax():
+    """Also where logits are so far apart that most probabilities are no normal float32, and ids that are no tokens."""
+    torch.manual_seed(0)
+    logits = 30 * torch.randn(64, 1000)
+    draws = uniforms(np.arange(64, dtype=np.uint64), 0)
+    each = torch.linspace(0.2, 1, 64).unsqueeze(1)
+    for temperature in (0.2, 1.0, each):
+        ids, logprobs, after = pick_tokens(logits, draws, temperature, None, vocabulary=990)
+        assert after is None
+        assert int(ids.max()) < 990
+        wanted = torch.log_softmax(logits.double() / temperature, -1)
+        assert torch.equal(ids, choose(wanted[:, :990].exp(), draws))
+        torch.testing.assert_close(logprobs.double(), wanted.gather(-1, ids[:, None])[:, 0], rtol=1e-6, atol=2e-5)
+
+
 def test_choose_never_takes_probability_zero():
     probs = torch.tensor([[0.0, 1.0, 0.0]])
     assert choose(probs, np.array([0.0])).item() == 1
@@ -70,6 +86,35 @@ def test_same_seed_same_samples_whatever_the_batch(policy, samples):
     assert alone[0]["response_ids"] == samples[2]["response_ids"]
     more = Sampler(max_new_tokens=24).sample(policy, PROMPTS, 5, seed=(0, "test"))
     assert [r["response_ids"][:3] for r in more] == [r["response_ids"] for r in samples]
+
+
+def test_several_temperatures_are_written_side_by_side_and_are_what_each_gives_alone(policy):
+    """In one batch, each prompt read once; values and random numbers as one after another."""
+    temperatures, seeds = [1.0, 0.4], [(0, "warm"), (0, "cool")]
+    passes, generated = Meter(), Sampler(max_new_tokens=12)
+    found = generated.sample_at(policy, PROMPTS, 2, temperatures, seeds=seeds, meter=passes)
+    alone = Meter()
+    for groups, temperature, seed in zip(found, temperatures, seeds, strict=True):
+        one = replace(generated, temperature=temperature).sample(policy, PROMPTS, 2, seed=seed, meter=alone)
+        assert one.digest() == groups.digest()
+    assert passes.spent("generated_tokens") == alone.spent("generated_tokens")
+    assert passes.spent("flops") < alone.spent("flops")
+    assert found[0].column("response_ids") != found[1].column("response_ids")
+
+
+@dataclass(frozen=True)
+class Own(Sampler):
+    """An engine of its own, which says which temperature it was asked for."""
+
+    def generate(self, policy, prompts, keys, end_ids):
+        for place, several in enumerate(keys):
+            yield place, [Sampled([int(self.temperature)], [-1.0]) for _ in several]
+
+
+def test_an_engine_of_its_own_is_asked_once_for_each_temperature(policy):
+    found = Own().sample_at(policy, PROMPTS, 1, [7.0, 9.0], seeds=[(0,), (1,)])
+    assert [groups.column("response_ids") for groups in found] == [[[[7]]] * 4, [[[9]]] * 4]
+    assert [groups[0]["sampled_by"][0]["temperature"] for groups in found] == [7.0, 9.0]
 
 
 def test_same_plan_same_bytes(policy, samples):

@@ -80,7 +80,7 @@ def choose(probs: Tensor, draws: np.ndarray) -> Tensor:
 def pick_tokens(
     logits: Tensor,
     draws: np.ndarray | None,
-    temperature: float,
+    temperature: float | Tensor,
     warp: Warp | None,
     vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -89,7 +89,7 @@ def pick_tokens(
     Args:
         logits: [N, V] of the model.
         draws: [N] uniform numbers; None takes the likeliest token.
-        temperature: T > 0.
+        temperature: T > 0; [N, 1] one for each row.
         warp: truncation of the tempered logits, or None.
         vocabulary: ids from here on are no tokens: models are padded to round sizes. None: all are.
 
@@ -98,8 +98,7 @@ def pick_tokens(
     """
     if warp is None and draws is not None:
         return *_drawn(logits, draws, temperature, vocabulary), None
-    logits = logits.float() if temperature == 1 else logits.float() / temperature
-    logprobs = torch.log_softmax(logits, -1)
+    logprobs = torch.log_softmax(_tempered(logits, temperature), -1)
     warped, end = logprobs, logits.shape[-1] if vocabulary is None else vocabulary
     if warp is not None or draws is None:
         warped = logprobs.clone()
@@ -117,11 +116,17 @@ def pick_tokens(
     return ids, taken, after
 
 
-def _drawn(logits: Tensor, draws: np.ndarray, temperature: float, vocabulary: int | None) -> tuple[Tensor, Tensor]:
+def _tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits over T, in float32 and memory of their own."""
+    found = logits.to(torch.float32, copy=True)
+    return found if isinstance(temperature, float) and temperature == 1 else found.div_(temperature)
+
+
+def _drawn(
+    logits: Tensor, draws: np.ndarray, temperature: float | Tensor, vocabulary: int | None
+) -> tuple[Tensor, Tensor]:
     """`pick_tokens` where nothing is truncated, in half as many passes over [N, V]."""
-    below = logits.to(torch.float32, copy=True)
-    if temperature != 1:
-        below.div_(temperature)
+    below = _tempered(logits, temperature)
     below.sub_(below.amax(-1, keepdim=True))
     shares = below.clamp(min=LEAST).exp_()
     total = shares.sum(-1)
@@ -154,7 +159,7 @@ class Rule:
     Args:
         end_ids: tokens that end a response; the one drawn is kept.
         max_new_tokens: length at which a response is cut.
-        temperature: T > 0.
+        temperature: T > 0; several: those of a prompt's sequences, each for as many of them.
         greedy: take the likeliest token.
         warp: truncation of the tempered log-probs.
         vocabulary: ids from here on are no tokens, and are never drawn; None: all are.
@@ -162,10 +167,17 @@ class Rule:
 
     end_ids: Sequence[int]
     max_new_tokens: int
-    temperature: float = 1.0
+    temperature: float | Sequence[float] = 1.0
     greedy: bool = False
     warp: Warp | None = None
     vocabulary: int | None = None
+
+    def temperatures(self, numbers: np.ndarray, n: int) -> float | Tensor:
+        """Those of the sequences with these numbers [N] among the n of their prompts: T, or [N, 1]."""
+        if isinstance(self.temperature, float | int):
+            return float(self.temperature)
+        each = np.asarray(self.temperature, dtype=np.float32)[numbers * len(self.temperature) // n]
+        return torch.from_numpy(each).unsqueeze(1)
 
 
 CACHED = 2**20
@@ -264,7 +276,7 @@ class _Batch:
     """
 
     def __init__(self, reader: Reader, rule: Rule, size: int) -> None:
-        self.reader, self.rule, self.size = reader, rule, size
+        self.reader, self.rule, self.size, self.n = reader, rule, size, 1
         self.rows = np.zeros(0, SEQUENCE)
         self.desks = list(range(size))
         self.ids = np.zeros((size, rule.max_new_tokens), dtype=np.int64)
@@ -279,7 +291,7 @@ class _Batch:
 
     def admit(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], first: int) -> None:
         """Begin the sequences of these prompts, the first of which has that place."""
-        n = len(keys[0])
+        n = self.n = len(keys[0])
         logits = self.reader.admit(prompts, n)
         new = np.zeros(len(prompts) * n, SEQUENCE)
         new["prompt"], new["number"] = first + np.arange(len(new)) // n, np.arange(len(new)) % n
@@ -297,7 +309,7 @@ class _Batch:
         rule, first = self.rule, len(self.rows) - len(logits)
         rows = self.rows[first:]
         draws = None if rule.greedy else uniforms(rows["key"], rows["written"])
-        ids, logprobs, after = self._picked(logits, draws)
+        ids, logprobs, after = self._picked(logits, draws, rule.temperatures(rows["number"], self.n))
         place = rows["desk"], rows["written"]
         self.last = torch.cat([self.last[:first].to(ids.device), ids])
         self.ids[place], self.logprobs[place] = ids.cpu().numpy(), logprobs.cpu().numpy()
@@ -306,7 +318,9 @@ class _Batch:
         rows["finished"] = np.isin(self.ids[place], rule.end_ids)
         rows["written"] += 1
 
-    def _picked(self, logits: Tensor, draws: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _picked(
+        self, logits: Tensor, draws: np.ndarray | None, temperatures: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `pick_tokens`; on a processor a few rows at a time, which stay in its cache."""
         rule, size = self.rule, len(logits)
         if logits.device.type == "cpu" and rule.warp is None:
@@ -315,7 +329,7 @@ class _Batch:
             pick_tokens(
                 logits[at : at + size],
                 None if draws is None else draws[at : at + size],
-                rule.temperature,
+                temperatures[at : at + size].to(logits.device) if isinstance(temperatures, Tensor) else temperatures,
                 rule.warp,
                 rule.vocabulary,
             )

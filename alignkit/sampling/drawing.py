@@ -72,6 +72,36 @@ class Drawing:
             start = stop
         return Groups.concat(parts)
 
+    def draw_at(
+        self, prompts: Groups, n: int, temperatures: Sequence[float], *, seeds: Sequence[Sequence[int | str]], name: str
+    ) -> list[Groups]:
+        """Sample `n` responses for each prompt at each temperature, in this process alone; see `Sampler.sample_at`.
+
+        Args:
+            prompts: responses in them are ignored.
+            n: samples per prompt and temperature.
+            temperatures: T of each.
+            seeds: for each, path of the random numbers.
+            name: recorded in `sampled_by`.
+
+        Raises:
+            DataError: a prompt that does not fit.
+        """
+        with calling(self.sampler, "sample"):
+            found = self.sampler.sample_at(
+                self.policy,
+                prompts,
+                n,
+                temperatures,
+                seeds=seeds,
+                name=name,
+                progress=_shown("sampling", self.tick),
+                meter=self.meter,
+            )
+        for groups in found:
+            _refuse_others(groups, prompts, n, f"{whose(self.sampler)}.sample")
+        return found
+
     def most(self, prompts: int, n: int) -> dict[str, int]:
         """What so many prompts may cost at most, as a budget names it."""
         longest, start = self.sampler.max_new_tokens, self.sampler.max_prompt_tokens

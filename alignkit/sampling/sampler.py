@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -85,11 +85,22 @@ class Sampler:
         Yields:
             (place in `prompts`, its responses, as many as it has keys), in any order, as they are done.
         """
+        return self._written(policy, prompts, keys, end_ids, self.temperature)
+
+    def _written(
+        self,
+        policy: Policy,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[int]],
+        end_ids: Sequence[int],
+        temperature: float | Sequence[float],
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """What `generate` yields; of several temperatures, each for as many of a prompt's keys."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         rule = Rule(
             end_ids,
             self.max_new_tokens,
-            self.temperature,
+            temperature,
             self.greedy,
             self.warp if self.truncates else None,
             policy.vocabulary,
@@ -137,34 +148,74 @@ class Sampler:
             ConfigError: n is not positive.
             DataError: a prompt that does not fit, or that `generate` did not answer.
         """
-        if n < 1:
-            raise ConfigError(f"n={n} must be positive", where="sample", remedy="it is the responses of each prompt")
-        meter = meter or Meter()
-        with meter.phase("generate"):
-            return self._sampled(policy, prompts, n, seed, name, occurrence, progress, meter)
+        return self._sampled(policy, prompts, n, [seed], [self.temperature], name, occurrence, progress, meter)[0]
+
+    def sample_at(
+        self,
+        policy: Policy,
+        prompts: Groups,
+        n: int,
+        temperatures: Sequence[float],
+        *,
+        seeds: Sequence[Sequence[int | str]],
+        name: str = "policy",
+        progress: Progress | None = None,
+        meter: Meter | None = None,
+    ) -> list[Groups]:
+        """What `sample` gives at each of these temperatures, with the seed of each.
+
+        They are written side by side, which takes less time than one after another, where neither `sample` nor
+        `generate` is overridden.
+        """
+        if type(self).sample is Sampler.sample and type(self).generate is Sampler.generate:
+            return self._sampled(policy, prompts, n, seeds, temperatures, name, None, progress, meter)
+        return [
+            replace(self, temperature=each).sample(
+                policy, prompts, n, seed=seed, name=name, progress=progress, meter=meter
+            )
+            for each, seed in zip(temperatures, seeds, strict=True)
+        ]
 
     def _sampled(
         self,
         policy: Policy,
         prompts: Groups,
         n: int,
-        seed: Sequence[int | str],
+        seeds: Sequence[Sequence[int | str]],
+        temperatures: Sequence[float],
         name: str,
         occurrence: Sequence[int] | None,
         progress: Progress | None,
-        meter: Meter,
-    ) -> Groups:
-        bare = prompts.without_responses()
-        ids = self.encoded(policy, bare)
-        times = occurrences(prompts) if occurrence is None else occurrence
-        names = bare.column("prompt_id")
-        keys = [[stream_key(*seed, i, time, k) for k in range(n)] for i, time in zip(names, times, strict=True)]
-        written = dict(self._told(self.generate(policy, ids, keys, policy.chat.end_ids), len(ids) * n, progress))
-        self._refuse_wrong(written, len(ids), n)
-        lengths = [[len(sampled.ids) for sampled in written[i]] for i in range(len(ids))]
-        meter.add("generated_tokens", sum(map(sum, lengths)))
-        meter.compute(policy.flops(Reading.of_samples(list(map(len, ids)), lengths), folded=True).forward)
-        return bare.with_columns(self._answers([written[i] for i in range(len(ids))], policy, name))
+        meter: Meter | None,
+    ) -> list[Groups]:
+        """Samples of each of these temperatures.
+
+        Raises:
+            ConfigError: n is not positive.
+        """
+        if n < 1:
+            raise ConfigError(f"n={n} must be positive", where="sample", remedy="it is the responses of each prompt")
+        meter = meter or Meter()
+        with meter.phase("generate"):
+            bare = prompts.without_responses()
+            ids = self.encoded(policy, bare)
+            times = occurrences(prompts) if occurrence is None else occurrence
+            keys = [
+                [stream_key(*seed, i, time, k) for seed in seeds for k in range(n)]
+                for i, time in zip(bare.column("prompt_id"), times, strict=True)
+            ]
+            asked = policy, ids, keys, policy.chat.end_ids
+            found = self.generate(*asked) if len(seeds) == 1 else self._written(*asked, temperatures)
+            written = dict(self._told(found, len(ids) * n * len(seeds), progress))
+            self._refuse_wrong(written, len(ids), n * len(seeds))
+            rows = [written[i] for i in range(len(ids))]
+            lengths = [[len(sampled.ids) for sampled in row] for row in rows]
+            meter.add("generated_tokens", sum(map(sum, lengths)))
+            meter.compute(policy.flops(Reading.of_samples(list(map(len, ids)), lengths), folded=True).forward)
+            return [
+                bare.with_columns(self._answers([row[at * n : (at + 1) * n] for row in rows], policy, name, temperature))
+                for at, temperature in enumerate(temperatures)
+            ]
 
     def _refuse_wrong(self, written: Mapping[int, Sequence[Sampled]], prompts: int, n: int) -> None:
         """Refuse what `generate` must not give."""
@@ -224,11 +275,13 @@ class Sampler:
                 progress(done, total, tokens, time.monotonic() - started)
             yield number, responses
 
-    def _answers(self, written: Sequence[Sequence[Sampled]], policy: Policy, name: str) -> dict[str, list[Any]]:
+    def _answers(
+        self, written: Sequence[Sequence[Sampled]], policy: Policy, name: str, temperature: float
+    ) -> dict[str, list[Any]]:
         """The columns that say what was written: a value for each prompt."""
         for response in (response for responses in written for response in responses) if self.stop else ():
             self._end_at_stop(response, policy)
-        by = {"policy": name, "temperature": self.temperature}
+        by = {"policy": name, "temperature": temperature}
         return {
             "responses": [[policy.chat.decode(s.ids) for s in responses] for responses in written],
             "response_ids": [[s.ids for s in responses] for responses in written],

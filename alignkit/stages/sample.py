@@ -72,12 +72,13 @@ class Sample(Stage[GroupsHandle]):
         limits = Budget.of(self.budget).to_json()
         return {"budget": limits} if limits else {}
 
-    def _samplers(self) -> list[Any]:
+    @property
+    def _temperatures(self) -> tuple[float, ...]:
         assert isinstance(self.temperature, tuple)
-        return [limited(self.sampler, temperature, None) for temperature in self.temperature]
+        return self.temperature
 
     def _responses(self) -> int:
-        return self.n * len(as_sequence(self.policy)) * len(self._samplers())
+        return self.n * len(as_sequence(self.policy)) * len(self._temperatures)
 
     def cost(self) -> Cost:
         generated = len(self.prompts) * self._responses() * self.sampler.max_new_tokens
@@ -93,13 +94,15 @@ class Sample(Stage[GroupsHandle]):
         spending, room = Spending(Budget.of(self.budget), place.meter), None
         with place.computing():
             for index, handle in enumerate(as_sequence(self.policy)):
-                policy = place.load(handle)
-                for number, sampler in enumerate(self._samplers()):
-                    drawing = Drawing(policy, sampler, place.meter, place.tick)
-                    if not parts and spending.limits:
-                        prompts, room = self._within(prompts, spending, drawing)
-                    seed = (*place.path, index, number)
-                    parts.append(drawing.draw(prompts, self.n, seed=seed, name=handle.key[:16], room=room))
+                drawing = Drawing(place.load(handle), self.sampler, place.meter, place.tick)
+                if not parts and spending.limits:
+                    prompts, room = self._within(prompts, spending, drawing)
+                seeds = [(*place.path, index, number) for number in range(len(self._temperatures))]
+                name = handle.key[:16]
+                if len(seeds) > 1:
+                    parts += drawing.draw_at(prompts, self.n, self._temperatures, seeds=seeds, name=name)
+                else:
+                    parts.append(drawing.draw(prompts, self.n, seed=seeds[0], name=name, room=room))
         groups = sample_side_by_side(parts)
         if room is not None and len(groups) < len(prompts):
             spending.stop(spending.reached())
