@@ -46,7 +46,7 @@ def main() -> None:
         with policy.reading() as reader:
             assert isinstance(reader, Slots)
             reader.together, reader.notes = together, reader.notes if together else None
-            reader.reserve(len(ids), ids)
+            reader.reserve(len(ids), ids, chosen.tokens)
             started = time.perf_counter()
             reader.admit(ids, 1)
             timed(f"prompts, {name}", started)

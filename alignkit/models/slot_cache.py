@@ -14,6 +14,9 @@ from alignkit.models.together import Together
 STEP = 16
 """Widths are rounded up to this: kernels are prepared for each shape anew."""
 
+AHEAD = 64
+"""Tokens to be written that there is room for from the beginning, at the most."""
+
 
 def rounded(width: int) -> int:
     """The next multiple of `STEP`."""
@@ -21,7 +24,7 @@ def rounded(width: int) -> int:
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys [slots, heads, H, width] and values [slots, heads, width, H].
+    """One layer's keys and values [slots, heads, width, H].
 
     `expected` slots and tokens are in use once all prompts were read that are read next; `first`, `n` and `width` say
     where some of them belong, after the first `shared` tokens of the `beginning`; `rows` and `at`, where the next token
@@ -36,6 +39,7 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
         self.kind = kind
         self.first = self.n = self.width = self.shared = self.apart = 0
+        self.ahead = AHEAD
         self.expected = (0, 0)
         self.together: Together | None = None
         self.keeps_row = False
@@ -54,9 +58,9 @@ class SlotLayer(CacheLayerMixin):
             keys, values = self._room(stop, width, key_states, value_states)
             assert self.at is not None
             at = self.at - self.apart
-            keys[self.rows, :, :, at] = key_states[:, :, 0].to(keys.dtype)
+            keys[self.rows, :, at] = key_states[:, :, 0].to(keys.dtype)
             values[self.rows, :, at] = value_states[:, :, 0].to(values.dtype)
-            seen = keys[self.first : stop, :, :, :width]
+            seen = keys[self.first : stop, :, :width]
             # Beside the keys, which families hand on to their attention unread: they have no argument for it.
             seen.kept_apart = self.begun if self.apart else None  # type: ignore[attr-defined]
             return seen, values[self.first : stop, :, :width]
@@ -78,25 +82,30 @@ class SlotLayer(CacheLayerMixin):
             own = whole
         end, tokens = self.first + len(key_states) * self.n, own[0].shape[2]
         keys, values = self._room(*self.expected, *own)
-        for place, each in ((keys[..., :tokens], own[0].mT), (values[:, :, :tokens], own[1])):
-            place[self.first : end].unflatten(0, (-1, self.n)).copy_(each.unsqueeze(1))
+        for place, each in zip((keys, values), own, strict=True):
+            place[self.first : end, :, :tokens].unflatten(0, (-1, self.n)).copy_(each.unsqueeze(1))
         whole[0].together = self.together  # type: ignore[attr-defined]
         return whole
 
     def _room(self, slots: int, width: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Room for so many sequences and tokens; half as much again, where there are more tokens than ever."""
-        keys, values = self.keys, self.values
-        had, wide = (0, 0) if keys is None else (keys.shape[0], keys.shape[3])
+        keys, values, wide = self.keys, self.values, self.wide
+        had = 0 if keys is None else keys.shape[0]
         if keys is None or values is None or slots > had or width > wide:
-            more = wide if width <= wide else rounded(max(width + 4 * STEP, wide * 3 // 2))
+            more = wide if width <= wide else rounded(max(width + self.ahead, wide * 3 // 2))
             count, kind = max(slots, had), self.kind or key.dtype
-            self.keys = key.new_zeros(count, key.shape[1], key.shape[3], more, dtype=kind)
+            self.keys = key.new_zeros(count, key.shape[1], more, key.shape[3], dtype=kind)
             self.values = value.new_zeros(count, value.shape[1], more, value.shape[3], dtype=kind)
             if keys is not None and values is not None:
-                self.keys[:had, :, :, :wide], self.values[:had, :, :wide] = keys, values
+                self.keys[:had, :, :wide], self.values[:had, :, :wide] = keys, values
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
+
+    @property
+    def wide(self) -> int:
+        """Tokens that a slot has room for."""
+        return 0 if self.keys is None else self.keys.shape[2]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Put the sequences of some slots into others."""
@@ -109,7 +118,7 @@ class SlotLayer(CacheLayerMixin):
             assert self.begun is not None
             slots = len(self.keys)
             key, value = (each.expand(slots, -1, -1, -1) for each in self.begun)
-            self.keys, self.values = torch.cat([key.mT, self.keys], 3), torch.cat([value, self.values], 2)
+            self.keys, self.values = torch.cat([key, self.keys], 2), torch.cat([value, self.values], 2)
         self.apart = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -158,9 +167,12 @@ class SlotCache(Cache):
         for layer in self.slots:
             layer.spread()
 
-    def reserve(self, slots: int, width: int) -> None:
-        """Make room for so many slots and tokens when prompts are read first: to find more later costs a copy."""
+    def reserve(self, slots: int, width: int, ahead: int = AHEAD) -> None:
+        """Make room for so many slots and tokens when prompts are read first, and for so many to be written after
+        them: to find more later costs a copy."""
         self.reserved = slots, width
+        for layer in self.slots:
+            layer.ahead = min(ahead, AHEAD)
 
     def expect(self, slots: int, width: int) -> None:
         """So many slots of so many tokens are in use once all prompts were read that are read next, part by part."""
@@ -186,7 +198,10 @@ class SlotCache(Cache):
         """A token of each sequence is read next, at these places [live], the slot `first` being that of the first; the
         width that is looked at."""
         rows = torch.arange(first, first + len(at), device=at.device)
-        width = self.apart + rounded(int(at.max()) + 1 - self.apart)
+        needed, wide = rounded(int(at.max()) + 1 - self.apart), self.slots[0].wide
+        # A product of sixteen bits copies what does not lie together, which takes longer than to look at all of it.
+        whole = self.slots[0].kind is not None and needed <= wide and 4 * wide <= 7 * needed
+        width = self.apart + (wide if whole else needed)
         for layer in self.slots:
             layer.rows, layer.at, layer.width, layer.first = rows, at, width, first
         return width

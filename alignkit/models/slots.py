@@ -80,8 +80,8 @@ class Slots:
         self.low.clear()
         self.who, self.over = nobody, (nobody, nobody, nobody)
 
-    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
-        self.cache.reserve(sequences, max(map(len, prompts)))
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]], most: int) -> None:
+        self.cache.reserve(sequences, max(map(len, prompts)), most)
         self._begin(prompts)
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
@@ -309,8 +309,7 @@ def attend(
     Args:
         module: the family's attention.
         query: [rows, heads, tokens, H]; [1, heads, tokens, H] of prompts that are read `Together`.
-        key: [rows, key heads, H, width], see `SlotLayer.update`; of prompts [rows, key heads, width, H], with their
-            beginning before them.
+        key: [rows, key heads, width, H], see `SlotLayer.update`; of prompts with their beginning before them.
         value: [rows, key heads, width, H].
         attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, width].
         scaling: of the products; None: one over the root of H.
@@ -341,13 +340,12 @@ def attend(
             ).view(rows, heads, tokens, -1)
             return _laid_out(found, together), None
         key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
-        key = key.mT
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)
     nothing = None
     if s_aux is not None:
         nothing = s_aux.reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
-    found = by_hand(grouped, key, value, attention_mask, softcap, nothing, getattr(key, "kept_apart", None))
+    found = by_hand(grouped, key.mT, value, attention_mask, softcap, nothing, getattr(key, "kept_apart", None))
     return _laid_out(found.reshape(rows, heads, tokens, -1), together), None
 
 

@@ -19,7 +19,7 @@ class Reader(Protocol):
     def __init__(self, model: Any, pad_id: int) -> None:
         """Of a bare transformers model; the id pads rows."""
 
-    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]], most: int) -> None:
         """These prompts are going to be admitted, at most so many sequences side by side."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
@@ -60,7 +60,7 @@ class Cached:
         self.cache: Any = None
         self.mask = self.position = torch.empty(0)
 
-    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]], most: int) -> None:
         """The library's cache makes its own room."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
@@ -112,7 +112,7 @@ class Anew:
     pad_id: int
     rows: list[list[int]] = field(default_factory=list)
 
-    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]]) -> None:
+    def reserve(self, sequences: int, prompts: Sequence[Sequence[int]], most: int) -> None:
         """Nothing is kept."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:

@@ -209,7 +209,7 @@ def decode(
     n = len(keys[0]) if keys else 0
     batch = _Batch(reader, rule, max(batch_size, n))
     if prompts:
-        reader.reserve(min(batch.size, len(prompts) * n), prompts)
+        reader.reserve(min(batch.size, len(prompts) * n), prompts, rule.max_new_tokens)
     answers: dict[int, dict[int, Sampled]] = {}
     waiting = 0
     while waiting < len(prompts) or len(batch.rows):
