@@ -216,9 +216,12 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
     assert len(after) == 8
 
 
-def test_room_grows_with_what_is_written():
+@pytest.mark.parametrize(("mixed", "tolerance"), [(False, 2e-4), (True, 0.1)])
+def test_room_grows_with_what_is_written(mixed, tolerance):
+    """In bfloat16 all that there is room for is looked at, unless that is far more than is written."""
     policy = Policy.load("tiny")
-    assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < 2e-4
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < tolerance
 
 
 @pytest.mark.parametrize("size", [3, 256, 257, 1000])

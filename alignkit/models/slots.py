@@ -334,11 +334,9 @@ def attend(
         if softcap is None and s_aux is None:
             # The queries of a key head stand beside one another, the head before each of them without a copy.
             grouped = query.reshape(rows * key.shape[1], -1, tokens, size)
-            seen = (each.flatten(0, 1).unsqueeze(1).expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
-            found = nn.functional.scaled_dot_product_attention(
-                grouped, *seen, attn_mask=attention_mask, scale=scaling
-            ).view(rows, heads, tokens, -1)
-            return _laid_out(found, together), None
+            k, v = (each.flatten(0, 1).unsqueeze(1).expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
+            found = nn.functional.scaled_dot_product_attention(grouped, k, v, attn_mask=attention_mask, scale=scaling)
+            return _laid_out(found.view(rows, heads, tokens, -1), together), None
         key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
     grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)

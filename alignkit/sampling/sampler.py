@@ -212,9 +212,10 @@ class Sampler:
             lengths = [[len(sampled.ids) for sampled in row] for row in rows]
             meter.add("generated_tokens", sum(map(sum, lengths)))
             meter.compute(policy.flops(Reading.of_samples(list(map(len, ids)), lengths), folded=True).forward)
+            parts = [[row[at * n : (at + 1) * n] for row in rows] for at in range(len(temperatures))]
             return [
-                bare.with_columns(self._answers([row[at * n : (at + 1) * n] for row in rows], policy, name, temperature))
-                for at, temperature in enumerate(temperatures)
+                bare.with_columns(self._answers(part, policy, name, temperature))
+                for part, temperature in zip(parts, temperatures, strict=True)
             ]
 
     def _refuse_wrong(self, written: Mapping[int, Sequence[Sampled]], prompts: int, n: int) -> None:
