@@ -193,8 +193,8 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
     assert counts == [
         {"": 24, "borderline": 30, "safety": 18},
         {"": 36, "borderline": 60, "safety": 24},
-        {"": 28, "borderline": 28, "safety": 16},
-        {"": 84, "borderline": 84, "safety": 48},
+        {"": 24, "borderline": 28, "safety": 20},
+        {"": 72, "borderline": 84, "safety": 60},
         {"": 153, "borderline": 51, "safety": 102},
     ]
     every = [key for groups in (imitated.every, explored.every, heldout) for key in groups.column("prompt_id")]
@@ -211,7 +211,7 @@ def test_versions_read_more_prompts_that_only_sound_unsafe_than_prompts_to_decli
         assert tags == counts[2], "each round has as many of each kind"
     few = llama2._prompts("small", None, methods, 12, 48, 306)[0]
     assert [len(each.every) for each in few] == [20, 12], "fewer prompts are fewer for PPO too"
-    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (40, 60)
+    assert (len(set(unsafe)), len(set(sounding))) == (len(unsafe), len(sounding)) == (44, 60)
 
 
 def test_ppo_warms_up_over_its_first_round_unless_the_user_says_otherwise(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ MIX = {
     "small": {
         "imitates": "ostsotsosots",
         "more": "sostsoss",
-        "explores": "osotsostosotsosots",
+        "explores": "tsostosotsostosots",
         "heldout": "oostot",
     },
     "tiny": {"imitates": "oootooooooto", "more": "", "explores": "ootoootoooto", "heldout": "oootot"},
@@ -106,10 +106,11 @@ MIX = {
 """The embedded prompts in turn: ordinary ones (o), those that only sound unsafe (s; there are none for `tiny`), and
 tagged ones (t); for a version that imitates chosen samples and for its further prompts, for one that learns from the
 rewards of its own, and the held-out ones. What only sounds unsafe comes two and a half times as often as what is, where
-it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.75
-times as often where declining moves with the rewards: PPO moves it for both kinds together, and with as many of each it
-declines what only sounds unsafe more often than V0 (benchmarks/results/speed.md). Each act is asked for once as long as
-there are others. Of the 306 held-out prompts 102 are tagged, and 51 sound unsafe."""
+it is imitated, so that it is learned by what is asked and not by how (Bianchi et al. 2023, arXiv 2309.07875), and 1.4
+times as often where declining moves with the rewards: PPO moves it for both kinds together. With as many of each it
+declines what only sounds unsafe more often than V0; with 1.75 times as many it unlearned to decline what is unsafe in
+two seeds of six (benchmarks/results/speed.md). Each act is asked for once as long as there are others. Of the 306
+held-out prompts 102 are tagged, and 51 sound unsafe."""
 CHOOSES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"rejection_sampling": {"samples_per_prompt": 0, "epochs": 6, "learning_rate": 2e-3}}
 }
