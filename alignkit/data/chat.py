@@ -41,6 +41,8 @@ from alignkit.groups import Message
 
 logger = logging.getLogger("alignkit.data")
 
+_FINGERPRINTS: dict[tuple[bytes, str], str] = {}
+
 Turns = Sequence[Mapping[str, Any] | Message]
 Train = Literal["last", "all", "response"]
 
@@ -147,11 +149,17 @@ class ChatFormat:
         """16 hex digits over vocabulary, merges, special tokens and template: equal where the ids would be."""
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
+        whole = None if backend is None else hashlib.sha256(backend.to_str().encode()).digest()
         special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
-        parts = [sorted(tokenizer.get_vocab().items()), merges, sorted(self._safe.special.items()), special]
-        text = json.dumps([*parts, self.template], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        rest = json.dumps([sorted(self._safe.special.items()), special, self.template], separators=(",", ":"))
+        if whole is None or (whole, rest) not in _FINGERPRINTS:  # a run loads the same tokenizer many times
+            merges = None if backend is None else json.loads(backend.to_str())["model"].get("merges")
+            words = json.dumps([sorted(tokenizer.get_vocab().items()), merges], separators=(",", ":"))
+            found = hashlib.sha256(f"{words[:-1]},{rest[1:]}".encode()).hexdigest()[:16]
+            if whole is None:
+                return found
+            _FINGERPRINTS[whole, rest] = found
+        return _FINGERPRINTS[whole, rest]
 
     def note(self, text: str) -> None:
         """Count something worth knowing, and log it the first time."""
