@@ -117,6 +117,22 @@ def test_an_engine_of_its_own_is_asked_once_for_each_temperature(policy):
     assert [groups[0]["sampled_by"][0]["temperature"] for groups in found] == [7.0, 9.0]
 
 
+@dataclass(frozen=True)
+class Cut(Sampler):
+    """Keeps more tokens the higher its temperature is."""
+
+    def warp(self, logprobs):
+        least = logprobs.topk(2 if self.temperature < 1 else 50).values[:, -1:]
+        return logprobs.masked_fill(logprobs < least, -torch.inf)
+
+
+def test_a_truncation_of_its_own_knows_each_temperature(policy):
+    found = Cut(max_new_tokens=12).sample_at(policy, PROMPTS, 2, [1.0, 0.4], seeds=[(0,), (1,)])
+    for groups, temperature, seed in zip(found, [1.0, 0.4], [(0,), (1,)], strict=True):
+        alone = Cut(max_new_tokens=12, temperature=temperature).sample(policy, PROMPTS, 2, seed=seed)
+        assert alone.digest() == groups.digest()
+
+
 def test_same_plan_same_bytes(policy, samples):
     again = Sampler(max_new_tokens=24).sample(policy, PROMPTS, 3, seed=(0, "test"))
     assert again.digest() == samples.digest()

@@ -149,17 +149,15 @@ class ChatFormat:
         """16 hex digits over vocabulary, merges, special tokens and template: equal where the ids would be."""
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        whole = None if backend is None else hashlib.sha256(backend.to_str().encode()).digest()
+        text = "" if backend is None else backend.to_str()
         special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
-        rest = json.dumps([sorted(self._safe.special.items()), special, self.template], separators=(",", ":"))
-        if whole is None or (whole, rest) not in _FINGERPRINTS:  # a run loads the same tokenizer many times
-            merges = None if backend is None else json.loads(backend.to_str())["model"].get("merges")
-            words = json.dumps([sorted(tokenizer.get_vocab().items()), merges], separators=(",", ":"))
-            found = hashlib.sha256(f"{words[:-1]},{rest[1:]}".encode()).hexdigest()[:16]
-            if whole is None:
-                return found
-            _FINGERPRINTS[whole, rest] = found
-        return _FINGERPRINTS[whole, rest]
+        parts = [sorted(self._safe.special.items()), special, self.template]
+        known = hashlib.sha256(text.encode()).digest(), json.dumps(parts)
+        if backend is None or known not in _FINGERPRINTS:  # a run loads the same tokenizer many times
+            merges = json.loads(text)["model"].get("merges") if text else None
+            whole = json.dumps([sorted(tokenizer.get_vocab().items()), merges, *parts], separators=(",", ":"))
+            _FINGERPRINTS[known] = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return _FINGERPRINTS[known]
 
     def note(self, text: str) -> None:
         """Count something worth knowing, and log it the first time."""

@@ -20,7 +20,8 @@ class Reader(Protocol):
         """Of a bare transformers model; the id pads rows."""
 
     def reserve(self, sequences: int, prompts: Sequence[Sequence[int]], most: int) -> None:
-        """These prompts are going to be admitted, at most so many sequences side by side."""
+        """These prompts are going to be admitted, at most so many sequences side by side, and at most `most` tokens are
+        written to each."""
 
     def admit(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         """Read each prompt once, and go on with n sequences of it, after those that are there; their first logits

@@ -159,7 +159,7 @@ class Rule:
     Args:
         end_ids: tokens that end a response; the one drawn is kept.
         max_new_tokens: length at which a response is cut.
-        temperature: T > 0; several: those of a prompt's sequences, each for as many of them.
+        temperature: T > 0; several: one for each of a prompt's sequences.
         greedy: take the likeliest token.
         warp: truncation of the tempered log-probs.
         vocabulary: ids from here on are no tokens, and are never drawn; None: all are.
@@ -172,12 +172,11 @@ class Rule:
     warp: Warp | None = None
     vocabulary: int | None = None
 
-    def temperatures(self, numbers: np.ndarray, n: int) -> float | Tensor:
-        """Those of the sequences with these numbers [N] among the n of their prompts: T, or [N, 1]."""
+    def temperatures(self, numbers: np.ndarray) -> float | Tensor:
+        """Those of the sequences with these numbers [N] among those of their prompts: T, or [N, 1]."""
         if isinstance(self.temperature, float | int):
             return float(self.temperature)
-        each = np.asarray(self.temperature, dtype=np.float32)[numbers * len(self.temperature) // n]
-        return torch.from_numpy(each).unsqueeze(1)
+        return torch.from_numpy(np.asarray(self.temperature, dtype=np.float32)[numbers]).unsqueeze(1)
 
 
 CACHED = 2**20
@@ -276,7 +275,7 @@ class _Batch:
     """
 
     def __init__(self, reader: Reader, rule: Rule, size: int) -> None:
-        self.reader, self.rule, self.size, self.n = reader, rule, size, 1
+        self.reader, self.rule, self.size = reader, rule, size
         self.rows = np.zeros(0, SEQUENCE)
         self.desks = list(range(size))
         self.ids = np.zeros((size, rule.max_new_tokens), dtype=np.int64)
@@ -291,7 +290,7 @@ class _Batch:
 
     def admit(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], first: int) -> None:
         """Begin the sequences of these prompts, the first of which has that place."""
-        n = self.n = len(keys[0])
+        n = len(keys[0])
         logits = self.reader.admit(prompts, n)
         new = np.zeros(len(prompts) * n, SEQUENCE)
         new["prompt"], new["number"] = first + np.arange(len(new)) // n, np.arange(len(new)) % n
@@ -309,7 +308,7 @@ class _Batch:
         rule, first = self.rule, len(self.rows) - len(logits)
         rows = self.rows[first:]
         draws = None if rule.greedy else uniforms(rows["key"], rows["written"])
-        ids, logprobs, after = self._picked(logits, draws, rule.temperatures(rows["number"], self.n))
+        ids, logprobs, after = self._picked(logits, draws, rule.temperatures(rows["number"]))
         place = rows["desk"], rows["written"]
         self.last = torch.cat([self.last[:first].to(ids.device), ids])
         self.ids[place], self.logprobs[place] = ids.cpu().numpy(), logprobs.cpu().numpy()

@@ -95,7 +95,7 @@ class Sampler:
         end_ids: Sequence[int],
         temperature: float | Sequence[float],
     ) -> Iterator[tuple[int, list[Sampled]]]:
-        """What `generate` yields; of several temperatures, each for as many of a prompt's keys."""
+        """What `generate` yields; of several temperatures, one for each of a prompt's keys."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         rule = Rule(
             end_ids,
@@ -164,10 +164,11 @@ class Sampler:
     ) -> list[Groups]:
         """What `sample` gives at each of these temperatures, with the seed of each.
 
-        They are written side by side, which takes less time than one after another, where neither `sample` nor
-        `generate` is overridden.
+        They are written side by side, which takes less time than one after another, where none of `sample`, `generate`
+        and `warp` is overridden: each of these may ask the sampler for its temperature.
         """
-        if type(self).sample is Sampler.sample and type(self).generate is Sampler.generate:
+        own = type(self)
+        if own.sample is Sampler.sample and own.generate is Sampler.generate and not self.truncates:
             return self._sampled(policy, prompts, n, seeds, temperatures, name, None, progress, meter)
         return [
             replace(self, temperature=each).sample(
@@ -205,7 +206,8 @@ class Sampler:
                 for i, time in zip(bare.column("prompt_id"), times, strict=True)
             ]
             asked = policy, ids, keys, policy.chat.end_ids
-            found = self.generate(*asked) if len(seeds) == 1 else self._written(*asked, temperatures)
+            each = [temperature for temperature in temperatures for _ in range(n)]
+            found = self.generate(*asked) if len(seeds) == 1 else self._written(*asked, each)
             written = dict(self._told(found, len(ids) * n * len(seeds), progress))
             self._refuse_wrong(written, len(ids), n * len(seeds))
             rows = [written[i] for i in range(len(ids))]
