@@ -418,7 +418,7 @@ def test_batches_are_laid_out_for_every_model_that_reads_them():
 )
 def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, longest, units, inner):
     seen, once = list[torch.dtype](), torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(attention, "_has_matrix_units", lambda: units)
+    monkeypatch.setattr(attention, "has_matrix_units", lambda: units)
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",

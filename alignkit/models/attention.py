@@ -79,7 +79,7 @@ four to ten times as long as in float32 for its gradient (benchmarks/results/spe
 
 
 @functools.cache
-def _has_matrix_units() -> bool:
+def has_matrix_units() -> bool:
     """Without, attention takes 1.5 to 2.2 times as long in bfloat16 as in float32 (`benchmarks/shared_prefix.py`)."""
     return torch.cpu._is_amx_tile_supported()
 
@@ -94,7 +94,7 @@ def _types(query: Tensor, longest: int) -> tuple[torch.dtype, torch.dtype]:
     kind, device = query.dtype, query.device.type
     if kind is not torch.float64 and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    fast = device != "cpu" or (longest >= LONG and _has_matrix_units())
+    fast = device != "cpu" or (longest >= LONG and has_matrix_units())
     return kind if fast or kind not in (torch.bfloat16, torch.float16) else torch.float32, kind
 
 
@@ -230,4 +230,4 @@ def _with_one(rows: Tensor, matrix: Tensor) -> Tensor:
     return found.view(heads, size, n, -1).transpose(0, 1)
 
 
-__all__ = ["Piece", "as_now", "by_hand", "by_pieces", "mask_of_pieces", "refuse_unknown"]
+__all__ = ["Piece", "as_now", "by_hand", "by_pieces", "has_matrix_units", "mask_of_pieces", "refuse_unknown"]

@@ -1,9 +1,6 @@
-"""A copy of a model to sample from: weights that stay as they are for a while are cast and laid out once."""
+"""Products by weights that stay as they are for a while: cast and laid out once."""
 
 from __future__ import annotations
-
-import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,31 +48,4 @@ def packs(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
-    """A model to sample from: its linear layers are `Product`s, all other weights are shared with the original.
-
-    Args:
-        model: a transformers model, as it is now: adapters that are folded in stay so in the copy.
-        dtype: of the products, as under autocast: what lies between them is as the weights are. None: theirs.
-    """
-    from peft.tuners.lora import LoraLayer
-    from transformers.pytorch_utils import Conv1D
-
-    found = detached(model)
-    for parent in list(found.modules()):
-        for name, child in list(parent.named_children()):
-            layer: Any = child.get_base_layer() if isinstance(child, LoraLayer) else child
-            if type(layer) in (nn.Linear, products.Linear):
-                setattr(parent, name, Product(layer.weight, layer.bias, dtype or layer.weight.dtype))
-            elif isinstance(layer, Conv1D):
-                setattr(parent, name, Product(layer.weight.t(), layer.bias, dtype or layer.weight.dtype))
-    return found
-
-
-def detached(model: Any) -> Any:
-    """A model of its own modules on the same weights, as they are now and without gradients."""
-    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
-    return copy.deepcopy(model, {**weights, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
-
-
-__all__ = ["Product", "decoding_copy", "detached", "packs"]
+__all__ = ["Product", "packs"]

@@ -125,9 +125,22 @@ def cast_once(weight: Tensor) -> Tensor:
     return known.low
 
 
-def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product by oneDNN; the weight [out, in], or as `torch.ops.mkldnn._reorder_linear_weight` packs it."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
+    """The product by oneDNN; the weight [out, in], or as `torch.ops.mkldnn._reorder_linear_weight` packs it.
+
+    Args:
+        x: [..., in].
+        weight: of the same type.
+        bias: [out].
+        after: what is done to it within, by oneDNN's name ("swish": x times its sigmoid).
+    """
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
+    return found
+
+
+def onednn_times(x: Tensor, times: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same, times another tensor [..., out]."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
     return found
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from alignkit.models.slot_attention import in_one_call
 from alignkit.models.together import Together
 
 STEP = 16
@@ -23,12 +24,28 @@ def rounded(width: int) -> int:
     return -(-width // STEP) * STEP
 
 
+class Places:
+    """Where the next token of each sequence belongs: of consecutive slots, from `first` on, the places `at` [live]."""
+
+    def __init__(self, first: int, at: Tensor) -> None:
+        self.first, self.at = first, at
+        self.known: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, kept: Tensor) -> Tensor:
+        """[live x heads], among the rows that keys or values [slots, heads, width, H] are: the same for most layers."""
+        heads, wide = kept.shape[1:3]
+        if (heads, wide) not in self.known:
+            count = torch.arange(len(self.at) * heads, device=self.at.device).view(-1, heads)
+            self.known[heads, wide] = ((self.first * heads + count) * wide + self.at[:, None]).flatten()
+        return self.known[heads, wide]
+
+
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values [slots, heads, width, H].
 
     `expected` slots and tokens are in use once all prompts were read that are read next; `first`, `n` and `width` say
-    where some of them belong, after the first `shared` tokens of the `beginning` (`begun`: as it is kept); `rows` and
-    `at`, where the next token of each sequence does, and `width` how far is looked back. The first `apart` tokens are
+    where some of them belong, after the first `shared` tokens of the `beginning` (`begun`: as it is kept);
+    `places`, where the next token of each sequence does, and `width` how far is looked back. The first `apart` tokens are
     the beginning of every sequence, and stand in no slot.
 
     Args:
@@ -46,24 +63,22 @@ class SlotLayer(CacheLayerMixin):
         self.row: tuple[Tensor, Tensor] | None = None
         self.beginning: tuple[Tensor, Tensor] | None = None
         self.begun: tuple[Tensor, Tensor] | None = None
-        self.rows: Tensor | None = None
-        self.at: Tensor | None = None
+        self.places: Places | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep keys and values [rows, heads, tokens, H]; what is attended to: of prompts, themselves; of tokens, what
         their slots hold, and before it what `kept_apart` gives."""
-        value_states = value_states.to(key_states.dtype)
-        if self.rows is not None:
-            stop, width = self.first + len(self.rows), self.width - self.apart
+        if self.places is not None:
+            stop, width = self.first + len(self.places.at), self.width - self.apart
             keys, values = self._room(stop, width, key_states, value_states)
-            assert self.at is not None
-            at = self.at - self.apart
-            keys[self.rows, :, at] = key_states[:, :, 0].to(keys.dtype)
-            values[self.rows, :, at] = value_states[:, :, 0].to(values.dtype)
+            index = self.places.of(keys)
+            for place, each in ((keys, key_states), (values, value_states)):
+                place.view(-1, place.shape[-1]).index_copy_(0, index, each.to(place.dtype).reshape(-1, each.shape[-1]))
             seen = keys[self.first : stop, :, :width]
             # Beside the keys, which families hand on to their attention unread: they have no argument for it.
             seen.kept_apart = self.begun if self.apart else None  # type: ignore[attr-defined]
             return seen, values[self.first : stop, :, :width]
+        value_states = value_states.to(key_states.dtype)
         if not self.n:
             self.beginning = key_states, value_states
             kind = self.kind or key_states.dtype
@@ -150,7 +165,7 @@ class SlotCache(Cache):
     def place_beginning(self, width: int) -> None:
         """What prompts begin with is read next: one row, which has no slot."""
         for layer in self.slots:
-            layer.n, layer.shared, layer.width, layer.rows, layer.together = 0, 0, width, None, None
+            layer.n, layer.shared, layer.width, layer.places, layer.together = 0, 0, width, None, None
 
     @property
     def apart(self) -> int:
@@ -191,19 +206,19 @@ class SlotCache(Cache):
             together: they are read as this row.
         """
         for layer in self.slots:
-            layer.first, layer.n, layer.shared, layer.width, layer.rows = first, n, shared, shared + width, None
+            layer.first, layer.n, layer.shared, layer.width, layer.places = first, n, shared, shared + width, None
             layer.together = together
 
     def place_tokens(self, at: Tensor, first: int = 0) -> int:
         """A token of each sequence is read next, at these places [live], the slot `first` being that of the first; the
         width that is looked at."""
-        rows = torch.arange(first, first + len(at), device=at.device)
         needed, wide = rounded(int(at.max()) + 1 - self.apart), self.slots[0].wide
         # A product of sixteen bits copies what does not lie together, which takes longer than to look at all of it.
-        whole = self.slots[0].kind is not None and needed <= wide and 4 * wide <= 7 * needed
-        width = self.apart + (wide if whole else needed)
+        copies = self.slots[0].kind is not None and not in_one_call(at.device, self.slots[0].kind)
+        width = self.apart + (wide if copies and needed <= wide and 4 * wide <= 7 * needed else needed)
+        places = Places(first, at - self.apart)
         for layer in self.slots:
-            layer.rows, layer.at, layer.width, layer.first = rows, at, width, first
+            layer.places, layer.width, layer.first = places, width, first
         return width
 
     def keep_rows(self, layers: int) -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import forward, lower
-from alignkit.models.attention import by_hand, refuse_unknown
 from alignkit.models.batch import alike_at_first
 from alignkit.models.handed_on import WAITING, Notes
-from alignkit.models.packed import decoding_copy, detached
+from alignkit.models.lean import decoding_copy, detached
+from alignkit.models.slot_attention import attend, in_one_call
 from alignkit.models.together import Together, in_parts
 
 ATTENTION = "alignkit_slots"
@@ -27,6 +27,10 @@ ATTENTION = "alignkit_slots"
 
 TOGETHER = 4096
 """Tokens of prompts that are read in one row: what lies between the products stays near the processor."""
+
+APART = 64
+"""Tokens from which what all sequences begin with is kept once where attention is torch's kernel: a second call of it
+costs about what it takes to look at half as many in every slot (benchmarks/results/sampling.md)."""
 
 PADDING = 32
 """Tokens of padding among prompts that are read together on a processor: about what a pass of its own costs there, in
@@ -61,6 +65,7 @@ class Slots:
         self.model.set_attn_implementation(ATTENTION)
         self.body = forward.body_of(self.model)
         self.together = lower.parts(self.body.config)
+        self.windowed = forward.window_of(self.body.config) is not None
         below = lower.layers_below(forward.body_of(model), upper) if hand_on and packed and kind == "cpu" else []
         self.below, self.low = len(below), list[Tensor]()
         self.key = lower.key_of(forward.body_of(model), below) if below else None
@@ -88,7 +93,7 @@ class Slots:
         self.read_over()
         shared = self._begin(prompts)
         if not len(self.lengths):
-            self.cache.keep_apart(shared)
+            self.cache.keep_apart(shared if self._apart_pays(shared) else 0)
         rest = [prompt[shared:] for prompt in prompts]
         self.cache.expect(len(self.lengths) + len(rest) * n, shared + max(2, *map(len, rest)))
         read = self._read_together if self.together else self._read_padded
@@ -178,6 +183,11 @@ class Slots:
         if self.notes is not None:
             self.notes.begin(self.low[0])
         return shared
+
+    def _apart_pays(self, shared: int) -> bool:
+        """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call more,
+        which has no mask for what a window hides of them from some."""
+        return not in_one_call(self.device, self.kind) or (shared >= APART and not self.windowed)
 
     def _seen(self, before: int, width: int) -> forward.MaskOf:
         """Which tokens prompts of so many tokens see, with so many before them: [1, 1, width, before + width]."""
@@ -291,66 +301,4 @@ def _of_like_length(rows: Sequence[Sequence[int]], padding: int) -> list[list[Se
     return parts
 
 
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **other: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one token to what its slot holds, or of prompts to themselves.
-
-    Queries that share a key head are read together, so that keys are not repeated.
-
-    Args:
-        module: the family's attention.
-        query: [rows, heads, tokens, H]; [1, heads, tokens, H] of prompts that are read `Together`.
-        key: [rows, key heads, width, H], see `SlotLayer.update`; of prompts with their beginning before them.
-        value: [rows, key heads, width, H].
-        attention_mask: added [rows, 1, 1, width]; of prompts, what is seen [1, 1, tokens, width].
-        scaling: of the products; None: one over the root of H.
-        softcap: scores are kept below it by tanh (Gemma 2).
-        s_aux: [heads], a score of nothing beside those of the keys (gpt-oss).
-        other: what else a family passes.
-
-    Returns:
-        ([rows, tokens, heads, H], None).
-
-    Raises:
-        NotImplementedError: the family's attention knows more than this.
-    """
-    refuse_unknown(other)
-    together = getattr(key, "together", None)
-    if together is not None:
-        query = together.spread(query)
-    rows, heads, tokens, size = query.shape
-    scaling = size**-0.5 if scaling is None else scaling
-    query = query.to(key.dtype)
-    if tokens > 1 or together is not None:
-        if softcap is None and s_aux is None:
-            # The queries of a key head stand beside one another, the head before each of them without a copy.
-            grouped = query.reshape(rows * key.shape[1], -1, tokens, size)
-            k, v = (each.flatten(0, 1).unsqueeze(1).expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
-            found = nn.functional.scaled_dot_product_attention(grouped, k, v, attn_mask=attention_mask, scale=scaling)
-            return _laid_out(found.view(rows, heads, tokens, -1), together), None
-        key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
-        attention_mask = torch.zeros(attention_mask.shape, device=key.device).masked_fill_(~attention_mask, -torch.inf)
-    grouped = (query * scaling).reshape(rows, key.shape[1], -1, size)
-    nothing = None
-    if s_aux is not None:
-        nothing = s_aux.reshape(1, key.shape[1], -1, 1).expand(rows, -1, -1, tokens).flatten(2)
-    found = by_hand(grouped, key.mT, value, attention_mask, softcap, nothing, getattr(key, "kept_apart", None))
-    return _laid_out(found.reshape(rows, heads, tokens, -1), together), None
-
-
-def _laid_out(found: Tensor, together: Together | None) -> Tensor:
-    """[rows, heads, tokens, H] as a layer takes it: [rows, tokens, heads, H], or the row of prompts read together."""
-    found = found.transpose(1, 2)
-    return found if together is None else together.gather(found)
-
-
-__all__ = ["Slots", "attend"]
+__all__ = ["Slots"]

@@ -69,7 +69,7 @@ def main(
     peak = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", seed=0, precision=precision, trainer={"accelerator": accelerator}, quiet=True)
-        policy = run.policy(model)
+        policy = run.policy(model, lora=None)  # all weights, as by TRL
         if job == "sft":
             timed(Learner)
             data = Groups.from_rows(
