@@ -84,18 +84,18 @@ def has_matrix_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def _types(query: Tensor, longest: int) -> tuple[torch.dtype, torch.dtype]:
-    """(of the computation, of what comes of it), as autocast would have them but for the processor's slow ones.
-
-    Args:
-        query: of the row.
-        longest: tokens of its longest piece.
-    """
+def _outer(query: Tensor) -> torch.dtype:
+    """The type of what attention gives, as autocast would have it."""
     kind, device = query.dtype, query.device.type
     if kind is not torch.float64 and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    fast = device != "cpu" or (longest >= LONG and has_matrix_units())
-    return kind if fast or kind not in (torch.bfloat16, torch.float16) else torch.float32, kind
+    return kind
+
+
+def _inner(kind: torch.dtype, query: Tensor, tokens: int = 0) -> torch.dtype:
+    """That type, or float32 where the processor is slow in it for a piece of so many tokens."""
+    fast = query.device.type != "cpu" or (tokens >= LONG and has_matrix_units())
+    return kind if fast or kind not in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def attend(
@@ -131,18 +131,20 @@ def attend(
     refuse_unknown(other)
     pieces = attention_mask[0, 0].tolist()
     sizes = [size for size, _, _ in pieces]
-    inner, outer = _types(query, max(sizes))
+    outer = _outer(query)
     # Split, not sliced: the gradients of the pieces are then put together once, and not padded to the row each.
-    queries, keys, values = (each.to(inner).split(sizes, 2) for each in (query, key, value))
+    queries, keys, values = (each.to(_inner(outer, query)).split(sizes, 2) for each in (query, key, value))
     found, read = list[Tensor](), list[tuple[Tensor, Tensor]]()  # of each piece, keys and values from its beginning on
     with torch.autocast(query.device.type, enabled=False):
         for place, (_, before, window) in enumerate(pieces):
-            k, v = keys[place], values[place]
+            q, k, v = queries[place], keys[place], values[place]
             if before >= 0:
                 k, v = (torch.cat(pair, 2) for pair in zip(read[before], (k, v), strict=True))
             read.append((k, v))
-            found.append(_of_piece(queries[place], k, v, window, scaling, softcap, s_aux).transpose(1, 2))
-    return torch.cat(found, 1).to(outer), None
+            inner = _inner(outer, query, sizes[place])
+            q, k, v = (each.to(inner) for each in (q, k, v))
+            found.append(_of_piece(q, k, v, window, scaling, softcap, s_aux).to(outer).transpose(1, 2))
+    return torch.cat(found, 1), None
 
 
 def _of_piece(

@@ -16,6 +16,13 @@ from alignkit.models.products import Linear, cast_once, linear
 CHUNK = 128
 """Tokens whose logits are held at once: 128 x 49k float32 logits are 25 MB."""
 
+GROUP = 2**26
+"""Bytes of slopes that are held at once for the gradient of the head's weight: each part of it is a matrix of the
+weight's size, which costs as much to add as to multiply."""
+
+ROWS = 4096
+"""Rows of a matrix that are cast at once."""
+
 Head = Callable[[Tensor], Tensor]
 
 
@@ -123,8 +130,8 @@ def _low(weight: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if each is None else each.to(kind) for each in (cast_once(weight), *others))
 
 
-def _chunks(tokens: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, tokens, CHUNK)]
+def _chunks(tokens: int, size: int = CHUNK) -> list[slice]:
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
 def _read(
@@ -212,18 +219,30 @@ def _gradients(
     logits = _Logits(hidden, weight, bias, temperature)
     states = torch.empty_like(hidden) if wanted[0] else None
     summed = torch.promote_types(weight.dtype, torch.float32)
-    matrix = torch.zeros_like(weight, dtype=summed) if wanted[1] else None
+    matrix: Tensor | None = None
     offset = torch.zeros_like(bias, dtype=summed) if bias is not None and wanted[2] else None
-    for chunk in _chunks(hidden.shape[0]):
-        z = logits.of(chunk).sub_(sums[chunk].unsqueeze(-1)).exp_()
-        slopes = _other_than(z, targets[chunk]).mul_(grad[chunk].unsqueeze(-1) / -temperature)
-        offset = None if offset is None else offset + slopes.sum(0)
-        low = slopes.to(weight.dtype)
-        if states is not None:
-            states[chunk] = linear(low, weight.t())
-        if matrix is not None:
-            matrix += linear(low.t(), hidden[chunk].t())
+    most = max(1, GROUP // (CHUNK * len(weight) * weight.element_size())) * CHUNK
+    kept = weight.new_empty(min(most, len(hidden)), len(weight)) if wanted[1] else None
+    for group in _chunks(len(hidden), most):
+        for chunk in _chunks(group.stop - group.start):
+            place = slice(group.start + chunk.start, group.start + chunk.stop)
+            z = logits.of(place).sub_(sums[place].unsqueeze(-1)).exp_()
+            slopes = _other_than(z, targets[place]).mul_(grad[place].unsqueeze(-1) / -temperature)
+            offset = None if offset is None else offset + slopes.sum(0)
+            low = slopes.to(weight.dtype) if kept is None else kept[chunk].copy_(slopes)
+            if states is not None:
+                states[place] = linear(low, weight.t())
+        if kept is not None:
+            more = linear(kept[: group.stop - group.start].t(), hidden[group].t())
+            matrix = more.to(summed) if matrix is None else _added(matrix, more)
     return states, matrix, offset
+
+
+def _added(total: Tensor, more: Tensor) -> Tensor:
+    """A matrix and one of a lower type, into the first: part by part, since torch is slow where types are mixed."""
+    for rows in _chunks(len(total), ROWS):
+        total[rows] += more[rows].to(total.dtype)
+    return total
 
 
 def _plain(head: nn.Linear) -> bool:
