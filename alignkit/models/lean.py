@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import lower, products
-from alignkit.models.packed import Product, packs
+from alignkit.models.packed import Product
 from alignkit.models.slot_attention import attend
 
 
@@ -191,8 +191,8 @@ class Lean(nn.Module):
             cos, sin = self.turns(*position_embeddings)
             both = torch.addcmul(both * cos, both.roll(self.size // 2, -1), sin)
         query, key = both.transpose(1, 2).split((self.queries, self.keys), 1)
-        seen = past_key_values.update(key, values.transpose(1, 2), self.place)
-        found, _ = attend(self, query, *seen, attention_mask, scaling=self.scaling)
+        key, value = past_key_values.update(key, values.transpose(1, 2), self.place)
+        found, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling)
         states = hidden_states + self.out(found.reshape(rows, tokens, -1))
         return states + self.down(self.gated(self.between(states)))
 

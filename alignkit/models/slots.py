@@ -185,8 +185,8 @@ class Slots:
         return shared
 
     def _apart_pays(self, shared: int) -> bool:
-        """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call more,
-        which has no mask for what a window hides of them from some."""
+        """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call
+        more, which has no mask for what a window hides of them from some."""
         return not in_one_call(self.device, self.kind) or (shared >= APART and not self.windowed)
 
     def _seen(self, before: int, width: int) -> forward.MaskOf:
