@@ -65,6 +65,7 @@ class Slots:
         self.model.set_attn_implementation(ATTENTION)
         self.body = forward.body_of(self.model)
         self.together = lower.parts(self.body.config)
+        self.apart_from = APART
         self.windowed = forward.window_of(self.body.config) is not None
         below = lower.layers_below(forward.body_of(model), upper) if hand_on and packed and kind == "cpu" else []
         self.below, self.low = len(below), list[Tensor]()
@@ -187,7 +188,7 @@ class Slots:
     def _apart_pays(self, shared: int) -> bool:
         """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call
         more, which has no mask for what a window hides of them from some."""
-        return not in_one_call(self.device, self.kind) or (shared >= APART and not self.windowed)
+        return not in_one_call(self.device, self.kind) or (shared >= self.apart_from and not self.windowed)
 
     def _seen(self, before: int, width: int) -> forward.MaskOf:
         """Which tokens prompts of so many tokens see, with so many before them: [1, 1, width, before + width]."""
@@ -301,4 +302,4 @@ def _of_like_length(rows: Sequence[Sequence[int]], padding: int) -> list[list[Se
     return parts
 
 
-__all__ = ["Slots"]
+__all__ = ["APART", "Slots"]
