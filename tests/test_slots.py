@@ -11,10 +11,10 @@ import torch
 
 from alignkit import Groups, LoRA, Policy
 from alignkit.data.encode import encode_groups
-from alignkit.models import batch, slots, ways
+from alignkit.models import batch, lean, slot_attention, slot_cache, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.packed import SMALL, Product, packs
-from alignkit.models.slot_cache import SlotLayer
+from alignkit.models.slot_cache import Places, SlotLayer
 from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew
 from alignkit.randomness import uniforms
@@ -53,10 +53,18 @@ def test_the_weights_as_they_are_now_are_sampled_from(lora):
     assert {p.requires_grad for n, p in policy.named_parameters() if lora is None or "lora_" in n} == {True}
 
 
-def test_a_wrong_attention_is_found_out(monkeypatch):
-    policy, right = Policy.load("tiny"), slots.attend
+@pytest.mark.parametrize("own", [True, False])
+def test_a_wrong_attention_is_found_out(own, monkeypatch):
+    """Of layers of the house, and of a family's own."""
+    policy, right = Policy.load("tiny"), slot_attention.attend
     monkeypatch.setattr(ways, "_SLOTS", {})
-    monkeypatch.setattr(slots, "attend", lambda *args, scaling=None, **more: right(*args, scaling=0.5, **more))
+    if own:
+        monkeypatch.setattr(lean, "is_lean", lambda layer: False)
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots)
+    ways._SLOTS.clear()
+    where = slots if own else lean
+    monkeypatch.setattr(where, "attend", lambda *args, scaling=None, **more: right(*args, scaling=0.5, **more))
     with policy.reading() as reader:
         assert not isinstance(reader, Slots)
     assert gap(policy, Sampler(max_new_tokens=12)) < 1e-5
@@ -241,8 +249,17 @@ def test_choosing_by_blocks_is_inversion_of_the_whole(size):
     assert choose(only, np.array([0.0, 1 - 2**-53])).tolist() == [size // 2] * 2
 
 
-def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(monkeypatch):
-    system = [7 + n % 5 for n in range(40)]
+@pytest.mark.parametrize(
+    ("begun", "by_kernel", "stays_apart"),
+    [(slots.APART, True, True), (slots.APART - 1, True, False), (40, False, True)],
+)
+def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(
+    monkeypatch, begun, by_kernel, stays_apart
+):
+    """Where torch's kernel is taken, that is so of what is longer than what its call costs."""
+    system = [7 + n % 5 for n in range(begun)]
+    for module in (slots, slot_attention, slot_cache):
+        monkeypatch.setattr(module, "in_one_call", lambda *_: by_kernel)
     prompts = [[*system, *range(30, 30 + n)] for n in (1, 2, 3, 9, 1, 4)]
     keys = [[10 * i, 10 * i + 1] for i in range(len(prompts))]
     rooms, plain, found = set(), SlotLayer._room, []
@@ -262,9 +279,44 @@ def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(m
                 found.append(sorted(decode(reader, prompts, keys, Rule([3], 12, vocabulary=260), 4)))
             assert len(rooms) == len(reader.cache.slots), "parts of the prompts come later, and find room"
             rooms.clear()
-            assert {layer.wide for layer in reader.cache.slots} == {64 if least == 1000 else 32}
-            assert reader.cache.apart == (0 if least == 1000 else 40)
+            apart = begun if stays_apart and least != 1000 else 0
+            assert {layer.wide for layer in reader.cache.slots} == {slot_cache.rounded(begun - apart + 9 + 12)}
+            assert reader.cache.apart == apart
     for (_, ours), (_, others) in zip(*found, strict=True):
         for one, other in zip(ours, others, strict=True):
             assert one.ids == other.ids
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("begun", [0, 37])
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_token_attends_to_its_slot_and_to_what_all_begin_with(begun, by_kernel, dtype, monkeypatch):
+    monkeypatch.setattr(slot_attention, "in_one_call", lambda *_: by_kernel)
+    torch.manual_seed(0)
+    rows, heads, of_keys, width, size = 3, 4, 2, 16, 8
+    query = torch.randn(rows, heads, 1, size).to(dtype)
+    key, value = torch.randn(2, rows, of_keys, width, size).to(dtype)
+    first = torch.randn(2, 1, of_keys, begun, size).to(dtype)
+    added = torch.zeros(rows, 1, 1, begun + width)
+    for row, seen in enumerate((16, 1, 5)):
+        added[row, ..., begun + seen :] = -torch.inf
+    whole = [torch.cat([each.expand(rows, -1, -1, -1), own], 2) for each, own in zip(first, (key, value), strict=True)]
+    keys, values = (each.double().repeat_interleave(heads // of_keys, 1) for each in whole)
+    wanted = torch.softmax(0.7 * query.double() @ keys.mT + added.double(), -1) @ values
+    key.kept_apart = tuple(first) if begun else None
+    found, _ = slot_attention.attend(None, query, key, value, added, scaling=0.7)
+    allowed = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.02}[dtype]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted.transpose(1, 2), rtol=0, atol=allowed)
+
+
+def test_tokens_have_places_in_the_slots_from_the_first_on():
+    kept = torch.zeros(5, 2, 16, 3)
+    places, rows = Places(2, torch.tensor([3, 0])), torch.arange(12.0).view(2, 2, 3)
+    kept.view(-1, 3)[places.of(kept)] = rows.flatten(0, 1)
+    assert torch.equal(kept[2, :, 3], rows[0])
+    assert torch.equal(kept[3, :, 0], rows[1])
+    assert (kept != 0).sum() == 11
+    wider = torch.zeros(5, 1, 32, 3)
+    assert places.of(wider).tolist() == [2 * 32 + 3, 3 * 32]
