@@ -135,6 +135,13 @@ def test_a_few_tokens_that_all_begin_with_stand_in_each_slot():
     assert reader.cache.apart == (0 if slot_attention.in_one_call(torch.device("cpu"), None) else APART - 1)
 
 
+def test_slots_that_were_compared_are_like_others(monkeypatch):
+    monkeypatch.setattr(ways, "_SLOTS", {})
+    model = model_of("llama")
+    first, later = ways.slots_of(model, 0), ways.slots_of(model, 0)
+    assert first.apart_from == later.apart_from == APART
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_under_autocast_they_differ_by_rounding(family):
     model = model_of(family, "big")

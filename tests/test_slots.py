@@ -225,8 +225,12 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
 
 
 @pytest.mark.parametrize(("mixed", "tolerance"), [(False, 2e-4), (True, 0.1)])
-def test_room_grows_with_what_is_written(mixed, tolerance):
-    """In bfloat16 all that there is room for is looked at, unless that is far more than is written."""
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_room_grows_with_what_is_written(mixed, tolerance, by_kernel, monkeypatch):
+    """By hand, in bfloat16, all that there is room for is looked at, unless that is far more than is written."""
+    if not by_kernel:
+        for module in (slots, slot_attention, slot_cache):
+            monkeypatch.setattr(module, "in_one_call", lambda *_: False)
     policy = Policy.load("tiny")
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < tolerance
