@@ -14,7 +14,7 @@ from alignkit.data.encode import encode_groups
 from alignkit.models import batch, lean, slot_attention, slot_cache, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.packed import SMALL, Product, packs
-from alignkit.models.slot_cache import Places, SlotLayer
+from alignkit.models.slot_cache import Places, SlotCache, SlotLayer
 from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew
 from alignkit.randomness import uniforms
@@ -154,7 +154,8 @@ class Noting(Slots):
         return super()._part(row, *given)
 
 
-def test_what_prompts_begin_with_is_read_once(monkeypatch):
+@pytest.mark.parametrize("apart_from", [1, slots.APART])
+def test_what_prompts_begin_with_is_read_once(apart_from, monkeypatch):
     system = list(range(30, 45))
     first = [[*system, *rest] for rest in ([5, 6, 7], [9], [8, 4])]
     later = [
@@ -168,6 +169,7 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
         for least in (batch.LEAST_SHARED, 1000):
             monkeypatch.setattr(batch, "LEAST_SHARED", least)
             reader = Noting(model, 0)
+            reader.apart_from = apart_from
             logits = [reader.admit(first, 2)]
             for prompts in later:
                 logits += [reader.read(torch.arange(len(reader.lengths)) + 50), reader.admit(prompts, 1)]
@@ -182,6 +184,20 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
     assert passes[:2] == [15, 6]
     assert [n for n in passes[2:] if n not in (6, 7, 9, 11, 13)] == [2, 5, 3, 15, 2]
     assert apart[0] == 15 + 6, "what two prompts begin with is read once in a row, too"
+
+
+@pytest.mark.parametrize("apart_from", [1, slots.APART])
+def test_padded_rows_go_on_from_what_prompts_begin_with(apart_from):
+    begun = [[*range(30, 45), *rest] for rest in ([5, 6, 7], [9], [8, 4])]
+    with Policy.load("tiny").generating() as model:
+        reader = Slots(model, 0)
+        reader.together, reader.apart_from = False, apart_from  # as families do whose trunk cannot be parted
+        found = [reader.admit(begun, 1), reader.read(torch.tensor([50, 51, 52]))]
+        for place, prompt in enumerate(begun):
+            with torch.no_grad():
+                wanted = model(torch.tensor([[*prompt, 50 + place]]), use_cache=False).logits[0, -2:]
+            ours = torch.stack([each[place] for each in found])
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_slots_are_empty_after_they_were_compared(monkeypatch):
@@ -313,6 +329,21 @@ def test_a_token_attends_to_its_slot_and_to_what_all_begin_with(begun, by_kernel
     allowed = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.02}[dtype]
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), wanted.transpose(1, 2), rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_room_is_made_for_a_token_that_has_none(by_kernel, monkeypatch):
+    monkeypatch.setattr(slot_cache, "in_one_call", lambda *_: by_kernel)
+    cache = SlotCache(1, torch.bfloat16)
+    cache.expect(2, 3)
+    cache.place_prompts(0, 1, 0, 3)
+    [layer] = cache.slots
+    layer.update(*torch.ones(2, 2, 1, 3, 4), 0)
+    wide, (keys, values) = layer.wide, torch.full((2, 2, 1, 1, 4), 2.0)
+    assert cache.place_tokens(torch.tensor([wide, 3])) > wide
+    seen, _ = layer.update(keys, values, 0)
+    assert seen[:, 0, :, 0].nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, wide], [1, 0], [1, 1], [1, 2], [1, 3]]
+    assert seen[0, 0, wide, 0] == seen[1, 0, 3, 0] == 2
 
 
 def test_tokens_have_places_in_the_slots_from_the_first_on():
