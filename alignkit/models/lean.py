@@ -1,10 +1,11 @@
 """A copy of a model to sample from: weights cast and laid out once, and decoder layers of few calls.
 
 Of a few tokens the products take less than half of a step; the rest is calls, of which a family's own code makes some
-ninety a layer. A layer of the kind that most families have (two norms, rotary attention, a gated unit) does here the
-same in some thirty: queries, keys and values of one product, both turned at once, the gate's activation in its product.
-Which families have it stands in `lower.FAMILIES`; others keep their own code, in which linear layers alone are laid out
-anew. What comes of it is compared with the model's own logits (`alignkit.models.ways`).
+seventy-five a layer with the attention of the house. A layer of the kind that most families have (two norms, rotary
+attention, a gated unit) does here the same in some forty-five: queries, keys and values of one product, both turned at
+once, the gate's activation in its product. Which families have it stands in `lower.FAMILIES`; others keep their own
+code, in which linear layers alone are laid out anew. What comes of it is compared with the model's own logits
+(`alignkit.models.ways`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The fast way to read sequences while they are written: a copy of the model with its products packed, and keys and
 values in place.
 
-The modelling code stays the family's own. What is replaced is the linear layers (`packed`), the cache (`slot_cache`),
-and attention. Sequences stand in slots, of which those in use come first, so that one that ends is replaced by the last
-one, and others may join at any time. `alignkit.models.ways` compares what comes of it with the model's own logits.
+The modelling code stays the family's own. What is replaced is the linear layers (`packed`), in some families whole
+decoder layers (`lean`), the cache (`slot_cache`), and attention (`slot_attention`). Sequences stand in slots, of which
+those in use come first, so that one that ends is replaced by the last one, and others may join at any time.
+`alignkit.models.ways` compares what comes of it with the model's own logits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Slots:
         model: the bare transformers model, adapters folded in. It may change afterwards. Under autocast, the products
             are in its type, and so are the keys and values that tokens attend to; what lies between is as the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
-        packed: False leaves the linear layers as they are.
+        packed: False leaves the layers as they are, but for their attention.
         upper: of a model without adapters, how many of the last layers others on the same base adapt; None: none.
         hand_on: whether what is read below the first adapted layer, on a processor, is kept for the next who reads it.
     """
