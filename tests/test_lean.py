@@ -142,8 +142,11 @@ def test_slots_that_were_compared_are_like_others(monkeypatch):
     assert first.apart_from == later.apart_from == APART
 
 
+@pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_under_autocast_they_differ_by_rounding(family):
+def test_under_autocast_they_differ_by_rounding(family, in_one_call, monkeypatch):
+    if not in_one_call:
+        by_hand(monkeypatch)
     model = model_of(family, "big")
     for prompts in (PROMPTS, BEGUN):
         wanted = torch.log_softmax(own(model, prompts), -1)
@@ -232,6 +235,8 @@ OTHERS = {
     "a norm that is scaled": replaced("post_attention_layernorm", Scaled),
     "a product that is scaled": replaced("self_attn.o_proj", Scaled),
     "a linear layer of another class": replaced("mlp.up_proj", lambda each: Wide(32, 64)),
+    "a hook": lambda layer: layer.mlp.register_forward_hook(lambda _module, _given, found: 0.5 * found),
+    "a hook before a part": lambda layer: layer.mlp.act_fn.register_forward_pre_hook(lambda _, given: (-given[0],)),
     "a norm of the queries alone": lambda layer: layer.self_attn.register_module("q_norm", layer.input_layernorm),
 }
 

@@ -68,8 +68,10 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def is_lean(layer: nn.Module) -> bool:
-    """Whether a module is a layer of that kind, with nothing else in it."""
+    """Whether a module is a layer of that kind, with nothing else in it and no hook on a part of it."""
     if set(dict(layer.named_children())) != LAYER:
+        return False
+    if any(each._forward_hooks or each._forward_pre_hooks for each in layer.modules()):
         return False
     inner, gated = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())  # type: ignore[operator, union-attr]
     linear = [_base(inner.get(name)) for name in ATTENTION] + [_base(gated.get(name)) for name in GATED - {"act_fn"}]
