@@ -144,6 +144,7 @@ def test_prompts_may_begin_otherwise_the_next_time():
     written = []
     with policy.reading() as reader:
         assert isinstance(reader, Slots)
+        reader.apart_from = 1
         for ids in every:
             for place, (answer,) in decode(reader, ids, [[each] for each in range(len(ids))], rule, 6):
                 written.append(EncodedGroup(ids[place], [answer.ids], None, len(written)))

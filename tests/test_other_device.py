@@ -271,6 +271,8 @@ def test_a_model_is_read_there_in_the_ways_that_are_fast(gpu, monkeypatch):
     with policy.reading() as reader:
         assert isinstance(reader, Slots)
         assert reader.device.type == "cuda"
+        reader.together = False  # as families do whose trunk cannot be parted
+        reader.admit([[1, 2, 3], [4]], 2)
     assert ways.ways_of(policy.model, "tiny") == ways.Ways(positions=policy.ways.positions)
     assert policy.shares_prompts
     assert gpu.refused == []

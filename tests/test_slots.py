@@ -11,10 +11,10 @@ import torch
 
 from alignkit import Groups, LoRA, Policy
 from alignkit.data.encode import encode_groups
-from alignkit.models import batch, slots, ways
+from alignkit.models import batch, lean, slot_attention, slot_cache, slots, ways
 from alignkit.models.batch import collate
 from alignkit.models.packed import SMALL, Product, packs
-from alignkit.models.slot_cache import SlotLayer
+from alignkit.models.slot_cache import Places, SlotCache, SlotLayer
 from alignkit.models.slots import Slots
 from alignkit.models.stepwise import Anew
 from alignkit.randomness import uniforms
@@ -53,10 +53,18 @@ def test_the_weights_as_they_are_now_are_sampled_from(lora):
     assert {p.requires_grad for n, p in policy.named_parameters() if lora is None or "lora_" in n} == {True}
 
 
-def test_a_wrong_attention_is_found_out(monkeypatch):
-    policy, right = Policy.load("tiny"), slots.attend
+@pytest.mark.parametrize("own", [True, False])
+def test_a_wrong_attention_is_found_out(own, monkeypatch):
+    """Of layers of the house, and of a family's own."""
+    policy, right = Policy.load("tiny"), slot_attention.attend
     monkeypatch.setattr(ways, "_SLOTS", {})
-    monkeypatch.setattr(slots, "attend", lambda *args, scaling=None, **more: right(*args, scaling=0.5, **more))
+    if own:
+        monkeypatch.setattr(lean, "is_lean", lambda layer: False)
+    with policy.reading() as reader:
+        assert isinstance(reader, Slots)
+    ways._SLOTS.clear()
+    where = slots if own else lean
+    monkeypatch.setattr(where, "attend", lambda *args, scaling=None, **more: right(*args, scaling=0.5, **more))
     with policy.reading() as reader:
         assert not isinstance(reader, Slots)
     assert gap(policy, Sampler(max_new_tokens=12)) < 1e-5
@@ -146,7 +154,8 @@ class Noting(Slots):
         return super()._part(row, *given)
 
 
-def test_what_prompts_begin_with_is_read_once(monkeypatch):
+@pytest.mark.parametrize("apart_from", [1, slots.APART])
+def test_what_prompts_begin_with_is_read_once(apart_from, monkeypatch):
     system = list(range(30, 45))
     first = [[*system, *rest] for rest in ([5, 6, 7], [9], [8, 4])]
     later = [
@@ -160,6 +169,7 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
         for least in (batch.LEAST_SHARED, 1000):
             monkeypatch.setattr(batch, "LEAST_SHARED", least)
             reader = Noting(model, 0)
+            reader.apart_from = apart_from
             logits = [reader.admit(first, 2)]
             for prompts in later:
                 logits += [reader.read(torch.arange(len(reader.lengths)) + 50), reader.admit(prompts, 1)]
@@ -174,6 +184,20 @@ def test_what_prompts_begin_with_is_read_once(monkeypatch):
     assert passes[:2] == [15, 6]
     assert [n for n in passes[2:] if n not in (6, 7, 9, 11, 13)] == [2, 5, 3, 15, 2]
     assert apart[0] == 15 + 6, "what two prompts begin with is read once in a row, too"
+
+
+@pytest.mark.parametrize("apart_from", [1, slots.APART])
+def test_padded_rows_go_on_from_what_prompts_begin_with(apart_from):
+    begun = [[*range(30, 45), *rest] for rest in ([5, 6, 7], [9], [8, 4])]
+    with Policy.load("tiny").generating() as model:
+        reader = Slots(model, 0)
+        reader.together, reader.apart_from = False, apart_from  # as families do whose trunk cannot be parted
+        found = [reader.admit(begun, 1), reader.read(torch.tensor([50, 51, 52]))]
+        for place, prompt in enumerate(begun):
+            with torch.no_grad():
+                wanted = model(torch.tensor([[*prompt, 50 + place]]), use_cache=False).logits[0, -2:]
+            ours = torch.stack([each[place] for each in found])
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_slots_are_empty_after_they_were_compared(monkeypatch):
@@ -217,8 +241,12 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
 
 
 @pytest.mark.parametrize(("mixed", "tolerance"), [(False, 2e-4), (True, 0.1)])
-def test_room_grows_with_what_is_written(mixed, tolerance):
-    """In bfloat16 all that there is room for is looked at, unless that is far more than is written."""
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_room_grows_with_what_is_written(mixed, tolerance, by_kernel, monkeypatch):
+    """By hand, in bfloat16, all that there is room for is looked at, unless that is far more than is written."""
+    if not by_kernel:
+        for module in (slots, slot_attention, slot_cache):
+            monkeypatch.setattr(module, "in_one_call", lambda *_: False)
     policy = Policy.load("tiny")
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         assert gap(policy, Sampler(max_new_tokens=100, batch_size=4)) < tolerance
@@ -241,8 +269,17 @@ def test_choosing_by_blocks_is_inversion_of_the_whole(size):
     assert choose(only, np.array([0.0, 1 - 2**-53])).tolist() == [size // 2] * 2
 
 
-def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(monkeypatch):
-    system = [7 + n % 5 for n in range(40)]
+@pytest.mark.parametrize(
+    ("begun", "by_kernel", "stays_apart"),
+    [(slots.APART, True, True), (slots.APART - 1, True, False), (40, False, True)],
+)
+def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(
+    monkeypatch, begun, by_kernel, stays_apart
+):
+    """Where torch's kernel is taken, that is so of what is longer than what its call costs."""
+    system = [7 + n % 5 for n in range(begun)]
+    for module in (slots, slot_attention, slot_cache):
+        monkeypatch.setattr(module, "in_one_call", lambda *_: by_kernel)
     prompts = [[*system, *range(30, 30 + n)] for n in (1, 2, 3, 9, 1, 4)]
     keys = [[10 * i, 10 * i + 1] for i in range(len(prompts))]
     rooms, plain, found = set(), SlotLayer._room, []
@@ -262,9 +299,59 @@ def test_what_all_sequences_begin_with_stands_in_no_slot_and_room_is_made_once(m
                 found.append(sorted(decode(reader, prompts, keys, Rule([3], 12, vocabulary=260), 4)))
             assert len(rooms) == len(reader.cache.slots), "parts of the prompts come later, and find room"
             rooms.clear()
-            assert {layer.wide for layer in reader.cache.slots} == {64 if least == 1000 else 32}
-            assert reader.cache.apart == (0 if least == 1000 else 40)
+            apart = begun if stays_apart and least != 1000 else 0
+            assert {layer.wide for layer in reader.cache.slots} == {slot_cache.rounded(begun - apart + 9 + 12)}
+            assert reader.cache.apart == apart
     for (_, ours), (_, others) in zip(*found, strict=True):
         for one, other in zip(ours, others, strict=True):
             assert one.ids == other.ids
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("begun", [0, 37])
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_token_attends_to_its_slot_and_to_what_all_begin_with(begun, by_kernel, dtype, monkeypatch):
+    monkeypatch.setattr(slot_attention, "in_one_call", lambda *_: by_kernel)
+    torch.manual_seed(0)
+    rows, heads, of_keys, width, size = 3, 4, 2, 16, 8
+    query = torch.randn(rows, heads, 1, size).to(dtype)
+    key, value = torch.randn(2, rows, of_keys, width, size).to(dtype)
+    first = torch.randn(2, 1, of_keys, begun, size).to(dtype)
+    added = torch.zeros(rows, 1, 1, begun + width)
+    for row, seen in enumerate((16, 1, 5)):
+        added[row, ..., begun + seen :] = -torch.inf
+    whole = [torch.cat([each.expand(rows, -1, -1, -1), own], 2) for each, own in zip(first, (key, value), strict=True)]
+    keys, values = (each.double().repeat_interleave(heads // of_keys, 1) for each in whole)
+    wanted = torch.softmax(0.7 * query.double() @ keys.mT + added.double(), -1) @ values
+    key.kept_apart = tuple(first) if begun else None
+    found, _ = slot_attention.attend(None, query, key, value, added, scaling=0.7)
+    allowed = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.02}[dtype]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted.transpose(1, 2), rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_room_is_made_for_a_token_that_has_none(by_kernel, monkeypatch):
+    monkeypatch.setattr(slot_cache, "in_one_call", lambda *_: by_kernel)
+    cache = SlotCache(1, torch.bfloat16)
+    cache.expect(2, 3)
+    cache.place_prompts(0, 1, 0, 3)
+    [layer] = cache.slots
+    layer.update(*torch.ones(2, 2, 1, 3, 4), 0)
+    wide, (keys, values) = layer.wide, torch.full((2, 2, 1, 1, 4), 2.0)
+    assert cache.place_tokens(torch.tensor([wide, 3])) > wide
+    seen, _ = layer.update(keys, values, 0)
+    assert seen[:, 0, :, 0].nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, wide], [1, 0], [1, 1], [1, 2], [1, 3]]
+    assert seen[0, 0, wide, 0] == seen[1, 0, 3, 0] == 2
+
+
+def test_tokens_have_places_in_the_slots_from_the_first_on():
+    kept = torch.zeros(5, 2, 16, 3)
+    places, rows = Places(2, torch.tensor([3, 0])), torch.arange(12.0).view(2, 2, 3)
+    kept.view(-1, 3)[places.of(kept)] = rows.flatten(0, 1)
+    assert torch.equal(kept[2, :, 3], rows[0])
+    assert torch.equal(kept[3, :, 0], rows[1])
+    assert (kept != 0).sum() == 11
+    wider = torch.zeros(5, 1, 32, 3)
+    assert places.of(wider).tolist() == [2 * 32 + 3, 3 * 32]

@@ -1,10 +1,11 @@
 """A copy of a model to sample from: weights cast and laid out once, and decoder layers of few calls.
 
 Of a few tokens the products take less than half of a step; the rest is calls, of which a family's own code makes some
-ninety a layer. A layer of the kind that most families have (two norms, rotary attention, a gated unit) does here the
-same in some thirty: queries, keys and values of one product, both turned at once, the gate's activation in its product.
-Which families have it stands in `lower.FAMILIES`; others keep their own code, in which linear layers alone are laid out
-anew. What comes of it is compared with the model's own logits (`alignkit.models.ways`).
+seventy-five a layer with the attention of the house. A layer of the kind that most families have (two norms, rotary
+attention, a gated unit) does here the same in some forty-five: queries, keys and values of one product, both turned at
+once, the gate's activation in its product. Which families have it stands in `lower.FAMILIES`; others keep their own
+code, in which linear layers alone are laid out anew. What comes of it is compared with the model's own logits
+(`alignkit.models.ways`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import lower, products
-from alignkit.models.packed import Product, packs
+from alignkit.models.packed import Product
 from alignkit.models.slot_attention import attend
 
 
@@ -67,8 +68,10 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def is_lean(layer: nn.Module) -> bool:
-    """Whether a module is a layer of that kind, with nothing else in it."""
+    """Whether a module is a layer of that kind, with nothing else in it and no hook on a part of it."""
     if set(dict(layer.named_children())) != LAYER:
+        return False
+    if any(each._forward_hooks or each._forward_pre_hooks for each in layer.modules()):
         return False
     inner, gated = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())  # type: ignore[operator, union-attr]
     linear = [_base(inner.get(name)) for name in ATTENTION] + [_base(gated.get(name)) for name in GATED - {"act_fn"}]
@@ -191,8 +194,8 @@ class Lean(nn.Module):
             cos, sin = self.turns(*position_embeddings)
             both = torch.addcmul(both * cos, both.roll(self.size // 2, -1), sin)
         query, key = both.transpose(1, 2).split((self.queries, self.keys), 1)
-        seen = past_key_values.update(key, values.transpose(1, 2), self.place)
-        found, _ = attend(self, query, *seen, attention_mask, scaling=self.scaling)
+        key, value = past_key_values.update(key, values.transpose(1, 2), self.place)
+        found, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling)
         states = hidden_states + self.out(found.reshape(rows, tokens, -1))
         return states + self.down(self.gated(self.between(states)))
 

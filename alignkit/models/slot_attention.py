@@ -101,6 +101,8 @@ def _by_kernel(
         first: keys and values [1, key heads, tokens, H] that stand before those of every row, and are seen by all.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if query.dtype is torch.float64:  # by a mask of another type it gives other numbers, and says nothing
+        added = added.double()
     if first is None:
         own: Tensor = flash(query, key, value, attn_mask=added, scale=scaling)[0]
         return own

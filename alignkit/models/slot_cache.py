@@ -44,9 +44,9 @@ class SlotLayer(CacheLayerMixin):
     """One layer's keys and values [slots, heads, width, H].
 
     `expected` slots and tokens are in use once all prompts were read that are read next; `first`, `n` and `width` say
-    where some of them belong, after the first `shared` tokens of the `beginning` (`begun`: as it is kept);
-    `places`, where the next token of each sequence does, and `width` how far is looked back. The first `apart` tokens are
-    the beginning of every sequence, and stand in no slot.
+    where some of them belong, after the first `shared` tokens of the `beginning` (`begun`: as it is kept); `places`,
+    where the next token of each sequence does, and `width` how far is looked back. The first `apart` tokens are the
+    beginning of every sequence, and stand in no slot.
 
     Args:
         kind: what they are kept in; None: as they come.

@@ -1,9 +1,10 @@
 """The fast way to read sequences while they are written: a copy of the model with its products packed, and keys and
 values in place.
 
-The modelling code stays the family's own. What is replaced is the linear layers (`packed`), the cache (`slot_cache`),
-and attention. Sequences stand in slots, of which those in use come first, so that one that ends is replaced by the last
-one, and others may join at any time. `alignkit.models.ways` compares what comes of it with the model's own logits.
+The modelling code stays the family's own. What is replaced is the linear layers (`packed`), in some families whole
+decoder layers (`lean`), the cache (`slot_cache`), and attention (`slot_attention`). Sequences stand in slots, of which
+those in use come first, so that one that ends is replaced by the last one, and others may join at any time.
+`alignkit.models.ways` compares what comes of it with the model's own logits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Slots:
         model: the bare transformers model, adapters folded in. It may change afterwards. Under autocast, the products
             are in its type, and so are the keys and values that tokens attend to; what lies between is as the weights.
         pad_id: for the right padding of shorter prompts, which nothing sees.
-        packed: False leaves the linear layers as they are.
+        packed: False leaves the layers as they are, but for their attention.
         upper: of a model without adapters, how many of the last layers others on the same base adapt; None: none.
         hand_on: whether what is read below the first adapted layer, on a processor, is kept for the next who reads it.
     """
@@ -65,6 +66,7 @@ class Slots:
         self.model.set_attn_implementation(ATTENTION)
         self.body = forward.body_of(self.model)
         self.together = lower.parts(self.body.config)
+        self.apart_from = APART
         self.windowed = forward.window_of(self.body.config) is not None
         below = lower.layers_below(forward.body_of(model), upper) if hand_on and packed and kind == "cpu" else []
         self.below, self.low = len(below), list[Tensor]()
@@ -185,9 +187,9 @@ class Slots:
         return shared
 
     def _apart_pays(self, shared: int) -> bool:
-        """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call more,
-        which has no mask for what a window hides of them from some."""
-        return not in_one_call(self.device, self.kind) or (shared >= APART and not self.windowed)
+        """Whether tokens that all begin with are kept once, and not in each slot: by torch's kernel that is a call
+        more, which has no mask for what a window hides of them from some."""
+        return not in_one_call(self.device, self.kind) or (shared >= self.apart_from and not self.windowed)
 
     def _seen(self, before: int, width: int) -> forward.MaskOf:
         """Which tokens prompts of so many tokens see, with so many before them: [1, 1, width, before + width]."""
@@ -301,4 +303,4 @@ def _of_like_length(rows: Sequence[Sequence[int]], padding: int) -> list[list[Se
     return parts
 
 
-__all__ = ["Slots"]
+__all__ = ["APART", "Slots"]

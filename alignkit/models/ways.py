@@ -20,7 +20,7 @@ from alignkit.errors import ConfigError
 from alignkit.models import forward
 from alignkit.models.batch import LEAST_SHARED, collate
 from alignkit.models.head import scaled_head
-from alignkit.models.slots import Slots
+from alignkit.models.slots import APART, Slots
 from alignkit.models.stepwise import Anew, Cached, Reader
 
 log = logging.getLogger("alignkit")
@@ -97,17 +97,29 @@ def slots_of(model: Any, pad_id: int, upper: int | None = None, hand_on: bool = 
 
 def _slots_agree(model: Any, slots: Slots, rounds: bool) -> bool:
     """Whether what slots give are the model's own logits; they are empty afterwards. Where packed products round to
-    sixteen bits, these are compared by their mean, and attention and cache by the numbers, with the layers as they are.
+    sixteen bits, they are compared by their mean, and by the numbers the same copy in the type of the weights; where
+    these are of sixteen bits themselves, attention and cache, with the layers as they are.
     """
-    ids = _ids_for(model)
     with torch.no_grad(), torch.autocast(slots.device.type, enabled=False):
-        for each in (ids, _alike_at_first(ids)):
-            own = [_own(model, [*prompt, *answer]) for prompt, answer in zip(*each, strict=True)]
-            if rounds and not _agrees(partial(_written, Slots(model, 0, packed=False), each), own):
-                return False
-            if not _agrees(partial(_written, slots, each), own, _alike if rounds else _near):
-                return False
-            slots.empty()
+        ids = _ids_for(model)
+        texts = [
+            (each, [_own(model, [*prompt, *answer]) for prompt, answer in zip(*each, strict=True)])
+            for each in (ids, _alike_at_first(ids))
+        ]
+        packed = next(model.parameters()).dtype not in SIXTEEN
+        if rounds and not _reads(Slots(model, 0, packed, hand_on=False), texts, _near):
+            return False
+        return _reads(slots, texts, _alike if rounds else _near)
+
+
+def _reads(slots: Slots, texts: Sequence[tuple[Ids, Sequence[Tensor]]], near: Near) -> bool:
+    """Whether slots read these texts with the logits that the model has for them."""
+    slots.apart_from = 0  # short as these are: a family that keeps its own attention sees nothing of what is kept apart
+    for ids, own in texts:
+        if not _agrees(partial(_written, slots, ids), own, near):
+            return False
+        slots.empty()
+    slots.apart_from = APART
     return True
 
 
@@ -157,6 +169,8 @@ ANSWERS = ((6, 17, 9, 23), (8, 5, 21, 14))
 
 Ids = tuple[list[list[int]], list[list[int]]]
 
+Near = Callable[[Tensor, Tensor, Sequence[Tensor]], bool]
+
 
 def _ids_for(model: Any) -> Ids:
     """(prompts, answers), within a model's vocabulary."""
@@ -196,7 +210,7 @@ def _alike(ours: Tensor, theirs: Tensor, own: Sequence[Tensor]) -> bool:
 def _agrees(
     way: Callable[[], Iterator[tuple[Tensor, int, slice]]],
     own: Sequence[Tensor],
-    near: Callable[[Tensor, Tensor, Sequence[Tensor]], bool] = _near,
+    near: Near = _near,
 ) -> bool:
     """Whether each (logits [tokens, V], row, where in it) is the model's own; a way that fails does not."""
     try:
