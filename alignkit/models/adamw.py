@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 LOW = (torch.bfloat16, torch.float16)
 """Kept in these, a weight of 0.1 moves by 5e-4 or not at all, and a small gradient's square is 0."""
@@ -39,6 +39,10 @@ class FloatAdamW(torch.optim.AdamW):
     def _learned(self, parameter: nn.Parameter) -> nn.Parameter:
         """What is learned in the place of a model's parameter."""
         if parameter.dtype not in LOW:
+            if parameter.device.type == "cpu" and type(parameter.data) is Tensor:
+                # Weights that were loaded lie in their file's memory, of which the first step would copy page by page:
+                # twenty times as long as a step (benchmarks/results/speed.md).
+                parameter.data = parameter.data.clone()
             return parameter
         copy = nn.Parameter(parameter.detach().float())
         self.copies.append((parameter, copy))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignkit.models.layers import is_gated, is_plain
+from alignkit.models import lower
+from alignkit.models.lean import is_lean, is_silu
 
 ROWS = 256
 """Rows of a block: of 576 numbers in float32, half a megabyte."""
@@ -68,10 +69,11 @@ class _Norm(torch.autograd.Function):
         for rows, slopes, out in _blocks(*flat, found.view(-1, x.shape[-1])):
             over = _over(rows, ctx.epsilon)
             unit, slopes = rows * over, slopes.float()
-            of_weight += (slopes * unit).sum(0)
+            if ctx.needs_input_grad[1]:
+                of_weight += (slopes * unit).sum(0)
             slopes = slopes * weight
             torch.mul(slopes.sub_(unit.mul_((slopes * unit).mean(-1, keepdim=True))), over, out=out)
-        return found, of_weight, None, None
+        return found, of_weight if ctx.needs_input_grad[1] else None, None, None
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -106,11 +108,15 @@ def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
+class _Routed:
+    """A module that has its fast way."""
+
+
 @functools.cache
 def _norm_of(family: type[nn.Module]) -> type[nn.Module]:
     """A family's norm, block by block where it is in float32 on a processor."""
 
-    class Norm(family):  # type: ignore[misc, valid-type]
+    class Norm(_Routed, family):  # type: ignore[misc, valid-type]
         low = False
 
         def forward(self, hidden_states: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def _norm_of(family: type[nn.Module]) -> type[nn.Module]:
 def _unit_of(family: type[nn.Module]) -> type[nn.Module]:
     """A family's gated unit, block by block on a processor."""
 
-    class Unit(family):  # type: ignore[misc, valid-type]
+    class Unit(_Routed, family):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor) -> Tensor:
             gate, up = self.gate_proj(x), self.up_proj(x)
             together = gate.dtype == up.dtype and gate.is_contiguous() and up.is_contiguous()
@@ -149,13 +155,16 @@ def route(model: nn.Module) -> None:
     Args:
         model: any; what a module is called, its parameters and their names stay as they are.
     """
+    if getattr(getattr(model, "config", None), "model_type", None) not in lower.FAMILIES:
+        return
     for layer in model.modules():
-        if not is_plain(layer):
+        if not is_lean(layer) or isinstance(layer.input_layernorm, _Routed):
             continue
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             norm.__class__, norm.low = _norm_of(type(norm)), True  # type: ignore[union-attr]
-        if is_gated(layer.mlp):  # type: ignore[arg-type]
-            layer.mlp.__class__ = _unit_of(type(layer.mlp))  # type: ignore[assignment]
+        unit: Any = layer.mlp
+        if is_silu(unit.act_fn, unit.gate_proj.weight.device):
+            unit.__class__ = _unit_of(type(unit))
 
 
 __all__ = ["gated", "normed", "route"]

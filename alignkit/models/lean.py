@@ -85,6 +85,12 @@ def is_lean(layer: nn.Module) -> bool:
     )
 
 
+def is_silu(activation: nn.Module, device: torch.device) -> bool:
+    """Whether that is what it computes: families have classes of their own for it."""
+    some = torch.linspace(-4.0, 4.0, 64, device=device)
+    return torch.equal(activation(some), nn.functional.silu(some))
+
+
 class Turns:
     """Rotary positions as layers take them, worked out once for all of them."""
 
@@ -129,8 +135,7 @@ class Gated:
     def __init__(self, gate: Any, up: Any, activation: nn.Module, dtype: torch.dtype) -> None:
         self.gate, self.up = (Product(each.weight, each.bias, dtype) for each in (gate, up))
         self.activation = activation
-        some = torch.linspace(-4.0, 4.0, 64, device=gate.weight.device)
-        silu = torch.equal(activation(some), nn.functional.silu(some))  # of which families have classes of their own
+        silu = is_silu(activation, gate.weight.device)
         self.within = silu and self.gate.packs and self.up.packs
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -208,4 +213,4 @@ def _together(layers: Sequence[Any], dtype: torch.dtype) -> Product:
     return Product(weight, bias, dtype)
 
 
-__all__ = ["Lean", "decoding_copy", "detached", "is_lean"]
+__all__ = ["Lean", "decoding_copy", "detached", "is_lean", "is_silu"]

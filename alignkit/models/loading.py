@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from alignkit.errors import ConfigError
 from alignkit.files import read_json
 from alignkit.models.gguf_once import reading_once
-from alignkit.models.memory import keep_freed
 from alignkit.models.remote_code import commit_of, is_permitted, permit_files, refuse_code, remedy_for
 
 log = logging.getLogger("alignkit")
@@ -275,7 +274,6 @@ def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
         ConfigError: weights that are missing or of other shapes, which transformers would draw at random; files that
             cannot be read; a model that only code of its folder can make.
     """
-    keep_freed()
     options = {} if source.kind == "gguf" else {"use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both told below
     model, found = _from_pretrained(kind, source, dtype=dtype, **options)
