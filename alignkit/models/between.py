@@ -21,8 +21,8 @@ from alignkit.models import lower
 from alignkit.models.lean import is_lean, is_silu
 
 ROWS = 256
-"""Rows of a block: of 576 numbers in float32, half a megabyte. A multiple of the numbers that a processor takes at once:
-what is left at a block's end torch rounds otherwise, and so it does at the ends of what it gives each of its threads."""
+"""Rows of a block: of 576 numbers in float32, half a megabyte. A multiple of what a processor takes at once: what is
+left at a block's end is rounded otherwise, as are the ends of the parts that torch gives to several threads."""
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
