@@ -11,6 +11,7 @@ from alignkit.data.encode import EncodedGroup
 from alignkit.engine.reference import Reference
 from alignkit.engine.setting import Models
 from alignkit.models import attention, forward
+from alignkit.models import head as head_module
 from alignkit.models.attention import LONG, attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
 from alignkit.models.head import CHUNK, token_logprobs
@@ -408,23 +409,79 @@ def test_batches_are_laid_out_for_every_model_that_reads_them():
         assert own.packs_rows
 
 
-@pytest.mark.parametrize(
-    ("longest", "units", "inner"),
-    [
-        (12, True, torch.float32),  # torch's gradient of short texts takes ten times as long in bfloat16
-        (LONG, True, torch.bfloat16),
-        (LONG, False, torch.float32),
-    ],
-)
-def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, longest, units, inner):
-    seen, once = list[torch.dtype](), torch.nn.functional.scaled_dot_product_attention
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("kind", ["autocast", "bfloat16"])
+def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, units, kind):
+    """Each in its own: torch's gradient of short texts takes ten times as long in bfloat16."""
+    seen, once = list[tuple[int, set[torch.dtype]]](), torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(attention, "has_matrix_units", lambda: units)
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda *args, **kwargs: (seen.append(args[0].dtype), once(*args, **kwargs))[1],
+        lambda q, k, v, **named: (seen.append((q.shape[2], {q.dtype, k.dtype, v.dtype})), once(q, k, v, **named))[1],
     )
-    states = torch.zeros(1, 2, 3 + longest, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, _ = attend(None, states, states, states, mask_of_pieces([(3, -1), (longest, 0)], None))
-    assert (set(seen), found.dtype) == ({inner}, torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    pieces = mask_of_pieces([(3, -1), (LONG, 0), (LONG - 1, 0), (5, 1)], None)
+    given = [torch.randn(1, 2, 2 * LONG + 7, 4, generator=generator) for _ in range(3)]
+    if kind == "bfloat16":
+        given = [each.bfloat16() for each in given]
+    exact, _ = attend(None, *(each.float() for each in given), pieces)
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
+        found, _ = attend(None, *(each.requires_grad_() for each in given), pieces)
+    long = torch.bfloat16 if units else torch.float32
+    assert seen == [(3, {torch.float32}), (LONG, {long}), (LONG - 1, {torch.float32}), (5, {torch.float32})]
+    assert found.dtype is torch.bfloat16
+    assert found.shape == (1, 2 * LONG + 7, 2, 4)
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+    found.sum().backward()
+    assert {each.grad.dtype for each in given} == {given[0].dtype}
+    with torch.autocast("cpu", enabled=False):
+        assert attend(None, *(each.double() for each in given), pieces)[0].dtype is torch.float64
+
+
+@pytest.mark.parametrize("kind", [torch.float32, "autocast", torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("learned", ["hidden weight", "hidden weight bias", "hidden bias", "hidden", "weight", "bias"])
+@pytest.mark.parametrize("tokens", [1, 12, 23])
+def test_gradients_of_the_head_in_groups(monkeypatch, kind, learned, tokens):
+    """One product a group of chunks gives what one for all gives."""
+    dtype = torch.float32 if kind == "autocast" else kind
+    wanted, bias = learned.split(), learned != "hidden weight"
+    size = torch.finfo(torch.bfloat16 if kind == "autocast" else dtype).bits // 8
+    monkeypatch.setattr(head_module, "CHUNK", 3)
+    monkeypatch.setattr(head_module, "GROUP", 2 * 3 * 37 * size + 1)  # two chunks
+    monkeypatch.setattr(head_module, "ROWS", 5)
+    generator = torch.Generator().manual_seed(0)
+    named = {
+        "hidden": torch.randn(tokens, 16, generator=generator).to(dtype),
+        "weight": torch.randn(37, 16, generator=generator).to(dtype),
+        **({"bias": torch.randn(37, generator=generator).to(dtype)} if bias else {}),
+    }
+    targets = torch.randint(37, (tokens,), generator=generator)
+    upstream = torch.randn(tokens, generator=generator)
+    products = list[tuple[int, ...]]()
+    once = head_module.linear
+    monkeypatch.setattr(
+        head_module, "linear", lambda x, weight, *more: (products.append(tuple(x.shape)), once(x, weight, *more))[1]
+    )
+    head = torch.nn.Linear(16, 37, bias=bias, dtype=dtype)
+    head.weight = torch.nn.Parameter(named["weight"].clone(), "weight" in wanted)
+    if bias:
+        head.bias = torch.nn.Parameter(named["bias"].clone(), "bias" in wanted)
+    hidden = named["hidden"].clone().requires_grad_("hidden" in wanted)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        value = token_logprobs(head, hidden, targets, temperature=0.8).logprobs
+    given = {"hidden": hidden, **dict(head.named_parameters())}
+    found = torch.autograd.grad((value * upstream).sum(), [given[name] for name in wanted])
+
+    exact = {name: each.double().requires_grad_(name in wanted) for name, each in named.items()}
+    log = (torch.nn.functional.linear(exact["hidden"], exact["weight"], exact.get("bias")) / 0.8).log_softmax(-1)
+    value = log.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    right = torch.autograd.grad((value * upstream).sum(), [exact[name] for name in wanted])
+    low = kind in ("autocast", torch.bfloat16)
+    for name, mine, theirs in zip(wanted, found, right, strict=True):
+        assert mine.dtype is dtype
+        off = (mine - theirs).norm() / theirs.norm()
+        assert off < (0.02 if low else 1e-5), (name, float(off))
+    of_weight = [shape for shape in products if shape[0] == 37]
+    assert of_weight == ([(37, min(6, tokens - start)) for start in range(0, tokens, 6)] if "weight" in wanted else [])

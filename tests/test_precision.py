@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignkit import ConfigError, Groups, LoRA, Run, Term, use
@@ -57,6 +58,30 @@ def test_gradients_of_a_step_are_summed_in_float32():
 def test_weights_in_float32_are_learned_in_place():
     weight = nn.Parameter(torch.zeros(1))
     assert FloatAdamW([{"params": [weight]}]).param_groups[0]["params"][0] is weight
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_weights_that_were_loaded_get_memory_of_their_own(tmp_path, kind):
+    """A step on a file's memory copies it page by page, and would take twenty times as long."""
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.arange(12, dtype=kind).view(4, 3), "frozen": torch.ones(4, dtype=kind)}, file)
+    before, states = file.read_bytes(), load_file(file)
+    one, other = nn.Linear(3, 4, bias=False), nn.Linear(3, 4)
+    one.weight = other.weight = weight = nn.Parameter(states["weight"])
+    other.bias = frozen = nn.Parameter(states["frozen"], requires_grad=False)
+    places, values = (weight.data_ptr(), frozen.data_ptr()), weight.detach().clone()
+    optimizer = FloatAdamW([{"params": [weight]}], lr=0.1)
+    assert optimizer.param_groups[0]["params"][0] is one.weight is other.weight is weight
+    assert weight.data_ptr() != places[0]
+    assert frozen.data_ptr() == places[1]  # no copy of what is not learned
+    assert torch.equal(weight, values)
+    assert weight.requires_grad
+    (one(torch.ones(1, 3, dtype=kind)) + other(torch.ones(1, 3, dtype=kind))).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, 2.0))
+    optimizer.step()
+    assert not torch.equal(weight, values)
+    assert torch.equal(states["weight"], values)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=2)])

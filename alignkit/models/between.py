@@ -10,7 +10,7 @@ each of the products; the gradients of these are then summed in it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from alignkit.models import lower
 from alignkit.models.lean import is_lean, is_silu
 
 ROWS = 256
-"""Rows of a block: of 576 numbers in float32, half a megabyte."""
+"""Rows of a block: of 576 numbers in float32, half a megabyte. A multiple of what a processor takes at once: what is
+left at a block's end is rounded otherwise, as are the ends of the parts that torch gives to several threads."""
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -117,13 +118,11 @@ def _norm_of(family: type[nn.Module]) -> type[nn.Module]:
     """A family's norm, block by block where it is in float32 on a processor."""
 
     class Norm(_Routed, family):  # type: ignore[misc, valid-type]
-        low = False
-
         def forward(self, hidden_states: Tensor) -> Tensor:
             x, weight = hidden_states, self.weight
             if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not x.is_contiguous():
                 return super().forward(hidden_states)  # type: ignore[no-any-return]
-            mixed = self.low and torch.is_autocast_enabled("cpu")
+            mixed = torch.is_autocast_enabled("cpu")
             kind = torch.get_autocast_dtype("cpu") if mixed else torch.float32
             if _wants_gradient(x, weight):
                 return _Norm.apply(x, weight, self.variance_epsilon, kind)  # type: ignore[no-any-return]
@@ -158,13 +157,19 @@ def route(model: nn.Module) -> None:
     if getattr(getattr(model, "config", None), "model_type", None) not in lower.FAMILIES:
         return
     for layer in model.modules():
-        if not is_lean(layer) or isinstance(layer.input_layernorm, _Routed):
+        if not is_lean(layer):
             continue
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.__class__, norm.low = _norm_of(type(norm)), True  # type: ignore[union-attr]
-        unit: Any = layer.mlp
-        if is_silu(unit.act_fn, unit.gate_proj.weight.device):
-            unit.__class__ = _unit_of(type(unit))
+        parts: dict[str, Any] = dict(layer.named_children())
+        for norm in (parts["input_layernorm"], parts["post_attention_layernorm"]):
+            if not any(norm.children()):  # else it is wrapped, and what stands around it decides
+                _give(norm, _norm_of)
+        if is_silu(parts["mlp"].act_fn, parts["mlp"].gate_proj.weight.device):
+            _give(parts["mlp"], _unit_of)
+
+
+def _give(module: Any, of: Callable[[Any], Any]) -> None:
+    if not isinstance(module, _Routed):
+        module.__class__ = of(type(module))
 
 
 __all__ = ["gated", "normed", "route"]

@@ -130,7 +130,8 @@ def _low(weight: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if each is None else each.to(kind) for each in (cast_once(weight), *others))
 
 
-def _chunks(tokens: int, size: int = CHUNK) -> list[slice]:
+def _chunks(tokens: int, size: int | None = None) -> list[slice]:
+    size = size or CHUNK
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
