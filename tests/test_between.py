@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import pickle
 import sys
 from pathlib import Path
 
@@ -205,11 +206,8 @@ def test_a_second_route_does_nothing():
     before = [type(each) for each in routed.modules()]
     adapted.route_all(routed)
     between.route(routed)
-    products = (nn.Linear,)
     after = [type(each) for each in routed.modules()]
-    assert [new for old, new in zip(before, after, strict=True) if old not in products] == [
-        old for old in before if old not in products
-    ]
+    assert all(new is old for old, new in zip(before, after, strict=True) if old is not nn.Linear)
 
 
 def test_all_is_routed_where_linear_layers_are():
@@ -241,13 +239,11 @@ def test_a_layer_with_something_else_in_it_is_left_alone(change):
 
 
 def test_families_that_are_not_known_are_left_alone():
-    model, _ = pair()
+    model = model_of("llama")
     model.config.model_type = "gemma"  # whose norm multiplies by one more than its weight
-    fresh = model_of("llama")
-    fresh.config.model_type = "gemma"
-    between.route(fresh)
+    between.route(model)
     between.route(nn.Linear(2, 2))
-    assert routed_parts(fresh) == []
+    assert routed_parts(model) == []
 
 
 def test_frozen_norms_get_no_gradient():
@@ -309,7 +305,7 @@ def test_copies_of_a_routed_model_are_routed():
     own, routed = pair()
     with torch.no_grad():
         wanted = own(IDS).logits
-        for each in (copy.deepcopy(routed), lean.detached(routed)):
+        for each in (copy.deepcopy(routed), lean.detached(routed), pickle.loads(pickle.dumps(routed))):
             assert torch.equal(each(IDS).logits, wanted)
             assert routed_parts(each) == routed_parts(routed)
     assert all(lean.is_lean(layer) for layer in routed.model.layers)

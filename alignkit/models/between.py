@@ -110,7 +110,16 @@ def _wants_gradient(*tensors: Tensor) -> bool:
 
 
 class _Routed:
-    """A module that has its fast way."""
+    """A module that has its fast way; pickled by its family, since its class stands in no module."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        found: Any = super().__reduce_ex__(protocol)
+        return _new, (type(self).__name__, type(self).__bases__[1]), *found[2:]
+
+
+def _new(name: str, family: Any) -> Any:
+    of: Any = {"Norm": _norm_of, "Unit": _unit_of}[name]
+    return object.__new__(of(family))
 
 
 @functools.cache
