@@ -292,13 +292,10 @@ def test_a_norm_that_is_wrapped_is_left_alone():
                 weights.add_(1.0)
     routed = copy.deepcopy(own)
     between.route(routed)
-    assert not any("input_layernorm" in name for name in routed_parts(routed))
-    assert len(routed_parts(routed)) == 4
+    assert routed_parts(routed) == []
     assert torch.equal(routed(IDS).logits, own(IDS).logits)
     with own.disable_adapter(), routed.disable_adapter():
         assert torch.equal(routed(IDS).logits, own(IDS).logits)
-    between.route(routed)
-    assert len(routed_parts(routed)) == 4
 
 
 def test_copies_of_a_routed_model_are_routed():

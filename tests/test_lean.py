@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from alignkit.models import lean, lower, slot_attention, slot_cache, slots, ways
 from alignkit.models.lean import Gated, Lean, is_lean
@@ -206,6 +207,13 @@ class Scaled(nn.Module):
         return self.half * self.inner(*given, **named)
 
 
+class Twice(LlamaRMSNorm):
+    """A norm of a model's own code, with the names of the family's."""
+
+    def forward(self, hidden_states):
+        return 2 * super().forward(hidden_states)
+
+
 class Wide(nn.Linear):
     """A linear layer that may do more."""
 
@@ -233,6 +241,7 @@ OTHERS = {
     "a module in its gated unit": with_another_module("mlp"),
     "a norm of another kind": replaced("input_layernorm", lambda norm: nn.LayerNorm(32)),
     "a norm that is scaled": replaced("post_attention_layernorm", Scaled),
+    "a norm of somebody else's": lambda layer: setattr(layer.input_layernorm, "__class__", Twice),
     "a product that is scaled": replaced("self_attn.o_proj", Scaled),
     "a linear layer of another class": replaced("mlp.up_proj", lambda each: Wide(32, 64)),
     "a hook": lambda layer: layer.mlp.register_forward_hook(lambda _module, _given, found: 0.5 * found),

@@ -75,7 +75,7 @@ def refuse_unknown(other: dict[str, Any]) -> None:
 
 LONG = 384
 """Tokens from which attention is faster in bfloat16 on a processor with matrix units (AMX). Below, torch's kernel takes
-four to ten times as long as in float32 for its gradient (benchmarks/results/speed.md)."""
+two to ten times as long as in float32 for its gradient (benchmarks/results/speed.md)."""
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """What lies between the products of a layer while it learns: a few rows at a time, which stay in a processor's cache.
 
 A norm and a gated unit are a dozen passes over [tokens, H], forward and backward, and each pass reads and writes memory
-anew; of a step with all weights they were a fifth (benchmarks/results/speed.md). Here the same operations, in the same
+anew (benchmarks/results/speed.md). Here the same operations, in the same
 order and so with the same values, are done block by block, and what the backward pass needs is worked out again and not
 kept. Layers whose norms are read by products alone give them in the type of these, which autocast would cast to for
 each of the products; the gradients of these are then summed in it.
@@ -170,8 +170,7 @@ def route(model: nn.Module) -> None:
             continue
         parts: dict[str, Any] = dict(layer.named_children())
         for norm in (parts["input_layernorm"], parts["post_attention_layernorm"]):
-            if not any(norm.children()):  # else it is wrapped, and what stands around it decides
-                _give(norm, _norm_of)
+            _give(norm, _norm_of)
         if is_silu(parts["mlp"].act_fn, parts["mlp"].gate_proj.weight.device):
             _give(parts["mlp"], _unit_of)
 

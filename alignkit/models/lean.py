@@ -77,6 +77,8 @@ def is_lean(layer: nn.Module) -> bool:
         return False
     if any(each._forward_hooks or each._forward_pre_hooks for each in layer.modules()):
         return False
+    if not all(_is_known(type(each)) for each in (layer, *layer.children())):
+        return False
     inner, gated = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())  # type: ignore[operator, union-attr]
     linear = [_base(inner.get(name)) for name in ATTENTION] + [_base(gated.get(name)) for name in GATED - {"act_fn"}]
     norms = [layer.input_layernorm, layer.post_attention_layernorm, *(inner[name] for name in QUERIES & set(inner))]
@@ -87,6 +89,13 @@ def is_lean(layer: nn.Module) -> bool:
         and all(type(each) in products.LINEAR for each in linear)
         and all(hasattr(each, "variance_epsilon") and hasattr(each, "weight") for each in norms)
     )
+
+
+def _is_known(kind: type) -> bool:
+    """Whether a class is transformers' own, or made of one by this package: others may compute something else under the
+    same names."""
+    family = next(each for each in kind.__mro__ if not each.__module__.startswith("alignkit."))
+    return family.__module__.startswith("transformers.models.")
 
 
 def is_silu(activation: nn.Module, device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from alignkit.errors import ConfigError
 from alignkit.models import forward
 from alignkit.models.batch import LEAST_SHARED, collate
 from alignkit.models.head import scaled_head
+from alignkit.models.lean import is_lean
 from alignkit.models.slots import APART, Slots
 from alignkit.models.stepwise import Anew, Cached, Reader
 
@@ -31,7 +32,7 @@ TOLERANCE = 1e-3
 SIXTEEN = (torch.float16, torch.bfloat16)
 
 _KNOWN: dict[tuple[str, torch.dtype, float], Ways] = {}
-_SLOTS: dict[tuple[str, torch.dtype, torch.dtype | None], bool] = {}
+_SLOTS: dict[tuple[str, torch.dtype, torch.dtype | None, str, int], bool] = {}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def slots_of(model: Any, pad_id: int, upper: int | None = None, hand_on: bool = 
     """
     kind = next(model.parameters()).device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key = (forward.config_digest(model), next(model.parameters()).dtype, mixed)
+    lean = sum(map(is_lean, model.modules()))  # a hook on a layer leaves it its own code
+    key = (forward.config_digest(model), next(model.parameters()).dtype, mixed, kind, lean)
     if any(type(weight.data) is not Tensor for weight in model.parameters()) or not forward.masks_are_known(model):
         return None  # weights in parts, over several processes, cannot be packed
     if key in _SLOTS:

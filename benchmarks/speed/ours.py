@@ -43,6 +43,7 @@ def timed_rounds(learner: type[Learner]) -> None:
 
     def spent(self: Learner) -> dict[str, tuple[float, float]]:
         meter = self.spending.meter
+        meter._charge()  # what is open is charged when it ends: the iteration before would count as the next one
         return {name: (taken, meter.work.get(name, {}).get("flops", 0)) for name, taken in meter.seconds.items()}
 
     def ask(self: Learner) -> Any:
