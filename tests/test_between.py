@@ -206,6 +206,7 @@ def test_a_second_route_does_nothing():
     before = [type(each) for each in routed.modules()]
     adapted.route_all(routed)
     between.route(routed)
+    between.route(routed)
     after = [type(each) for each in routed.modules()]
     assert all(new is old for old, new in zip(before, after, strict=True) if old is not nn.Linear)
 
@@ -213,6 +214,7 @@ def test_a_second_route_does_nothing():
 def test_all_is_routed_where_linear_layers_are():
     own, _ = pair()
     adapted.route_all(own)
+    between.route(own)
     assert len(routed_parts(own)) == 6
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignkit.models import between, products
+from alignkit.models import products
 
 
 class _Adapted(torch.autograd.Function):
@@ -123,11 +123,10 @@ def route(model: nn.Module) -> None:
 
 
 def route_all(model: nn.Module) -> None:
-    """Have every linear layer of a model take its fast way, plain or adapted, and what lies between them too.
+    """Have every linear layer of a model take its fast way, plain or adapted.
 
     Args:
         model: any.
     """
     products.route(model)
     route(model)
-    between.route(model)

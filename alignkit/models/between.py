@@ -5,6 +5,8 @@ anew (benchmarks/results/speed.md). Here the same operations, in the same
 order and so with the same values, are done block by block, and what the backward pass needs is worked out again and not
 kept. Layers whose norms are read by products alone give them in the type of these, which autocast would cast to for
 each of the products; the gradients of these are then summed in it.
+
+Policies do not take it yet: with the norms, two runs of one seed were not always the same in the last bits.
 """
 
 from __future__ import annotations
