@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from alignkit import AlignkitError, ConfigError, Groups, Policy, Run, use
-from alignkit.engine.known import mismatch, weighed
+from alignkit.engine.sampler_gap import mismatch, weighed
+from alignkit.engine.step_metrics import StepMetrics
 from alignkit.engine.training_data import TrainingData
 from alignkit.functional import truncated_importance
 from alignkit.sampling import Sampled, Sampler
@@ -97,6 +99,22 @@ def test_weighed_samples_of_another_distribution_have_the_policys_own_gradient()
     torch.testing.assert_close(gradient(mu.exp(), truncated_importance(pi, mu, 1e9)), wanted)
     assert (gradient(mu.exp(), torch.ones(9)) - wanted).abs().max() > 1e-2
     assert truncated_importance(pi, mu, 1.5).max() == 1.5
+
+
+def test_a_step_counts_its_own_responses_micro_batch_by_micro_batch():
+    """Each has its numbers in the round, and a width of its own; those of an idle process are another's."""
+    sampled = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0], [-6.0, 0.0, 0.0]])
+    known = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    metrics = StepMetrics({})
+    metrics.compare(
+        (sampled, known), SimpleNamespace(responses=torch.tensor([2, 0])), torch.tensor([[9.0, 9], [-2, 0]])
+    )
+    metrics.compare((sampled, known), SimpleNamespace(responses=torch.tensor([1])), sampled[1:2] - 0.25)
+    metrics.idle = True
+    metrics.compare((sampled, known), SimpleNamespace(responses=torch.tensor([1])), sampled[1:2] - 9)
+    found = metrics.read()
+    assert found == pytest.approx({"sampler_mismatch": 3.75 / 5, "sampler_mismatch_max": 2.0, "sampler_kl": -0.25 / 5})
+    assert metrics.read() == {}
 
 
 def test_edited_responses_are_not_taken_for_what_was_sampled():

@@ -20,12 +20,13 @@ from alignkit.engine.collect import Collect
 from alignkit.engine.describe import Describe, said
 from alignkit.engine.early_stop import EarlyStop
 from alignkit.engine.judging import Judging
-from alignkit.engine.known import Asked, Known, first_epoch, mismatch, weighed
+from alignkit.engine.known import Asked, Known, first_epoch
 from alignkit.engine.lesson import Lesson, RoundLoop, refuse_nothing
 from alignkit.engine.objectives import weighted
 from alignkit.engine.prepare import Prepare, check_widths
 from alignkit.engine.reduction import joins
 from alignkit.engine.reference import Reference
+from alignkit.engine.sampler_gap import COMPARED, mismatch, weighed
 from alignkit.engine.setting import Models, Setting
 from alignkit.engine.state import begun_with, checked_state
 from alignkit.engine.training_data import Step, TrainingData, said_of_size
@@ -86,6 +87,7 @@ class Improvement:
                 return
             means = yield lesson  # Lightning takes its steps
             assert means is not None
+            self.last = {**self.last, **{name: value for name, value in means.items() if name in COMPARED}}
             if lesson is None:
                 yield False
             else:
@@ -151,8 +153,12 @@ class Improvement:
         known |= self.known.work_out(data, first_epoch(steps), missing)
         check_widths(batch, data.response_mask.shape[1], f"{whose(self.method)}.prepare")
         made = {name: v.float() if v.is_floating_point() else v for name, v in batch.tensors.items()}
+        sampled = None
         if self.method.samples_per_prompt and "old_logprobs" in self.asked.by_losses:
-            metrics |= mismatch(data, known["logprobs"]) if "logprobs" in known else self.known.mismatch_of_few(data)
+            if "logprobs" in known:
+                metrics |= mismatch(data, known["logprobs"])
+            else:  # the round's only step works them out
+                sampled = data.sampled_logprobs()
             if self.method.importance_cap is not None:
                 made["advantages"] = weighed(made["advantages"], data, known["logprobs"], self.method.importance_cap)
         data.tensors = self.asked.under_loss_names(known) | made
@@ -161,7 +167,7 @@ class Improvement:
             f"{self.setting.label(index)}: learning from {len(data.groups)} prompts in {len(steps)} steps; "
             f"{said(self.last)}"
         )
-        return Lesson(data, steps, self.last, self._stop_epochs)
+        return Lesson(data, steps, self.last, self._stop_epochs, sampled)
 
     def _stop_epochs(self, metrics: Mapping[str, float]) -> bool:
         with calling(self.method, "stop_epochs"):

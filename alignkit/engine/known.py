@@ -12,15 +12,11 @@ from alignkit.engine.assemble import assemble, passes
 from alignkit.engine.setting import Models
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import ConfigError
-from alignkit.functional import truncated_importance
 from alignkit.groups import Groups
 from alignkit.meter import Meter
 from alignkit.models.arithmetic import Reading
 from alignkit.models.batch import MicroBatch
 from alignkit.vocabulary import MEASURED, VOCABULARY, select
-
-FEW = 4
-"""Responses by which a sampler is compared with the training path, where that takes a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,6 @@ class Known:
         if theirs and self.models.reference is not None:
             self.models.reference.count(reading)
 
-    def mismatch_of_few(self, data: TrainingData) -> dict[str, float]:
-        """See `mismatch`: of a few responses, where a round works out log-probs in its only step."""
-        few = data.first(FEW)
-        return mismatch(few, self.work_out(few, few.all_micro_batches(self.max_tokens), {"logprobs"})["logprobs"])
-
     def measure(self, groups: Groups, *names: str) -> dict[str, Tensor]:
         """`response_mask` and the tensors so named of any groups, under the weights of this moment.
 
@@ -119,34 +110,6 @@ class Known:
         data = self.read(groups)
         found = self.work_out(data, data.all_micro_batches(self.max_tokens), set(names))
         return {"response_mask": data.response_mask, **found}
-
-
-def mismatch(data: TrainingData, logprobs: Tensor) -> dict[str, float]:
-    """How far the sampler's record of its tokens is from the training path; empty where it left none.
-
-    Args:
-        data: the round's samples.
-        logprobs: [R, T] on the training path, at the sampler's temperature, from before the first step.
-    """
-    sampled, known = data.sampled_logprobs()
-    if not bool(known.any()):
-        return {}
-    gaps = (sampled - logprobs)[known]
-    found = {"sampler_mismatch": gaps.abs().mean(), "sampler_mismatch_max": gaps.abs().max(), "sampler_kl": gaps.mean()}
-    return {name: float(value) for name, value in found.items()}
-
-
-def weighed(advantages: Tensor, data: TrainingData, logprobs: Tensor, cap: float) -> Tensor:
-    """Advantages [R, T] times min(pi / mu, C) of their tokens; as they are where mu is unknown.
-
-    Args:
-        advantages: [R, T], or [R, 1] that stand for all tokens.
-        data: what is learned from.
-        logprobs: see `mismatch`.
-        cap: C.
-    """
-    sampled, known = data.sampled_logprobs()
-    return advantages * truncated_importance(logprobs, sampled.where(known, logprobs), cap)
 
 
 def first_epoch(steps: Sequence[Step]) -> list[list[int]]:

@@ -270,6 +270,8 @@ class Learner(L.LightningModule):
                 remedy="declare the terms that the loss and the extra losses return",
             )
         self.step_metrics.update(tensors)
+        if self.lesson is not None and self.lesson.sampled is not None:
+            self.step_metrics.compare(self.lesson.sampled, batch, tensors["logprobs"])
         return total, shares
 
     def _stream_micro(self, stream: StreamData, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:

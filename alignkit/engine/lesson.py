@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from alignkit.engine.training_data import Step, TrainingData
 from alignkit.errors import NothingToLearnError
 from alignkit.registry.records import BoundLoss
@@ -46,12 +48,15 @@ class Lesson:
         steps: through it, one after another.
         metrics: of the round, logged with each of its steps.
         skip_rest: asked after every step, with its metrics, whether the round's remaining steps are skipped.
+        sampled: ([R, T] log-probs as they were recorded while sampling, [R, T] bool, where they were), for the step to
+            compare its own with; None where that was done.
     """
 
     data: TrainingData
     steps: list[Step]
     metrics: Mapping[str, float] = field(default_factory=dict)
     skip_rest: Callable[[Mapping[str, float]], bool] = _never
+    sampled: tuple[Tensor, Tensor] | None = None
 
 
 RoundLoop = Generator[Lesson | bool | None, Mapping[str, float] | None, None]

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from alignkit.calls import calling
+from alignkit.engine.sampler_gap import SAMPLER, SamplerGap
 from alignkit.errors import ConfigError
 from alignkit.metrics import Accuracy, Entropy, Metric, values_of
 from alignkit.metrics.states import restore, states_of
+from alignkit.models.batch import MicroBatch
 
 
 def usual_metrics(*, rewards: bool) -> dict[str, Metric]:
@@ -36,6 +38,7 @@ class StepMetrics(nn.Module):
         self.names = list(metrics)
         self.metrics = nn.ModuleList(metric.clone() for metric in metrics.values())  # not the caller's
         self.whole = nn.ModuleList(metric.clone() for metric in metrics.values())  # over all steps, for who asks later
+        self.gap, self.compared = SamplerGap(), False
         for metric in (*self.metrics, *self.whole):
             metric.reset()  # type: ignore[operator]
 
@@ -63,6 +66,20 @@ class StepMetrics(nn.Module):
                 metric.update(**given)
                 whole.update(**given)  # type: ignore[operator]
 
+    def compare(self, sampled: tuple[Tensor, Tensor], batch: MicroBatch, logprobs: Tensor) -> None:
+        """Count how far a micro-batch's log-probs [R, T] are from those of the sampler, unless idle.
+
+        Args:
+            sampled: see `Lesson`.
+            batch: of the micro-batch.
+            logprobs: of its tokens.
+        """
+        self.compared = True  # an idle process's too: all of them read
+        if not self.idle:
+            own = batch.responses.cpu()
+            recorded, known = (each[own, : logprobs.shape[1]].to(logprobs.device) for each in sampled)
+            self.gap.update(recorded, logprobs, known)
+
     def read(self) -> dict[str, float]:
         """What the step's metrics say over all processes, each of which must ask; they start anew."""
         found: dict[str, float] = {}
@@ -70,6 +87,10 @@ class StepMetrics(nn.Module):
             with calling(metric, "compute"):
                 found |= values_of(name, metric)
             metric.reset()
+        if self.compared:
+            found |= values_of(SAMPLER, self.gap)
+            self.gap.reset()
+            self.compared = False
         return found
 
     def states(self) -> dict[str, Tensor]:
