@@ -32,6 +32,7 @@ from alignkit.metrics import Metric
 from alignkit.models import Policy, RewardModel
 from alignkit.models.adamw import FloatAdamW
 from alignkit.models.batch import MicroBatch
+from alignkit.models.products import casts_of_a_step
 from alignkit.optimizers import Term, Training
 from alignkit.registry.records import BoundLoss
 
@@ -193,7 +194,7 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        with within(partial(self._where, step)), self._apart():
+        with within(partial(self._where, step)), self._apart(), casts_of_a_step():
             shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()

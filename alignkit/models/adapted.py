@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignkit.models import products
+from alignkit.models import layer, products
 
 
 class _Adapted(torch.autograd.Function):
@@ -123,10 +123,11 @@ def route(model: nn.Module) -> None:
 
 
 def route_all(model: nn.Module) -> None:
-    """Have every linear layer of a model take its fast way, plain or adapted.
+    """Have every linear layer of a model take its fast way, plain or adapted, and its decoder layers theirs.
 
     Args:
         model: any.
     """
     products.route(model)
     route(model)
+    layer.route(model)

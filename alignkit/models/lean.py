@@ -11,6 +11,7 @@ code, in which linear layers alone are laid out anew. What comes of it is compar
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -120,6 +121,26 @@ class Turns:
         return self.found
 
 
+def normed(states: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(states over the root of their mean square, times a weight, in that type; one over that root [..., 1]).
+
+    Args:
+        states: [..., H].
+        weight: [H].
+        epsilon: added to the mean square.
+        dtype: of what is given.
+    """
+    size = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    over = torch.addcmul(_number(epsilon, size.dtype, size.device), size, size, value=1 / states.shape[-1]).rsqrt_()
+    found = torch.empty(states.shape, dtype=dtype, device=states.device)
+    return torch.mul(states * over, weight, out=found), over
+
+
+@functools.lru_cache(16)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
 class Norm:
     """x over the root of its mean square, times a weight (Zhang & Sennrich 2019, arXiv:1910.07467, equation 4).
 
@@ -129,17 +150,11 @@ class Norm:
     """
 
     def __init__(self, norm: Any, dtype: torch.dtype | None) -> None:
-        self.weight, self.dtype = norm.weight.detach(), dtype
-        self.epsilon = self.weight.new_tensor(norm.variance_epsilon, dtype=torch.float32)
+        self.weight, self.dtype, self.epsilon = norm.weight.detach(), dtype, norm.variance_epsilon
 
     def __call__(self, states: Tensor) -> Tensor:
         """[…, H], in float32 within."""
-        kind = self.dtype or states.dtype
-        states = states.float()
-        size = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-        over = torch.addcmul(self.epsilon, size, size, value=1 / states.shape[-1]).rsqrt_()
-        found = torch.empty(states.shape, dtype=kind, device=states.device)
-        return torch.mul(states * over, self.weight, out=found)
+        return normed(states.float(), self.weight, self.epsilon, self.dtype or states.dtype)[0]
 
 
 class Gated:
@@ -226,4 +241,4 @@ def _together(layers: Sequence[Any], dtype: torch.dtype) -> Product:
     return Product(weight, bias, dtype)
 
 
-__all__ = ["Lean", "decoding_copy", "detached", "is_lean", "is_silu"]
+__all__ = ["Lean", "Turns", "decoding_copy", "detached", "is_lean", "is_silu", "normed"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,16 +96,20 @@ class _Cast(NamedTuple):
 
 
 _casts: list[WeakIdKeyDictionary] = []
+_together: list[WeakIdKeyDictionary] = []
+_step_casts: list[WeakIdKeyDictionary] = []
 
 
 @contextlib.contextmanager
 def casts_kept() -> Iterator[None]:
     """Keep what frozen weights are cast to, until the end of the block."""
     _casts.append(WeakIdKeyDictionary())
+    _together.append(WeakIdKeyDictionary())
     try:
         yield
     finally:
         _casts.pop()
+        _together.pop()
 
 
 def cast_once(weight: Tensor) -> Tensor:
@@ -123,6 +127,49 @@ def cast_once(weight: Tensor) -> Tensor:
     if known is None or not same or known.low.dtype is not kind:
         known = _casts[-1][weight] = _Cast(StorageWeakRef(storage), weight._version, weight.detach().to(kind))
     return known.low
+
+
+@contextlib.contextmanager
+def casts_of_a_step() -> Iterator[None]:
+    """Keep what `cast_together` made of weights that are trained, until the end of the block: as autocast does, until
+    the step is over."""
+    _step_casts.append(WeakIdKeyDictionary())
+    try:
+        yield
+    finally:
+        _step_casts.pop()
+
+
+class _Together(NamedTuple):
+    """Several weights in a lower type, and what they were made from: see `_Cast`."""
+
+    storages: list[StorageWeakRef]
+    versions: list[int]
+    low: Tensor
+
+
+def cast_together(weights: Sequence[Tensor], kind: torch.dtype) -> Tensor:
+    """Weights [out, in] that read the same states in another type, one below the other: [sum of out, in].
+
+    It is kept while `casts_kept` where they are frozen, else while `casts_of_a_step`.
+
+    Args:
+        weights: parameters of one width.
+        kind: of the product.
+    """
+    first = weights[0]
+    place = _step_casts if any(each.requires_grad for each in weights) else _together
+    known = place[-1].get(first) if place else None
+    storages, versions = [each.untyped_storage() for each in weights], [each._version for each in weights]
+    same = known is not None and known.low.dtype is kind and known.versions == versions
+    if same and [each.cdata for each in known.storages] == [each._cdata for each in storages]:
+        return known.low  # type: ignore[no-any-return]
+    low = torch.empty(sum(map(len, weights)), first.shape[1], dtype=kind, device=first.device)
+    for part, weight in zip(low.split([len(each) for each in weights]), weights, strict=True):
+        part.copy_(weight.detach())
+    if place:
+        place[-1][first] = _Together([StorageWeakRef(each) for each in storages], versions, low)
+    return low
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
