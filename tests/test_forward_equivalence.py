@@ -440,6 +440,42 @@ def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, units, kind):
         assert attend(None, *(each.double() for each in given), pieces)[0].dtype is torch.float64
 
 
+ALIKE = [(3, -1), (4, 0), (5, 1), (5, 1), (5, 1), (2, 1), (2, 0), (2, 0), (6, -1), (3, 8), (3, 8), (3, -1), (3, -1)]
+"""Pieces, of which some that nothing goes on from are as long as their neighbours."""
+
+
+def test_pieces_that_are_read_in_one_call(monkeypatch):
+    """Neighbours of one length that go on from the same piece, of so many keys at the most."""
+    pieces = tuple((*piece, 0) for piece in ALIKE)
+    runs = [alike for _, _, _, alike in attention._runs(pieces)]
+    assert runs == [1, 1, 3, 1, 2, 1, 2, 1, 1]
+    assert [run[:3] for run in attention._runs(pieces) for _ in range(run[3])] == list(pieces)
+    monkeypatch.setattr(attention, "AT_ONCE", 2 * (3 + 4 + 5))
+    attention._runs.cache_clear()
+    assert [alike for _, _, _, alike in attention._runs(pieces)] == [1, 1, 2, 1, 1, 2, 1, 2, 1, 1]
+    attention._runs.cache_clear()
+    windows = ((4, -1, 0), (2, 0, 0), (2, 0, 3), (2, 0, 3))
+    assert [alike for _, _, _, alike in attention._runs(windows)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("more", [{}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.3, -1.0, 0.5, 2.0])}])
+def test_one_call_gives_what_a_call_each_gives(monkeypatch, window, more):
+    tokens = sum(size for size, _ in ALIKE)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, tokens, 8) for heads in (4, 2, 2)]
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    slopes = torch.randn(1, tokens, 4, 8, generator=generator, dtype=torch.float64)
+    pieces = attention.mask_of_pieces(ALIKE, window)
+    found = attention.attend(None, *given, pieces, **more)[0]
+    gradients = torch.autograd.grad(found, given, slopes)
+    monkeypatch.setattr(attention, "_runs", lambda pieces: [(*piece, 1) for piece in pieces])
+    wanted = attention.attend(None, *given, pieces, **more)[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    for mine, theirs in zip(gradients, torch.autograd.grad(wanted, given, slopes), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, "autocast", torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("learned", ["hidden weight", "hidden weight bias", "hidden bias", "hidden", "weight", "bias"])
 @pytest.mark.parametrize("tokens", [1, 12, 23])
@@ -462,7 +498,9 @@ def test_gradients_of_the_head_in_groups(monkeypatch, kind, learned, tokens):
     products = list[tuple[int, ...]]()
     once = head_module.linear
     monkeypatch.setattr(
-        head_module, "linear", lambda x, weight, *more: (products.append(tuple(x.shape)), once(x, weight, *more))[1]
+        head_module,
+        "linear",
+        lambda x, weight, *more: (products.append((len(x), weight.shape[1])), once(x, weight, *more))[1],
     )
     head = torch.nn.Linear(16, 37, bias=bias, dtype=dtype)
     head.weight = torch.nn.Parameter(named["weight"].clone(), "weight" in wanted)
@@ -483,5 +521,6 @@ def test_gradients_of_the_head_in_groups(monkeypatch, kind, learned, tokens):
         assert mine.dtype is dtype
         off = (mine - theirs).norm() / theirs.norm()
         assert off < (0.02 if low else 1e-5), (name, float(off))
-    of_weight = [shape for shape in products if shape[0] == 37]
-    assert of_weight == ([(37, min(6, tokens - start)) for start in range(0, tokens, 6)] if "weight" in wanted else [])
+    of_weight = [shape for shape in products if shape[1] <= 6]
+    groups = [min(6, tokens - start) for start in range(0, tokens, 6)] if "weight" in wanted else []
+    assert of_weight == [(rows, size) for size in groups for rows in ([5] * 7 + [2] if low else [37])]

@@ -143,6 +143,29 @@ def test_slots_that_were_compared_are_like_others(monkeypatch):
     assert first.apart_from == later.apart_from == APART
 
 
+def test_a_few_layers_show_how_all_are_read(monkeypatch):
+    """The first two, or up to the last of another kind; all of them, where one may read another's number."""
+    deep = model_of("llama", num_hidden_layers=5)
+    assert len(ways._of_few_layers(deep).model.layers) == 2
+    assert len(deep.model.layers) == 5
+    OTHERS["a product that is scaled"](deep.model.layers[3])
+    assert len(ways._of_few_layers(deep).model.layers) == 4
+    mixed = model_of("smollm3", num_hidden_layers=6, no_rope_layers=[1, 1, 1, 0, 1, 1])
+    assert len(ways._of_few_layers(mixed).model.layers) == 4
+    assert ways._of_few_layers(model_of("llama")) is None
+    monkeypatch.setattr(ways, "_SLOTS", {})
+    seen, once = [], ways._slots_agree
+    monkeypatch.setattr(
+        ways, "_slots_agree", lambda model, *more: (seen.append(len(model.model.layers)), once(model, *more))[1]
+    )
+    for model in (deep, model_of("llama", num_hidden_layers=5)):
+        reader = ways.slots_of(model, 0)
+        close(read(reader, PROMPTS), own(model, PROMPTS))
+    assert seen == [4, 2]
+    monkeypatch.setattr(lower, "FAMILIES", frozenset())
+    assert ways._of_few_layers(deep) is None
+
+
 @pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_under_autocast_they_differ_by_rounding(family, in_one_call, monkeypatch):

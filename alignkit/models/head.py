@@ -21,7 +21,7 @@ GROUP = 2**26
 weight's size, which costs as much to add as to multiply."""
 
 ROWS = 4096
-"""Rows of a matrix that are cast at once."""
+"""Rows of the weight's gradient that are multiplied and cast at once."""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -234,15 +234,31 @@ def _gradients(
             if states is not None:
                 states[place] = linear(low, weight.t())
         if kept is not None:
-            more = linear(kept[: group.stop - group.start].t(), hidden[group].t())
-            matrix = more.to(summed) if matrix is None else _added(matrix, more)
+            matrix = _summed(matrix, kept[: group.stop - group.start], hidden[group], summed)
     return states, matrix, offset
 
 
-def _added(total: Tensor, more: Tensor) -> Tensor:
-    """A matrix and one of a lower type, into the first: part by part, since torch is slow where types are mixed."""
+def _summed(total: Tensor | None, slopes: Tensor, hidden: Tensor, kind: torch.dtype) -> Tensor:
+    """The sum so far and slopes [tokens, vocabulary] transposed times states [tokens, H], in that type: of a lower type
+    part by part, each of which is still near the processor when it is cast and added.
+
+    Args:
+        total: [vocabulary, H], which is written into; None: nothing yet.
+        slopes: in the type of the product.
+        hidden: in the same.
+        kind: of the sum.
+    """
+    if kind is slopes.dtype:
+        found = linear(slopes.t(), hidden.t())
+        return found if total is None else total.add_(found)
+    first = total is None
+    total = slopes.new_empty(slopes.shape[1], hidden.shape[1], dtype=kind) if total is None else total
     for rows in _chunks(len(total), ROWS):
-        total[rows] += more[rows].to(total.dtype)
+        part = linear(slopes[:, rows].t(), hidden.t())
+        if first:
+            total[rows] = part
+        else:
+            total[rows] += part.to(kind)  # torch is slow where types are mixed
     return total
 
 

@@ -26,7 +26,7 @@ from alignkit.models.lean import Turns, is_lean, is_silu, normed
 log = logging.getLogger("alignkit")
 
 TOLERANCE = 1e-4
-"""By which a layer's states may differ from its family's own, by the largest of them."""
+"""By which what a layer adds to states may differ from what its family's own code adds, by the largest of it."""
 
 
 def _norm_gradient(grad: Tensor, x: Tensor, over: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +322,7 @@ def _agrees(layer: Any, own: Any, states: Tensor, named: dict[str, Any]) -> bool
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             wanted = own(some, **{**named, "attention_mask": pieces, "position_embeddings": (cos, sin)})
             found = through(layer, some, pieces, turned, some.dtype)
-        known = bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+        known = bool((found - wanted).abs().max() <= TOLERANCE * (wanted - some).abs().max())
         if not known:
             log.debug("%s keeps its family's own code", type(layer).__name__)
         layer.__dict__["_goes_through"] = known

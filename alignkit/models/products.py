@@ -159,7 +159,7 @@ def cast_together(weights: Sequence[Tensor], kind: torch.dtype) -> Tensor:
     """
     first = weights[0]
     place = _step_casts if any(each.requires_grad for each in weights) else _together
-    known = place[-1].get(first) if place else None
+    known: Any = place[-1].get(first) if place else None
     storages, versions = [each.untyped_storage() for each in weights], [each._version for each in weights]
     same = known is not None and known.low.dtype is kind and known.versions == versions
     if same and [each.cdata for each in known.storages] == [each._cdata for each in storages]:

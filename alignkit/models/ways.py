@@ -6,6 +6,7 @@ ways of the house are compared with these, the fastest first; a model for which 
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from alignkit.data.encode import EncodedGroup
 from alignkit.errors import ConfigError
-from alignkit.models import forward
+from alignkit.models import forward, lower
 from alignkit.models.batch import LEAST_SHARED, collate
 from alignkit.models.head import scaled_head
 from alignkit.models.lean import is_lean
@@ -90,11 +91,31 @@ def slots_of(model: Any, pad_id: int, upper: int | None = None, hand_on: bool = 
         return Slots(model, pad_id, upper=upper, hand_on=hand_on) if _SLOTS[key] else None
     try:
         slots = Slots(model, pad_id, upper=upper, hand_on=hand_on)
-        _SLOTS[key] = _slots_agree(model, slots, rounds=mixed is not None or key[1] in SIXTEEN)
+        rounds, few = mixed is not None or key[1] in SIXTEEN, None if slots.below else _of_few_layers(model)
+        if few is None:
+            _SLOTS[key] = _slots_agree(model, slots, rounds)
+        else:
+            _SLOTS[key] = _slots_agree(few, Slots(few, pad_id, hand_on=False), rounds)
     except forward.UNFIT as error:
         log.debug("%s is not read in slots: %s", type(model).__name__, _said(error))
         _SLOTS[key] = False
     return slots if _SLOTS[key] else None
+
+
+def _of_few_layers(model: Any) -> Any | None:
+    """A model with its first layers alone, in which each kind of its layers stands: what is right for these is for the
+    others, where no layer reads another's number. None where that is not known, or as many as there are."""
+    body = forward.body_of(model)
+    name = next((name for name, child in model.named_children() if child is body), None)
+    if name is None or not lower.parts(body.config):
+        return None
+    kinds = [(type(each), is_lean(each), getattr(each.self_attn, "use_rope", True)) for each in body.layers]
+    count = max(2, 1 + max(kinds.index(each) for each in set(kinds)))
+    if count >= len(kinds):
+        return None
+    few = copy.copy(model)
+    few._modules = {**model._modules, name: lower.part(body, body.layers[:count], body.norm)}
+    return few
 
 
 def _slots_agree(model: Any, slots: Slots, rounds: bool) -> bool:
