@@ -454,6 +454,8 @@ def test_pieces_that_are_read_in_one_call(monkeypatch):
     attention._runs.cache_clear()
     assert [alike for _, _, _, alike in attention._runs(pieces)] == [1, 1, 2, 1, 1, 2, 1, 2, 1, 1]
     attention._runs.cache_clear()
+    gone_on_from = ((4, -1, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0), (3, 1, 0))
+    assert [alike for _, _, _, alike in attention._runs(gone_on_from)] == [1, 1, 2, 1]
     windows = ((4, -1, 0), (2, 0, 0), (2, 0, 3), (2, 0, 3))
     assert [alike for _, _, _, alike in attention._runs(windows)] == [1, 1, 2]
 

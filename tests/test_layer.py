@@ -183,6 +183,18 @@ def test_a_layer_that_became_another_keeps_its_familys_own_code(change, passes):
     assert passes == [second]
 
 
+def test_a_hook_that_comes_later_is_called(passes):
+    model, seen = routed(learns()), []
+    learned(model)
+    hook = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    learned(model)
+    hook.remove()
+    learned(model)
+    first, second = model.model.layers
+    assert passes == [first, second, first, first, second]
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("change", OTHERS)
 def test_a_layer_with_something_else_in_it_keeps_its_own_code(change):
     model = learns()
