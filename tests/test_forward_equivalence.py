@@ -313,9 +313,10 @@ def test_token_logprobs_equal_full_log_softmax(temperature, trainable, tokens):
 @pytest.mark.parametrize("kind", ["float32", "autocast", "bfloat16", "float64"])
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_fused_head_is_the_plain_one(kind, trainable, bias):
+def test_the_fused_head_is_the_plain_one(monkeypatch, kind, trainable, bias):
     """Values and gradients of the linear head, which takes shortcuts, are as near to float64's as those that autograd
     works out from a head of which nothing is known."""
+    monkeypatch.setattr(head_module, "NEAR", 100 * 60)
     generator = torch.Generator().manual_seed(0)
     dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(kind, torch.float32)
     head = torch.nn.Linear(16, 60, bias=bias, dtype=dtype).requires_grad_(trainable)
@@ -489,6 +490,7 @@ def test_gradients_of_the_head_in_groups(monkeypatch, kind, learned, tokens):
     monkeypatch.setattr(head_module, "CHUNK", 3)
     monkeypatch.setattr(head_module, "GROUP", 2 * 3 * 37 * size + 1)  # two chunks
     monkeypatch.setattr(head_module, "ROWS", 5)
+    monkeypatch.setattr(head_module, "NEAR", 2 * 37 + 1)  # two rows
     generator = torch.Generator().manual_seed(0)
     named = {
         "hidden": torch.randn(tokens, 16, generator=generator).to(dtype),

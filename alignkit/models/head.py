@@ -3,7 +3,7 @@ chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.models.products import Linear, cast_once, linear
 
-CHUNK = 128
-"""Tokens whose logits are held at once: 128 x 49k float32 logits are 25 MB."""
+CHUNK = 256
+"""Tokens whose logits are held at once, in the type of the product: 256 x 49k in bfloat16 are 25 MB."""
+
+NEAR = 2**19
+"""Logits that a processor works on at once in float32: few enough to stay near it from one pass to the next."""
 
 GROUP = 2**26
 """Bytes of slopes that are held at once for the gradient of the head's weight: each part of it is a matrix of the
@@ -99,11 +102,18 @@ class _Logits:
         self.kept: dict[str, Tensor] = {}
 
     def of(self, chunk: slice) -> Tensor:
-        """[chunk, vocabulary] float32, to be written into."""
-        logits = linear(self.hidden[chunk], self.weight, self.bias)
-        if logits.dtype is not torch.float32:
-            logits = self.room("logits", logits).copy_(logits)
-        return logits if self.temperature == 1 else logits.div_(self.temperature)
+        """[chunk, vocabulary] of the product, in its type."""
+        return linear(self.hidden[chunk], self.weight, self.bias)
+
+    def parts(self, product: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Which rows of a product, and the logits of these in float32, to be written into: in the product itself where
+        that is its type."""
+        most = max(1, NEAR // product.shape[-1]) if product.device.type == "cpu" else len(product)
+        for rows in _chunks(len(product), most):
+            logits = product[rows]
+            if logits.dtype is not torch.float32:
+                logits = self.room("logits", logits).copy_(logits)
+            yield rows, logits if self.temperature == 1 else logits.div_(self.temperature)
 
     def room(self, name: str, like: Tensor) -> Tensor:
         """Memory of the same shape, float32, that holds anything; the same for the same name."""
@@ -147,23 +157,26 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """(log-probs, log of the sum of exp(z), entropy, d logp / d hidden), the last two where they are wanted."""
     logits, count = _Logits(hidden, weight, bias, temperature), hidden.shape[0]
-    logprobs, sums = hidden.new_empty(count, dtype=torch.float32), hidden.new_empty(count, dtype=torch.float32)
+    logprobs, sums, totals = (hidden.new_empty(count, dtype=torch.float32) for _ in range(3))
     spread = torch.empty_like(sums) if entropy else None
     slope = torch.empty_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if slopes else None
     for chunk in _chunks(count):
-        z, wanted = logits.of(chunk), targets[chunk]
-        top = z.amax(-1, keepdim=True)
-        z.sub_(top)
-        taken = z.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
-        exps = torch.exp(z, out=logits.room("exps", z)) if entropy else z.exp_()
-        total = exps.sum(-1)
-        logsum = total.log()
-        logprobs[chunk], sums[chunk] = taken - logsum, logsum + top.squeeze(-1)
-        if spread is not None:
-            spread[chunk] = logsum - z.mul_(exps).sum(-1) / total
+        product = logits.of(chunk)
+        for rows, z in logits.parts(product):
+            place = slice(chunk.start + rows.start, chunk.start + rows.stop)
+            wanted, top = targets[place], z.amax(-1, keepdim=True)
+            z.sub_(top)
+            taken = z.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+            exps = torch.exp(z, out=logits.room("exps", z)) if entropy else z.exp_()
+            total = totals[place] = exps.sum(-1)
+            logsum = total.log()
+            logprobs[place], sums[place] = taken - logsum, logsum + top.squeeze(-1)
+            if spread is not None:
+                spread[place] = logsum - z.mul_(exps).sum(-1) / total
+            if slope is not None:
+                product[rows] = _other_than(exps, wanted)
         if slope is not None:
-            low = _other_than(exps, wanted).to(weight.dtype)
-            slope[chunk] = linear(low, weight.t()) / (-temperature * total).unsqueeze(-1)
+            slope[chunk] = linear(product, weight.t()) / (-temperature * totals[chunk]).unsqueeze(-1)
     return logprobs, sums, spread, slope
 
 
@@ -227,10 +240,14 @@ def _gradients(
     for group in _chunks(len(hidden), most):
         for chunk in _chunks(group.stop - group.start):
             place = slice(group.start + chunk.start, group.start + chunk.stop)
-            z = logits.of(place).sub_(sums[place].unsqueeze(-1)).exp_()
-            slopes = _other_than(z, targets[place]).mul_(grad[place].unsqueeze(-1) / -temperature)
-            offset = None if offset is None else offset + slopes.sum(0)
-            low = slopes.to(weight.dtype) if kept is None else kept[chunk].copy_(slopes)
+            product = logits.of(place)
+            low = product if kept is None else kept[chunk]
+            for rows, z in logits.parts(product):
+                own = slice(place.start + rows.start, place.start + rows.stop)
+                z.sub_(sums[own].unsqueeze(-1)).exp_()
+                slopes = _other_than(z, targets[own]).mul_(grad[own].unsqueeze(-1) / -temperature)
+                offset = None if offset is None else offset + slopes.sum(0)
+                low[rows] = slopes
             if states is not None:
                 states[place] = linear(low, weight.t())
         if kept is not None:

@@ -4,8 +4,8 @@
 computes bf16 natively, in bf16-mixed. It takes under nine minutes on two quiet cores. Each job runs in a process of its
 own, whose peak of resident memory is that job's, model and all; jobs of the same name stand next to one another in
 time. A rate of rows is that of all rows over all steps, the first one included, since each side puts the same rows,
-some of them far longer than others, into steps of its own; of iterations the median of those after the first is taken.
-Beside it stands the first step over the median of the later ones.
+some of them far longer than others, into steps of its own; of iterations the mean of those after the first is taken,
+whose prompts are the same on both sides. Beside it stands the first step over the median of the later ones.
 
 `--trl PYTHON` runs the same jobs by TRL with the interpreter of an environment that holds TRL 1.16, under its fastest
 setting (bf16 autocast where that is native, no gradient checkpointing), and prints how many times as fast alignkit is,
@@ -78,7 +78,7 @@ def first_of(found: dict[str, Any]) -> float:
 def seconds(job: str, found: dict[str, Any]) -> float:
     """Of a step, over all rows; of an iteration after the first."""
     taken: list[float] = found["seconds"]
-    return statistics.fmean(taken) if job in UNITS else statistics.median(taken[1:] or taken)
+    return statistics.fmean(taken if job in UNITS else taken[1:] or taken)
 
 
 def against(job: str, found: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float] | None:
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--trl-ppo", metavar="PYTHON")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--precisions", nargs="+", default=fastest)
-    parser.add_argument("--steps", type=int, default=2, help="of a job, or iterations")
+    parser.add_argument("--steps", type=int, default=2, help="of a job, or iterations; twice as many of GRPO's")
     parser.add_argument("--rows", type=int, default=8, help="of a step; an iteration has twice as many samples")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a job may take")
     parser.add_argument("--json", type=Path)
@@ -181,7 +181,7 @@ def main() -> None:
             exported(folder)
         for job in chosen.only:
             for python, script, library, precision in sides(job, chosen, fastest[-1]):
-                shape = (str(chosen.steps), str(chosen.rows), folder)
+                shape = (str(chosen.steps * (2 if job == "grpo" else 1)), str(chosen.rows), folder)
                 found = measured(python, script, job, precision, *shape, seconds=chosen.limit)
                 ours, best = library != "trl", precision == fastest[-1]
                 beside = against(job, found, trl) if trl and ours else None

@@ -103,7 +103,9 @@ def main(
         else:
             timed_rounds(Learner)
             samples = 2 * rows
-            grouped = {"samples_per_prompt": min(GROUP, samples), "kl_coef": 0.0} if job == "grpo" else {}
+            grouped: dict[str, Any] = {}
+            if job == "grpo":  # the prompts in their order, as TRL takes them
+                grouped = {"samples_per_prompt": min(GROUP, samples), "kl_coef": 0.0, "shuffle": False}
             asked = samples // grouped.get("samples_per_prompt", 1)
             optimizer = use(
                 "grpo" if job == "grpo" else "ppo", rounds=steps, prompts_per_round=asked, batch_size=0, **grouped

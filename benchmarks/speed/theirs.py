@@ -70,9 +70,10 @@ def trainer(job: str, path: str, options: dict[str, Any], steps: int, rows: int)
     samples = 2 * rows
     if job.startswith("ppo"):
         return ppo_trainer(path, options | {"per_device_train_batch_size": samples}, samples * steps, tokenizer)
-    options |= {"per_device_train_batch_size": samples, "num_generations": min(GROUP, samples)}
+    group = min(GROUP, samples)
+    options |= {"per_device_train_batch_size": samples, "num_generations": group, "shuffle_dataset": False}
     config = trl.GRPOConfig(**options, max_completion_length=NEW_TOKENS, beta=0.0)
-    data = [{"prompt": each} for each in questions(steps * samples)]
+    data = [{"prompt": each} for each in questions(steps * (samples // group))]
 
     def length(completions: list[Any], **_: Any) -> list[float]:
         return [float(len(each[0]["content"]) % 17) for each in completions]
