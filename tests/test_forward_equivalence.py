@@ -14,7 +14,7 @@ from alignkit.models import attention, forward
 from alignkit.models import head as head_module
 from alignkit.models.attention import LONG, attend, mask_of_pieces
 from alignkit.models.batch import collate, plan_micro_batches
-from alignkit.models.head import CHUNK, token_logprobs
+from alignkit.models.head import BY_PARTS, CHUNK, token_logprobs
 from alignkit.models.policy import Policy
 from alignkit.models.tiny import tiny_model
 
@@ -288,7 +288,7 @@ def _reference(weight, hidden, targets, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("trainable", [True, False])
-@pytest.mark.parametrize("tokens", [0, 3, CHUNK + 5])
+@pytest.mark.parametrize("tokens", [0, 3, CHUNK + 5, BY_PARTS + 5])
 def test_token_logprobs_equal_full_log_softmax(temperature, trainable, tokens):
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(8, 50, bias=False)
@@ -320,7 +320,7 @@ def test_the_fused_head_is_the_plain_one(monkeypatch, kind, trainable, bias):
     generator = torch.Generator().manual_seed(0)
     dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(kind, torch.float32)
     head = torch.nn.Linear(16, 60, bias=bias, dtype=dtype).requires_grad_(trainable)
-    hidden = torch.randn(CHUNK + 7, 16, generator=generator).to(dtype).requires_grad_(True)
+    hidden = torch.randn(BY_PARTS + 7, 16, generator=generator).to(dtype).requires_grad_(True)
     targets = torch.randint(60, (len(hidden),), generator=generator)
     upstream = torch.randn(len(hidden), generator=generator)
     learned = [hidden, *(head.parameters() if trainable else ())]
@@ -451,7 +451,8 @@ def test_pieces_that_are_read_in_one_call(monkeypatch):
     runs = [alike for _, _, _, alike in attention._runs(pieces)]
     assert runs == [1, 1, 3, 1, 2, 1, 2, 1, 1]
     assert [run[:3] for run in attention._runs(pieces) for _ in range(run[3])] == list(pieces)
-    monkeypatch.setattr(attention, "AT_ONCE", 2 * (3 + 4 + 5))
+    monkeypatch.setattr(attention, "AT_ONCE", 2 * 5 * (3 + 4 + 5))
+    monkeypatch.setattr(attention, "LEAST", 4)
     attention._runs.cache_clear()
     assert [alike for _, _, _, alike in attention._runs(pieces)] == [1, 1, 2, 1, 1, 2, 1, 2, 1, 1]
     attention._runs.cache_clear()
@@ -487,7 +488,7 @@ def test_gradients_of_the_head_in_groups(monkeypatch, kind, learned, tokens):
     dtype = torch.float32 if kind == "autocast" else kind
     wanted, bias = learned.split(), learned != "hidden weight"
     size = torch.finfo(torch.bfloat16 if kind == "autocast" else dtype).bits // 8
-    monkeypatch.setattr(head_module, "CHUNK", 3)
+    monkeypatch.setattr(head_module, "BY_PARTS", 3)
     monkeypatch.setattr(head_module, "GROUP", 2 * 3 * 37 * size + 1)  # two chunks
     monkeypatch.setattr(head_module, "ROWS", 5)
     monkeypatch.setattr(head_module, "NEAR", 2 * 37 + 1)  # two rows

@@ -3,6 +3,7 @@ one."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import pickle
@@ -14,7 +15,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from alignkit import Groups, Run
 from alignkit.data.encode import EncodedGroup
+from alignkit.engine import learner
 from alignkit.models import adapted, attention, forward, layer, lower, products
 from alignkit.models.batch import collate
 from alignkit.models.head import token_logprobs
@@ -71,15 +74,17 @@ def passes(monkeypatch):
     return found
 
 
-def learned(model, batch=PACKED, mixed=True):
-    """(log-probs, gradients by name)."""
+def learned(model, batch=PACKED, mixed=True, within=False, kind=torch.bfloat16):
+    """(log-probs, gradients by name), the backward pass within autocast or not."""
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with torch.autocast("cpu", kind, enabled=mixed):
         states = forward.gather_hidden(forward.hidden_states(model, batch), batch)
         mask = batch.response_mask
         head = forward.bare(model).get_output_embeddings()
         found = token_logprobs(head, states[mask], batch.targets[mask]).logprobs
-    (found * torch.linspace(-1, 2, len(found))).sum().backward()
+    total = (found * torch.linspace(-1, 2, len(found))).sum()
+    with torch.autocast("cpu", kind, enabled=mixed and within):
+        total.backward()
     return found.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
@@ -134,6 +139,42 @@ def test_under_autocast_they_differ_by_rounding(family, passes):
     assert all(each.dtype is torch.float32 for each in gradients.values())
 
 
+def test_a_backward_pass_within_autocast_is_the_same():
+    """Lightning takes it there; what a norm's gradient sums is float32 all the same."""
+    model = routed(learns())
+    outside, inside = learned(model)[1], learned(model, within=True)[1]
+    assert all(torch.equal(inside[name], right) for name, right in outside.items())
+
+
+def test_float16(passes):
+    own = learns()
+    fast = routed(own)
+    gradients, exact = learned(fast, kind=torch.float16)[1], learned(own, mixed=False)[1]
+    assert len(passes) == 2
+    assert off(gradients, exact) <= 1.1 * off(learned(own, kind=torch.float16)[1], exact) < 0.01
+
+
+def test_layers_that_are_computed_again_give_the_same(passes):
+    model = routed(learns())
+    logprobs, wanted = learned(model)
+    forward.checkpoint_layers(model)
+    found, gradients = learned(model)
+    assert len(passes) == 2 + 4
+    assert torch.equal(found, logprobs)
+    assert all(torch.equal(gradients[name], right) for name, right in wanted.items())
+
+
+def test_rows_that_are_too_short_to_compare_by_decide_nothing(passes):
+    own = learns()
+    fast = routed(own)
+    short = collate([EncodedGroup([7, 3], [[6, 17]], None, 0)], [0], [0], pad_id=0, packed=True)
+    assert torch.equal(learned(fast, short)[0], learned(own, short)[0])
+    assert not passes
+    learned(fast)
+    learned(fast, short)
+    assert len(passes) == 4
+
+
 def test_the_same_is_computed_without_gradients(passes):
     """What a round knows from before its step is what the step computes, bit for bit."""
     model = routed(learns())
@@ -183,16 +224,31 @@ def test_a_layer_that_became_another_keeps_its_familys_own_code(change, passes):
     assert passes == [second]
 
 
-def test_a_hook_that_comes_later_is_called(passes):
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_a_hook_that_comes_later_is_called(kind, passes):
     model, seen = routed(learns()), []
     learned(model)
-    hook = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    hook = getattr(model.model.layers[1].mlp.up_proj, f"register_{kind}")(lambda *_: seen.append(1))
     learned(model)
     hook.remove()
     learned(model)
     first, second = model.model.layers
     assert passes == [first, second, first, first, second]
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("what", ["its forward", "its activation"])
+def test_what_is_put_in_a_parts_place_later_is_taken(what, passes):
+    model = routed(learns())
+    learned(model)
+    gated = model.model.layers[1].mlp
+    if what == "its forward":
+        gated.forward = torch.zeros_like
+    else:
+        gated.act_fn = nn.Softplus()
+    learned(model)
+    first, second = model.model.layers
+    assert passes == [first, second, first]
 
 
 @pytest.mark.parametrize("change", OTHERS)
@@ -271,6 +327,35 @@ def test_weights_are_cast_once_in_a_step_and_anew_when_they_change():
         for each in weights:
             each.requires_grad_(False)
         assert cast() is cast()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_of_several_micro_batches_casts_once(tmp_path, monkeypatch, checkpointing):
+    """But not where memory is saved by computing layers again. What is learned is the same."""
+    made, real = [], products.cast_together
+
+    def counted(weights, kind):
+        found = real(weights, kind)
+        if kind is torch.bfloat16:  # not while a layer is compared
+            made.append((id(weights[0]), found))
+        return found
+
+    rows = Groups.from_rows({"prompt": f"say {n}", "responses": [f"{n} and more"]} for n in range(6))
+    learned_by = {}
+    for kept in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(products, "cast_together", counted)
+            if not kept:
+                patch.setattr(learner, "casts_of_a_step", contextlib.nullcontext)
+            made.clear()
+            with Run(tmp_path / f"{kept}", precision="bf16-mixed", max_tokens=24, quiet=True) as run:
+                options = {"epochs": 1, "batch_size": 6, "checkpointing": checkpointing}
+                found = run.sft(run.policy("tiny", lora=None), rows, learning_rate=1e-2, **options)
+            learned_by[kept] = {name: w.clone() for name, w in found.load().model.named_parameters()}
+        first = [low for weights, low in made if weights == made[0][0]]
+        assert len(first) > 2
+        assert (len(set(map(id, first))) == 1) is (kept and not checkpointing)
+    assert all(torch.equal(learned_by[True][name], right) for name, right in learned_by[False].items())
 
 
 def test_it_is_copied_pickled_and_routed_once():

@@ -80,6 +80,7 @@ def fit(
             each for each in options["logger"] if not isinstance(each, str)
         ]
     _gradient_checkpointing(learner, checkpointing)
+    learner.checkpointing = checkpointing
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         loop = L.Trainer(
             **options,

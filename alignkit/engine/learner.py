@@ -131,6 +131,8 @@ class Learner(L.LightningModule):
         self.steps_done = self.steps_before = 0
         self._skip = self._refused = self._over = self._said = False
         self._fitting = 1
+        self.checkpointing = False
+        """Whether layers are computed again in the backward pass; `fit` says so."""
 
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -194,7 +196,7 @@ class Learner(L.LightningModule):
             self._skip = self._refused = self.spending.stop(exceeded)
             return
         optimizer: Any = self.optimizers()
-        with within(partial(self._where, step)), self._apart(), casts_of_a_step():
+        with within(partial(self._where, step)), self._apart(), self._casts(step):
             shares = self._accumulate(step, optimizer)
         factor = self._set_learning_rate(optimizer, batch_idx, cost.amounts)
         norm = self._clip()
@@ -250,6 +252,12 @@ class Learner(L.LightningModule):
         for each parameter, and a value head learns nothing from a stream, nor a value model's own vocabulary ever."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def _casts(self, step: Step) -> AbstractContextManager[None]:
+        """Within it weights are cast once for all micro-batches of a step, where there are several; not where layers
+        are computed again for the sake of memory."""
+        several = sum(map(bool, step.micro)) + len(self.streams) > 1
+        return casts_of_a_step() if several and not self.checkpointing else nullcontext()
 
     def _micro(self, step: Step, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
         """One micro-batch of the round: (what to differentiate, shares by name); it is measured too."""

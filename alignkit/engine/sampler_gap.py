@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkit.engine.training_data import TrainingData
 from alignkit.functional import truncated_importance
-from alignkit.metrics.base import Metric, alone, values_of
+from alignkit.metrics.base import Metric, alone
 from alignkit.metrics.specs import ROUNDS
 
 SAMPLER = "sampler"
@@ -65,7 +65,7 @@ def mismatch(data: TrainingData, logprobs: Tensor) -> dict[str, float]:
     gap = alone(SamplerGap())
     sampled, known = data.sampled_logprobs()
     gap.update(sampled, logprobs, known)
-    return values_of(SAMPLER, gap)
+    return {f"{SAMPLER}_{name}": float(value) for name, value in gap.compute().items()}
 
 
 def weighed(advantages: Tensor, data: TrainingData, logprobs: Tensor, cap: float) -> Tensor:

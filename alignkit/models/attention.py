@@ -37,9 +37,12 @@ def mask_of_pieces(pieces: Sequence[Piece], window: int | None) -> Tensor:
     return torch.tensor([(*piece, window or 0) for piece in pieces])[None, None]
 
 
-AT_ONCE = 8192
-"""Keys of pieces that are read in one call: of eight responses of 48 tokens to a prompt of 120 it takes two thirds of
-the time of eight calls (benchmarks/results/speed.md)."""
+AT_ONCE = 2**20
+"""Scores of pieces, of one head, that are read in one call: eight responses of 48 tokens to a prompt of 120 take two
+thirds of the time of eight calls (benchmarks/results/speed.md)."""
+
+LEAST = 128
+"""Tokens of a piece that count for that at the least: of shorter ones it is the keys that take memory."""
 
 _within: list[Any] = []
 
@@ -156,7 +159,7 @@ def attend(
 @functools.lru_cache(128)
 def _runs(pieces: tuple[tuple[int, int, int], ...]) -> list[tuple[int, int, int, int]]:
     """(tokens, number of the piece that it goes on from, window, how many such pieces stand one after another): those
-    that nothing goes on from are read in one call, of so many keys at the most.
+    that nothing goes on from are read in one call, of so many scores at the most.
 
     Args:
         pieces: (tokens, number of the piece that it goes on from, window).
@@ -167,7 +170,7 @@ def _runs(pieces: tuple[tuple[int, int, int], ...]) -> list[tuple[int, int, int,
         size, before, _ = piece
         widths.append(size + (widths[before] if before >= 0 else 0))
         leaf = before >= 0 and number not in read
-        if leaf and last and found[-1][:3] == piece and (found[-1][3] + 1) * widths[-1] <= AT_ONCE:
+        if leaf and last and found[-1][:3] == piece and (found[-1][3] + 1) * max(size, LEAST) * widths[-1] <= AT_ONCE:
             found[-1] = (*piece, found[-1][3] + 1)
         else:
             found.append((*piece, 1))

@@ -13,8 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.models.products import Linear, cast_once, linear
 
-CHUNK = 256
-"""Tokens whose logits are held at once, in the type of the product: 256 x 49k in bfloat16 are 25 MB."""
+CHUNK = 128
+"""Tokens whose logits are held at once: 128 x 49k float32 logits are 25 MB."""
+
+BY_PARTS = 256
+"""The same on a processor, where a head is a product alone: its logits are held in the type of the product, and few of
+them in float32."""
 
 NEAR = 2**19
 """Logits that a processor works on at once in float32: few enough to stay near it from one pass to the next."""
@@ -140,8 +144,12 @@ def _low(weight: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if each is None else each.to(kind) for each in (cast_once(weight), *others))
 
 
-def _chunks(tokens: int, size: int | None = None) -> list[slice]:
-    size = size or CHUNK
+def _most(hidden: Tensor) -> int:
+    """Tokens whose logits are held at once."""
+    return BY_PARTS if hidden.device.type == "cpu" else CHUNK
+
+
+def _chunks(tokens: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
@@ -160,7 +168,7 @@ def _read(
     logprobs, sums, totals = (hidden.new_empty(count, dtype=torch.float32) for _ in range(3))
     spread = torch.empty_like(sums) if entropy else None
     slope = torch.empty_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if slopes else None
-    for chunk in _chunks(count):
+    for chunk in _chunks(count, _most(hidden)):
         product = logits.of(chunk)
         for rows, z in logits.parts(product):
             place = slice(chunk.start + rows.start, chunk.start + rows.stop)
@@ -235,10 +243,11 @@ def _gradients(
     summed = torch.promote_types(weight.dtype, torch.float32)
     matrix: Tensor | None = None
     offset = torch.zeros_like(bias, dtype=summed) if bias is not None and wanted[2] else None
-    most = max(1, GROUP // (CHUNK * len(weight) * weight.element_size())) * CHUNK
+    size = _most(hidden)
+    most = max(1, GROUP // (size * len(weight) * weight.element_size())) * size
     kept = weight.new_empty(min(most, len(hidden)), len(weight)) if wanted[1] else None
     for group in _chunks(len(hidden), most):
-        for chunk in _chunks(group.stop - group.start):
+        for chunk in _chunks(group.stop - group.start, size):
             place = slice(group.start + chunk.start, group.start + chunk.stop)
             product = logits.of(place)
             low = product if kept is None else kept[chunk]

@@ -2,18 +2,19 @@
 
 Under autocast a family's own code reads and writes [tokens, H] some sixty times a layer and back: norms in a dozen
 passes, their states cast anew for each product that reads them, queries, keys and values of one product each. Here
-these are two functions with gradients of their own, and less is kept for them (benchmarks/results/speed.md). Values
-differ by rounding: queries, keys and values are turned in float32, and gradients of states that several products
-read are summed within the product (tests/test_layer.py). Layers of the kind that `lean.is_lean` knows take it where all
-of their weights are plain float32 and attention goes by pieces (`alignkit.models.attention`); with an adapter, without
-autocast, on another device and for all others it is the family's own code.
+these are two functions with gradients of their own, and less is kept for them (benchmarks/results/speed.md). Values are
+the family's but for how a norm is rounded in float32; gradients of states that several products read are summed within
+the product (tests/test_layer.py). Layers of the kind that `lean.is_lean` knows take it where all of their matrices are
+plain and in float32, nothing is hooked to a part of them, and attention goes by pieces (`alignkit.models.attention`);
+with an adapter, without autocast, on another device and for all others it is the family's own code. (So is a model
+that was once asked for its `output_attentions` or `output_hidden_states`: transformers leaves hooks on its parts.)
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,17 @@ def _turned_back(grad: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul((grad * sin).roll(grad.shape[-1] // 2, -1), grad, cos)
 
 
+def _in_its_types(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass without autocast, within which Lightning calls it: it would cast what is summed in float32."""
+
+    @functools.wraps(backward)
+    def found(ctx: Any, *grads: Tensor) -> Any:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    return found
+
+
 class _Before(torch.autograd.Function):
     """Norm, one product for queries, keys and values, and their rotary positions."""
 
@@ -89,6 +101,7 @@ class _Before(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
+    @_in_its_types
     def backward(ctx: Any, of_both: Tensor, of_values: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, norm, states, over, low, *turns = ctx.saved_tensors
         if turns:
@@ -136,6 +149,7 @@ class _After(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
+    @_in_its_types
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         attended, middle, norm, states, over, gated, low_out, low_gated, low_down = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -200,6 +214,9 @@ def lows_of(layer: Any, kind: torch.dtype) -> Lows:
         products.cast_together([gated.down_proj.weight], kind),
     )
 
+
+TRIED = 5
+"""Tokens by which a layer is compared with its family's own code."""
 
 _turns = Turns()
 
@@ -300,9 +317,15 @@ def _kind(layer: Any, states: Tensor) -> torch.dtype | None:
         return None
     if any(each.bias is not None for each in plain) or len({each.bias is None for each in reads}) > 1:
         return None
-    if any(each._forward_hooks or each._forward_pre_hooks for each in layer.modules() if each is not layer):
+    if any(_is_watched(each) for each in layer.modules() if each is not layer):
         return None
     return torch.get_autocast_dtype("cpu")
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Whether somebody hangs on what a part does, or put something in its place."""
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks
+    return any(hooks) or "forward" in vars(part)
 
 
 def _is_plain(weight: Any) -> bool:
@@ -311,13 +334,16 @@ def _is_plain(weight: Any) -> bool:
 
 
 def _agrees(layer: Any, own: Any, states: Tensor, named: dict[str, Any]) -> bool:
-    """Whether a layer's states are its family's own, tried once by some that look like nothing."""
-    known = layer.__dict__.get("_goes_through")
-    if known is None:
-        tokens = min(5, states.shape[1])
-        some = torch.randn(1, tokens, states.shape[-1], generator=torch.Generator().manual_seed(0))
-        pieces = attention.mask_of_pieces([(tokens, -1)], None)
-        cos, sin = (each[:1, :tokens] for each in named["position_embeddings"])
+    """Whether a layer's states are its family's own, tried once for its parts by some that look like nothing; not by a
+    row that is too short to show it."""
+    parts = [f"{type(each).__module__}.{type(each).__qualname__}" for each in layer.modules()]
+    known, of = layer.__dict__.get("_goes_through", (None, None))
+    if known is None or of != parts:
+        cos, sin = (each[:1, :TRIED] for each in named["position_embeddings"])
+        if states.shape[1] < TRIED or bool((cos == cos[:, :1]).all()):
+            return False
+        some = torch.randn(1, TRIED, states.shape[-1], generator=torch.Generator().manual_seed(0))
+        pieces = attention.mask_of_pieces([(TRIED, -1)], None)
         turned = (cos, sin) if getattr(layer.self_attn, "use_rope", True) else None
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             wanted = own(some, **{**named, "attention_mask": pieces, "position_embeddings": (cos, sin)})
@@ -325,7 +351,7 @@ def _agrees(layer: Any, own: Any, states: Tensor, named: dict[str, Any]) -> bool
         known = bool((found - wanted).abs().max() <= TOLERANCE * (wanted - some).abs().max())
         if not known:
             log.debug("%s keeps its family's own code", type(layer).__name__)
-        layer.__dict__["_goes_through"] = known
+        layer.__dict__["_goes_through"] = known, parts
     return bool(known)
 
 

@@ -109,13 +109,19 @@ def _of_few_layers(model: Any) -> Any | None:
     name = next((name for name, child in model.named_children() if child is body), None)
     if name is None or not lower.parts(body.config):
         return None
-    kinds = [(type(each), is_lean(each), getattr(each.self_attn, "use_rope", True)) for each in body.layers]
+    kinds = [_kind_of(each) for each in body.layers]
     count = max(2, 1 + max(kinds.index(each) for each in set(kinds)))
     if count >= len(kinds):
         return None
     few = copy.copy(model)
     few._modules = {**model._modules, name: lower.part(body, body.layers[:count], body.norm)}
     return few
+
+
+def _kind_of(layer: Any) -> tuple[Any, ...]:
+    """What layers that are read alike have in common."""
+    weights = tuple((each.dtype, each.shape) for each in layer.parameters())
+    return type(layer), is_lean(layer), getattr(layer.self_attn, "use_rope", True), weights
 
 
 def _slots_agree(model: Any, slots: Slots, rounds: bool) -> bool:
