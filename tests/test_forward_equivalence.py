@@ -441,6 +441,23 @@ def test_pieces_attend_in_the_type_that_is_fast_here(monkeypatch, units, kind):
         assert attend(None, *(each.double() for each in given), pieces)[0].dtype is torch.float64
 
 
+def test_gradients_of_states_that_many_responses_read_are_the_same_each_time():
+    """Two threads add to the last state of a prompt, from which each of its responses begins."""
+    groups = [EncodedGroup([1, 2, 3], [[4 + n, *[7] * 47] for n in range(8)], None, 0)]
+    batch = collate(groups, [0], [0], pad_id=0, packed=True)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(*batch.input_ids.shape, 576, generator=generator).requires_grad_(True)
+    slopes = torch.randn(8, 48, 576, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad(forward.gather_hidden(hidden, batch), hidden, slopes)[0] for _ in range(40)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+    torch.testing.assert_close(found[0][0, 2], slopes[:, 0].sum(0))
+
+
 ALIKE = [(3, -1), (4, 0), (5, 1), (5, 1), (5, 1), (2, 1), (2, 0), (2, 0), (6, -1), (3, 8), (3, 8), (3, -1), (3, -1)]
 """Pieces, of which some that nothing goes on from are as long as their neighbours."""
 

@@ -288,12 +288,18 @@ def _probe_values(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
 
 def gather_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
     """[R, T, H]: the states that predict each learned token (padding takes the row's first state; mask it)."""
-    return hidden[batch.row.unsqueeze(1), batch.predict_index]
+    return _states_at(hidden, batch.row.unsqueeze(1), batch.predict_index)
 
 
 def last_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
     """[R, H]: the state at the last token of each response, found by layout, not by looking for a pad id."""
-    return hidden[batch.row, batch.last_index]
+    return _states_at(hidden, batch.row, batch.last_index)
+
+
+def _states_at(hidden: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """hidden[row, index], whose gradient is summed in one order: all responses to a prompt read its last state, and of
+    an index torch adds what several threads have for one place as they come, otherwise in each run."""
+    return nn.functional.embedding(row * hidden.shape[1] + index, hidden.flatten(0, 1))
 
 
 def mean_hidden(hidden: Tensor, batch: MicroBatch) -> Tensor:
