@@ -88,15 +88,15 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Cast(NamedTuple):
-    """A weight in a lower type, and what it was made from: its memory (held weakly), and how often that was written."""
+    """Weights in a lower type, and what they were made from: the memory of each (held weakly), and how often that was
+    written."""
 
-    storage: StorageWeakRef
-    version: int
+    storages: list[StorageWeakRef]
+    versions: list[int]
     low: Tensor
 
 
 _casts: list[WeakIdKeyDictionary] = []
-_together: list[WeakIdKeyDictionary] = []
 _step_casts: list[WeakIdKeyDictionary] = []
 
 
@@ -104,12 +104,10 @@ _step_casts: list[WeakIdKeyDictionary] = []
 def casts_kept() -> Iterator[None]:
     """Keep what frozen weights are cast to, until the end of the block."""
     _casts.append(WeakIdKeyDictionary())
-    _together.append(WeakIdKeyDictionary())
     try:
         yield
     finally:
         _casts.pop()
-        _together.pop()
 
 
 def cast_once(weight: Tensor) -> Tensor:
@@ -120,13 +118,7 @@ def cast_once(weight: Tensor) -> Tensor:
         return weight
     if not torch.is_autocast_enabled(device):
         return weight
-    kind, known = torch.get_autocast_dtype(device), _casts[-1].get(weight)
-    storage = weight.untyped_storage()
-    # An adapter is folded in by giving a weight other memory for a while.
-    same = known is not None and known.storage.cdata == storage._cdata and known.version == weight._version
-    if known is None or not same or known.low.dtype is not kind:
-        known = _casts[-1][weight] = _Cast(StorageWeakRef(storage), weight._version, weight.detach().to(kind))
-    return known.low
+    return cast_together([weight], torch.get_autocast_dtype(device))
 
 
 @contextlib.contextmanager
@@ -140,14 +132,6 @@ def casts_of_a_step() -> Iterator[None]:
         _step_casts.pop()
 
 
-class _Together(NamedTuple):
-    """Several weights in a lower type, and what they were made from: see `_Cast`."""
-
-    storages: list[StorageWeakRef]
-    versions: list[int]
-    low: Tensor
-
-
 def cast_together(weights: Sequence[Tensor], kind: torch.dtype) -> Tensor:
     """Weights [out, in] that read the same states in another type, one below the other: [sum of out, in].
 
@@ -158,17 +142,18 @@ def cast_together(weights: Sequence[Tensor], kind: torch.dtype) -> Tensor:
         kind: of the product.
     """
     first = weights[0]
-    place = _step_casts if any(each.requires_grad for each in weights) else _together
+    place = _step_casts if any(each.requires_grad for each in weights) else _casts
     known: Any = place[-1].get(first) if place else None
     storages, versions = [each.untyped_storage() for each in weights], [each._version for each in weights]
     same = known is not None and known.low.dtype is kind and known.versions == versions
+    # An adapter is folded in by giving a weight other memory for a while.
     if same and [each.cdata for each in known.storages] == [each._cdata for each in storages]:
         return known.low  # type: ignore[no-any-return]
     low = torch.empty(sum(map(len, weights)), first.shape[1], dtype=kind, device=first.device)
     for part, weight in zip(low.split([len(each) for each in weights]), weights, strict=True):
         part.copy_(weight.detach())
     if place:
-        place[-1][first] = _Together([StorageWeakRef(each) for each in storages], versions, low)
+        place[-1][first] = _Cast([StorageWeakRef(each) for each in storages], versions, low)
     return low
 
 
